@@ -1,0 +1,5 @@
+"""python -m hfi"""
+
+from hfi.cli import main
+
+main()

@@ -1,0 +1,101 @@
+"""The command line. Parsing and printing only: a command's module is imported when it runs, so `hfi --help` starts at once."""
+
+import importlib
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from hfi import __version__
+from hfi.errors import HfiError, UsageError
+
+# name: (module, function or typer app in it, the line in `hfi --help`), in the order of the loop
+COMMANDS = {
+    "init": ("hfi.cli.workspace", "init", "Make a workspace: a folder with a database, images, tokens and runs."),
+    "concept": ("hfi.cli.concept", "app", "Say what must not be made: add, list, show concepts."),
+    "generate": ("hfi.cli.generate", "generate", "Generate the images that people will judge."),
+    "import": ("hfi.cli.import_", "import_", "Bring images of your own into the workspace."),
+    "ui": ("hfi.cli.ui", "ui", "Judge images in the browser."),
+    "labels": ("hfi.cli.labels", "app", "Judgments: status, export, import."),
+    "reward": ("hfi.cli.reward", "reward", "Train the reward model on the judgments."),
+    "invert": ("hfi.cli.invert", "invert", "Condense the judgments into a learned token."),
+    "erase": ("hfi.cli.erase", "erase", "Remove a concept from the model's weights."),
+    "evaluate": ("hfi.cli.evaluate", "evaluate", "Measure what was removed and what was kept."),
+    "demo": ("hfi.cli.demo", "demo", "The whole loop on the embedded model, with simulated annotators."),
+    "portraits": ("hfi.cli.portraits", "app", "The embedded model: render its world, train it, check it."),
+    "db": ("hfi.cli.db", "app", "The database: status, upgrade."),
+    "doctor": ("hfi.cli.workspace", "doctor", "Check versions, devices, database and data files."),
+}
+
+
+class LazyGroup(TyperGroup):
+    """Lists commands from the table above and imports one only to run it or to show its help."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, name: str) -> Any:
+        if name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[name]
+        found = getattr(importlib.import_module(module), attribute)
+        if isinstance(found, typer.Typer):
+            command = typer.main.get_group(found)
+        else:
+            single = typer.Typer(add_completion=False)
+            single.command(name)(found)
+            command = typer.main.get_command(single)
+        command.name = name
+        return command
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands, in the order of the loop"):
+            formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            import difflib
+
+            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "'hfi --help' lists them"
+            raise UsageError(f"unknown command {args[0]!r}: {hint}")
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    help="People, not keyword lists, decide what a text-to-image model must not make.",
+)
+
+
+def _version(given: bool) -> None:
+    if given:
+        typer.echo(f"hfi {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+) -> None:
+    pass
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point: a user's mistake is one line and exit code 1 or 2, an interruption is said to be resumable (130)."""
+    try:
+        app(args=args)
+    except HfiError as e:
+        print(f"hfi: error: {e}", file=sys.stderr)
+        sys.exit(e.exit_code)
+    except typer.Abort:
+        sys.exit(1)
+    except SystemExit as e:
+        if e.code == 130:  # how typer reports Ctrl-C
+            print("hfi: interrupted; run the same command again to go on", file=sys.stderr)
+        raise

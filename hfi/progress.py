@@ -1,0 +1,70 @@
+"""Progress of long work on stderr: a bar with a rate and a time left on a terminal, a line now and then elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_EVERY = 10.0  # seconds between two lines where there is no terminal
+
+Advance = Callable[[int, str], None]  # how many more are done, and a short note such as "loss 0.123"
+
+
+@contextmanager
+def progress(description: str, total: int, unit: str = "it", done: int = 0) -> Iterator[Advance]:
+    """Yields advance(n, note). `done` are those that an earlier run finished; they do not count for the rate."""
+    if sys.stderr.isatty():
+        with _bar(description, total, unit, done) as advance:
+            yield advance
+    else:
+        with _lines(description, total, unit, done) as advance:
+            yield advance
+
+
+@contextmanager
+def _bar(description: str, total: int, unit: str, done: int) -> Iterator[Advance]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("[dim]{task.fields[note]}"),
+    )
+    start, count = time.monotonic(), done
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(description, total=total, completed=done, rate="", note="")
+
+        def advance(n: int, note: str = "") -> None:
+            nonlocal count
+            count += n
+            rate = (count - done) / max(time.monotonic() - start, 1e-9)
+            bar.update(task, advance=n, note=note, rate=f"{rate:.1f} {unit}/s")
+
+        yield advance
+
+
+@contextmanager
+def _lines(description: str, total: int, unit: str, done: int) -> Iterator[Advance]:
+    start = last = time.monotonic()
+    count = done
+
+    def say(note: str) -> None:
+        seconds = time.monotonic() - start
+        rate = (count - done) / max(seconds, 1e-9)
+        left = f", {(total - count) / rate:.0f} s left" if rate > 0 and count < total else ""
+        words = f"{description}: {count}/{total}, {rate:.1f} {unit}/s{left}"
+        print(f"{words} {note}".rstrip(), file=sys.stderr, flush=True)
+
+    def advance(n: int, note: str = "") -> None:
+        nonlocal count, last
+        count += n
+        if time.monotonic() - last >= _EVERY:
+            last = time.monotonic()
+            say(note)
+
+    yield advance
+    say("")

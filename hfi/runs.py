@@ -1,0 +1,123 @@
+"""A run is one folder: its whole configuration, its environment, its metrics, its result. A killed run goes on in its folder."""
+
+import json
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from hfi import __version__
+from hfi.config import to_toml
+from hfi.errors import HfiError
+
+_LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "sqlalchemy", "gradio", "pillow", "numpy")
+
+
+@dataclass(frozen=True)
+class Run:
+    """`runs/<command>/<name>/` with config.json and config.toml, environment.json, metrics.jsonl and, once finished, result.json."""
+
+    path: Path
+
+    @classmethod
+    def start(cls, runs: Path, command: str, name: str, config: dict[str, Any]) -> "Run":
+        """A new run, or an unfinished one of the same configuration to go on with.
+
+        HfiError where the name is taken by a run of another configuration, naming the difference, or by a finished one.
+        """
+        run = cls(runs / command / name)
+        wanted = json.loads(json.dumps(config, default=str))
+        if (run.path / "config.json").exists():
+            held = json.loads((run.path / "config.json").read_text(encoding="utf-8"))
+            if held != wanted:
+                different = sorted(k for k in {*held, *wanted} if held.get(k) != wanted.get(k))
+                first = different[0]
+                raise HfiError(
+                    f"the run {command}/{name} was started with other settings ({', '.join(different)}; {first} was "
+                    f"{held.get(first)!r}, now {wanted.get(first)!r}): give another --name, or remove {run.path}"
+                )
+            return run
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+            write_text(run.path / "config.toml", to_toml(wanted))
+            write_text(run.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+            write_text(run.path / "config.json", json.dumps(wanted, indent=2) + "\n")
+        except OSError as e:
+            raise HfiError(f"cannot write the run {run.path}: {e.strerror or e}") from e
+        return run
+
+    @property
+    def finished(self) -> bool:
+        return (self.path / "result.json").exists()
+
+    def log(self, **values: Any) -> None:
+        """Appends one line to metrics.jsonl."""
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]  # a killed run may leave half a line
+
+    def truncate_metrics(self, step: int) -> None:
+        """Forgets what was logged after `step`: a resumed run logs it again."""
+        kept = [line for line in self.metrics() if line.get("step", 0) <= step]
+        write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+    def finish(self, result: dict[str, Any]) -> None:
+        write_text(self.path / "result.json", json.dumps(result, indent=2, default=str) + "\n")
+
+    def result(self) -> dict[str, Any]:
+        if not self.finished:
+            raise HfiError(f"the run {self.path} is not finished: run the same command again to go on")
+        found: dict[str, Any] = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
+        return found
+
+    def config(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+        return found
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a whole file or nothing."""
+    scratch = path.with_name(path.name + ".tmp")
+    scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, path)
+
+
+def environment() -> dict[str, Any]:
+    """What a result may depend on beside its configuration."""
+    versions = {}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "hfi": __version__,
+        "git": _git_revision(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "versions": versions,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _git_revision() -> str | None:
+    """The checkout's commit, or None for an installed wheel."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        found = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,76 @@
+"""A workspace is a folder: `hfi.db`, `images/` (content-addressed), `judgments/`, `rewards/`, `tokens/`, `erasures/`, `runs/`."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hfi.errors import HfiError, NoWorkspace
+from hfi.images import ImageStore
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+_MARK = "hfi.toml"
+_FOLDERS = ("images", "judgments", "rewards", "tokens", "erasures", "runs")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path) -> "Workspace":
+        """Makes the folders and the mark; an existing workspace is left as it is. The database is made by `hfi.store.migrate`."""
+        try:
+            for name in _FOLDERS:
+                (path / name).mkdir(parents=True, exist_ok=True)
+            if not (path / _MARK).exists():
+                (path / _MARK).write_text("# This folder is a workspace of hfi.\n", encoding="utf-8")
+        except OSError as e:
+            raise HfiError(f"cannot make a workspace in {path}: {e.strerror or e}; choose a folder that you may write to") from e
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> "Workspace":
+        if not (path / _MARK).exists():
+            raise NoWorkspace(f"no workspace in {path.resolve()}: make one with 'hfi init', or name one with --workspace")
+        return cls(path)
+
+    @property
+    def database_url(self) -> str:
+        """HFI_DATABASE_URL, or the workspace's own SQLite file."""
+        return os.environ.get("HFI_DATABASE_URL") or f"sqlite:///{(self.path / 'hfi.db').resolve()}"
+
+    @property
+    def images(self) -> ImageStore:
+        return ImageStore(self.path / "images")
+
+    @property
+    def judgments(self) -> Path:
+        return self.path / "judgments"
+
+    @property
+    def rewards(self) -> Path:
+        return self.path / "rewards"
+
+    @property
+    def tokens(self) -> Path:
+        return self.path / "tokens"
+
+    @property
+    def erasures(self) -> Path:
+        return self.path / "erasures"
+
+    @property
+    def runs(self) -> Path:
+        return self.path / "runs"
+
+    def engine(self) -> "Engine":
+        """The database, checked to be of this version (HfiError: run 'hfi db upgrade')."""
+        from hfi.store.migrate import check_current
+        from hfi.store.session import connect
+
+        engine = connect(self.database_url)
+        check_current(engine)
+        return engine
