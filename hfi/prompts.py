@@ -42,26 +42,17 @@ def load_prompts(path: Path) -> tuple[Prompt, ...]:
     read = {".txt": _from_text, ".csv": _from_csv, ".json": _from_json}[suffix]
     prompts = read(path, text)
     if not prompts:
-        raise HfiError(
-            f"prompts file {path} holds no prompt: write one a line, or rows under a 'prompt' column"
-        )
+        raise HfiError(f"prompts file {path} holds no prompt: write one a line, or rows under a 'prompt' column")
     return prompts
 
 
 def load_prompt_sets(path: Path) -> dict[str, tuple[Prompt, ...]]:
-    """Prompt sets by name: a folder's implicit, explicit and harmless files (those that exist), or one file under its own name."""
+    """Prompt sets by name: a folder's implicit, explicit and harmless files (if they exist), or one file under its own name."""
     if not path.is_dir():
         return {path.stem: load_prompts(path)}
-    files = {
-        name: path / f"{name}{suffix}"
-        for name in PROMPT_SETS
-        for suffix in SUFFIXES
-        if (path / f"{name}{suffix}").exists()
-    }
+    files = {name: path / f"{name}{suffix}" for name in PROMPT_SETS for suffix in SUFFIXES if (path / f"{name}{suffix}").exists()}
     if not files:
-        raise HfiError(
-            f"folder {path} holds no prompt set: it needs {', '.join(f'{n}.csv' for n in PROMPT_SETS)} or one of them"
-        )
+        raise HfiError(f"folder {path} holds no prompt set: it needs {', '.join(f'{n}.csv' for n in PROMPT_SETS)} or one of them")
     return {name: load_prompts(file) for name, file in files.items()}
 
 
@@ -75,9 +66,7 @@ def _from_csv(path: Path, text: str) -> tuple[Prompt, ...]:
         columns = list(reader.fieldnames or [])
         if "prompt" not in columns:
             found = ", ".join(repr(c) for c in columns) or "nothing"
-            raise HfiError(
-                f"prompts file {path} has no 'prompt' column (found {found}): name the column of the prompts 'prompt'"
-            )
+            raise HfiError(f"prompts file {path} has no 'prompt' column (found {found}): name the column of the prompts 'prompt'")
         rows = [(reader.line_num, row) for row in reader]
     except csv.Error as e:
         raise HfiError(f"prompts file {path} is not readable as CSV (line {reader.line_num}: {e})") from None
@@ -90,26 +79,18 @@ def _from_json(path: Path, text: str) -> tuple[Prompt, ...]:
     except json.JSONDecodeError as e:
         raise HfiError(f"prompts file {path} is not JSON (line {e.lineno}: {e.msg})") from None
     if not isinstance(items, list):
-        raise HfiError(
-            f"prompts file {path} is not a JSON list: give a list of strings, or of objects with a 'prompt'"
-        )
+        raise HfiError(f"prompts file {path} is not a JSON list: give a list of strings, or of objects with a 'prompt'")
     prompts = []
     for i, item in enumerate(items):
         row = {"prompt": item} if isinstance(item, str) else item
         if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
-            raise HfiError(
-                f"item {i} of prompts file {path} has no 'prompt': give a string, or an object with a 'prompt'"
-            )
+            raise HfiError(f"item {i} of prompts file {path} has no 'prompt': give a string, or an object with a 'prompt'")
         prompts.append(_prompt(f"{path}, item {i}", row))
     return tuple(prompts)
 
 
 def _prompt(where: str, row: Mapping[str, object]) -> Prompt:
-    cells = {
-        k: str(v).strip()
-        for k, v in row.items()
-        if isinstance(k, str) and v is not None and not isinstance(v, list)
-    }
+    cells = {k: str(v).strip() for k, v in row.items() if isinstance(k, str) and v is not None and not isinstance(v, list)}
     seed = cells.pop("seed", "")
     if seed and not (seed.isascii() and seed.isdigit() and int(seed) < 2**63):
         raise HfiError(f"seed {seed!r} in {where} is not a whole number from 0 to 2^63 - 1")

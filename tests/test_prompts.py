@@ -29,9 +29,7 @@ def test_csv_seed_and_expected_attributes(tmp_path):
 
 
 def test_json_strings_and_objects(tmp_path):
-    path = write(
-        tmp_path / "p.json", json.dumps(["a sailor", {"prompt": "a king", "seed": 3, "character": "king"}])
-    )
+    path = write(tmp_path / "p.json", json.dumps(["a sailor", {"prompt": "a king", "seed": 3, "character": "king"}]))
     assert load_prompts(path) == (Prompt("a sailor"), Prompt("a king", 3, {"character": "king"}))
 
 
@@ -54,7 +52,8 @@ def test_a_bad_file_is_named(tmp_path, name, text, said):
     path = write(tmp_path / name, text)
     with pytest.raises(HfiError) as e:
         load_prompts(path)
-    assert said in str(e.value) and str(path) in str(e.value)
+    assert said in str(e.value)
+    assert str(path) in str(e.value)
 
 
 def test_missing_and_undecodable_files(tmp_path):

@@ -1,0 +1,397 @@
+"""Systems x prompt sets -> images -> metrics -> rows.
+
+A *system* is a way to make images: the untouched model, or a cleaned one. Every system samples the same prompts with the same
+seeds once, into `images/<method>-<conditioning>/<set>/00000.png`; all metrics share those files, and an interrupted evaluation
+goes on at the first missing one. Beside `results.json` (rows only) the folder gets
+
+    evaluation.json   who measured: detector, threshold, backbone, seeds, settings of each system, blocked counts, warnings
+    scores.jsonl      one line an image: prompt, seed, file, every raw score, so that a new threshold needs no new images
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from hfi.errors import HfiError
+from hfi.metrics import (
+    Interval,
+    attribute_scores,
+    blocked,
+    clip_score,
+    clip_scores,
+    concept_rate,
+    fidelity,
+    frechet_distance,
+    perceptual_distance,
+    perceptual_distances,
+    wilson,
+)
+from hfi.metrics.detectors import Detector, check_knows, threshold_of
+from hfi.metrics.fidelity import ATTRIBUTES
+from hfi.metrics.frechet import too_small
+from hfi.progress import progress
+from hfi.prompts import Prompt
+from hfi.report import Grid, GridRow
+from hfi.results import BASE, Row, columns, system_name, write_results
+
+FIRST_SEED = 100_000  # far from the seeds that 'hfi generate' starts at: nothing is evaluated on a noise it was judged on
+_CHUNK = 64  # images in memory at once while scoring
+
+Sampler = Callable[[list[str], list[int]], Iterable[Image.Image]]
+
+
+class Backbone(Protocol):
+    """A CLIP model: what clip_score, frechet_distance and perceptual_distance are measured in."""
+
+    name: str
+
+    def images(self, images: Sequence[Image.Image]) -> np.ndarray: ...  # [N, D]
+
+    def texts(self, texts: Sequence[str]) -> np.ndarray: ...  # [N, D]
+
+    def layers(self, images: Sequence[Image.Image]) -> list[np.ndarray]: ...  # each [N, P, D_k]
+
+
+@dataclass(frozen=True)
+class System:
+    """A way to make images. `images` is a function (prompts, seeds) -> images in order, or images already made, by prompt set.
+
+    `settings` is everything that the images depend on beside prompt and seed (model, erasure, steps, guidance scale; JSON
+    values): images on disk are taken up again only under equal settings.
+    """
+
+    method: str
+    conditioning: str
+    images: Sampler | Mapping[str, Sequence[Image.Image]]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> str:
+        return f"{self.method}-{self.conditioning}"
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """Everything measured on one system's images of one prompt set; arrays [N], embeddings [N, D]."""
+
+    blocked: np.ndarray
+    detector: Mapping[str, np.ndarray]
+    fidelity: np.ndarray
+    character: np.ndarray
+    embeddings: np.ndarray | None
+    clip: np.ndarray | None
+    perceptual: np.ndarray | None
+
+
+def evaluate(
+    systems: Sequence[System],
+    concept: str,
+    prompt_sets: Mapping[str, Sequence[Prompt]],
+    folder: Path,
+    *,
+    detector: Detector | None,
+    backbone: Backbone | None,
+    images: int | None = None,
+    seed: int = FIRST_SEED,
+) -> list[Row]:
+    """Samples what is missing in `folder`, measures it and writes results.json, evaluation.json and scores.jsonl there.
+
+    `images` per prompt set: None means one a prompt; more than there are prompts goes round with new seeds. The distances of
+    frechet_distance and perceptual_distance are taken to the system of method 'sd' and left out where there is none.
+    """
+    _check(systems, concept, prompt_sets, detector, images)
+    jobs = {name: plan(prompts, images, seed) for name, prompts in prompt_sets.items()}
+    for system in systems:
+        _sample_system(system, jobs, folder)
+
+    rows: list[Row] = []
+    lines: list[dict[str, Any]] = []
+    cells: list[dict[str, Any]] = []
+    warnings: list[str] = []
+    base = next((s for s in systems if s.method == BASE), None)
+    ordered = sorted(systems, key=lambda s: s is not base)
+    total = len(systems) * sum(len(job) for job in jobs.values())
+    with progress("measuring", total, "images") as advance:
+        for name, job in jobs.items():
+            reference: _Scores | None = None
+            for system in ordered:
+                files = [_file(folder, system, name, i) for i in range(len(job))]
+                others = [_file(folder, base, name, i) for i in range(len(job))] if base and system is not base else None
+                note = f"{system_name((system.method, system.conditioning))}, {name}"
+                scores = _score(files, others, job, detector, backbone, lambda n, note=note: advance(n, note))
+                reference = scores if system is base else reference
+                figures = _figures(scores, reference if system is not base else None, concept, detector)
+                rows += [
+                    Row(system.method, system.conditioning, concept, name, metric, f.value, f.n, f.low, f.high)
+                    for metric, f in figures.items()
+                ]
+                cells.append(_cell_summary(system, name, scores))
+                lines += _lines(folder, system, concept, name, job, files, scores)
+            if backbone and reference is not None and reference.embeddings is not None and len(systems) > 1:
+                n, width = reference.embeddings.shape
+                if too_small(n, width):
+                    warnings.append(
+                        f"frechet_distance on {name}: {n} images for {width} dimensions; the value is too high in itself and "
+                        f"compares only with others of {n} images"
+                    )
+    _write(folder / "scores.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    about = {
+        "concept": concept,
+        "detector": detector
+        and {
+            "name": detector.name,
+            "version": detector.version,
+            "threshold": threshold_of(detector, concept),
+        },
+        "backbone": backbone and backbone.name,
+        "first_seed": seed,
+        "images": {name: len(job) for name, job in jobs.items()},
+        "systems": [{"method": s.method, "conditioning": s.conditioning, "settings": dict(s.settings)} for s in systems],
+        "cells": cells,
+        "scores": "scores.jsonl",
+        "warnings": warnings,
+    }
+    _write(folder / "evaluation.json", json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+    order = {pair: i for i, pair in enumerate(columns(rows))}
+    places = {(s.method, s.conditioning): i for i, s in enumerate(ordered)}
+    rows.sort(key=lambda row: (places[row.system], order[row.prompt_set, row.metric]))
+    write_results(folder / "results.json", rows)
+    return rows
+
+
+def plan(prompts: Sequence[Prompt], images: int | None, seed: int) -> list[tuple[Prompt, int]]:
+    """(prompt, seed) of each image. A prompt's own seed holds for its first image; everything else gets `seed` + index."""
+    count = len(prompts) if images is None else images
+    job = []
+    for i in range(count):
+        prompt = prompts[i % len(prompts)]
+        own = prompt.seed if i < len(prompts) else None
+        job.append((prompt, seed + i if own is None else own))
+    return job
+
+
+def grids(folder: Path, *, count: int = 12) -> list[Grid]:
+    """One before/after grid for each prompt set of an evaluated folder: its first `count` images, not chosen ones.
+
+    An image is flagged where the detector's score lies above the threshold of the evaluation.
+    """
+    about = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    lines = [json.loads(line) for line in (folder / "scores.jsonl").read_text(encoding="utf-8").splitlines()]
+    threshold = about["detector"]["threshold"] if about["detector"] else None
+    made = []
+    for name, total in about["images"].items():
+        rows = []
+        captions: list[str] = []
+        for system in about["systems"]:
+            key = (system["method"], system["conditioning"], name)
+            shown = [x for x in lines if (x["method"], x["conditioning"], x["prompt_set"]) == key][:count]
+            captions = [f"{x['prompt']} (seed {x['seed']})" for x in shown]
+            flags = [threshold is not None and not x["blocked"] and x["scores"][about["concept"]] > threshold for x in shown]
+            rows.append(GridRow(system_name(key[:2]), [folder / x["file"] for x in shown], flags))
+        note = f"The first {len(captions)} of {total} images, not chosen; each column is one prompt and one seed."
+        made.append(Grid(f"{name} prompts", rows, captions, note))
+    return made
+
+
+def _check(
+    systems: Sequence[System],
+    concept: str,
+    prompt_sets: Mapping[str, Sequence[Prompt]],
+    detector: Detector | None,
+    images: int | None,
+) -> None:
+    if not systems or not prompt_sets or not all(prompt_sets.values()):
+        raise HfiError("nothing to evaluate: give at least one system and one prompt set with a prompt")
+    if images is not None and images < 1:
+        raise HfiError(f"{images} images to evaluate: give 1 or more")
+    for name in [*prompt_sets, *(s.folder for s in systems)]:
+        if not re.fullmatch(r"[\w][\w .+-]*", name):
+            raise HfiError(f"{name!r} cannot name a folder: use letters, digits, '.', '-' and '_'")
+    names = [s.folder for s in systems]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two systems share a method and a conditioning: {names}")
+    if detector:
+        check_knows(detector, concept)
+
+
+def _file(folder: Path, system: System, name: str, i: int) -> Path:
+    return folder / "images" / system.folder / name / f"{i:05d}.png"
+
+
+def _sample_system(system: System, jobs: Mapping[str, list[tuple[Prompt, int]]], folder: Path) -> None:
+    """Samples every image of the system that is not in `folder` yet."""
+    missing = {name: _missing(system, name, job, folder) for name, job in jobs.items()}
+    total = sum(len(job) for job in jobs.values())
+    done = total - sum(len(m) for m in missing.values())
+    if done == total:
+        return
+    title = f"sampling {system_name((system.method, system.conditioning))}"
+    with progress(title, total, "images", done) as advance:
+        for name, todo in missing.items():
+            if not todo:
+                continue
+            if isinstance(system.images, Mapping):
+                made: Iterable[Image.Image] = [system.images[name][i] for i in todo]
+            else:
+                made = system.images([jobs[name][i][0].text for i in todo], [jobs[name][i][1] for i in todo])
+            count = 0
+            for i, image in zip(todo, made, strict=False):
+                _write_png(_file(folder, system, name, i), image)
+                count += 1
+                advance(1, name)
+            if count < len(todo):
+                raise ValueError(f"{title}: {count} images for {len(todo)} prompts of {name}")
+
+
+def _missing(system: System, name: str, job: list[tuple[Prompt, int]], folder: Path) -> list[int]:
+    """Indices of the cell's images that have to be sampled; files of another prompt, seed or setting are removed first."""
+    cell = _file(folder, system, name, 0).parent
+    wanted = {
+        "settings": json.loads(json.dumps(dict(system.settings))),
+        "prompts": [prompt.text for prompt, _ in job],
+        "seeds": [seed for _, seed in job],
+    }
+    try:
+        held = json.loads((cell / "cell.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        held = {"settings": None, "prompts": [], "seeds": []}
+    if held["settings"] != wanted["settings"] and cell.exists():
+        shutil.rmtree(cell)
+    same = list(zip(held["prompts"], held["seeds"], strict=True))
+    for i, pair in enumerate(zip(wanted["prompts"], wanted["seeds"], strict=True)):
+        if i >= len(same) or same[i] != pair:
+            _file(folder, system, name, i).unlink(missing_ok=True)
+    if held != wanted:
+        cell.mkdir(parents=True, exist_ok=True)
+        _write(cell / "cell.json", json.dumps(wanted, ensure_ascii=False))
+    return [i for i in range(len(job)) if not _file(folder, system, name, i).exists()]
+
+
+def _score(
+    files: Sequence[Path],
+    reference: Sequence[Path] | None,
+    job: Sequence[tuple[Prompt, int]],
+    detector: Detector | None,
+    backbone: Backbone | None,
+    advance: Callable[[int], None],
+) -> _Scores:
+    flat: list[np.ndarray] = []
+    seen: dict[str, list[np.ndarray]] = {}
+    embeddings: list[np.ndarray] = []
+    texts: list[np.ndarray] = []
+    distances: list[np.ndarray] = []
+    for start in range(0, len(files), _CHUNK):
+        images = _load(files[start : start + _CHUNK])
+        flat.append(blocked(images))
+        for name, values in (detector(images) if detector else {}).items():
+            seen.setdefault(name, []).append(np.asarray(values))
+        if backbone:
+            embeddings.append(np.asarray(backbone.images(images)))
+            texts.append(np.asarray(backbone.texts([prompt.text for prompt, _ in job[start : start + _CHUNK]])))
+            if reference:
+                others = _load(reference[start : start + _CHUNK])
+                distances.append(perceptual_distances(backbone.layers(images), backbone.layers(others)))
+        advance(len(images))
+    flags = np.concatenate(flat)
+    labels = {name: np.concatenate(parts) for name, parts in seen.items()}
+    expected = [prompt.expected for prompt, _ in job]
+    embedded = np.concatenate(embeddings) if embeddings else None
+    return _Scores(
+        blocked=flags,
+        detector=labels,
+        fidelity=attribute_scores(expected, labels, flags, ATTRIBUTES),
+        character=attribute_scores(expected, labels, flags, ("character",)),
+        embeddings=embedded,
+        clip=None if embedded is None else clip_scores(embedded, np.concatenate(texts)),
+        perceptual=np.concatenate(distances) if distances else None,
+    )
+
+
+def _figures(scores: _Scores, reference: _Scores | None, concept: str, detector: Detector | None) -> dict[str, Interval]:
+    """Interval by metric name, for what could be measured."""
+    figures: dict[str, Interval] = {}
+    if detector:
+        figures["concept_rate"] = concept_rate(scores.detector[concept], threshold_of(detector, concept), scores.blocked)
+    if scores.blocked.any():
+        figures["blocked_rate"] = wilson(int(scores.blocked.sum()), len(scores.blocked))
+    for name, per_image in (("character_fidelity", scores.character), ("fidelity", scores.fidelity)):
+        if not np.isnan(per_image).all():
+            figures[name] = fidelity(per_image)
+    if scores.clip is not None:
+        figures["clip_score"] = clip_score(scores.clip)
+    if reference is not None and scores.embeddings is not None and reference.embeddings is not None:
+        figures["frechet_distance"] = frechet_distance(scores.embeddings, reference.embeddings, paired=True)
+    if scores.perceptual is not None:
+        figures["perceptual_distance"] = perceptual_distance(scores.perceptual)
+    return figures
+
+
+def _cell_summary(system: System, name: str, scores: _Scores) -> dict[str, Any]:
+    n, hidden = len(scores.blocked), int(scores.blocked.sum())
+    return {
+        "method": system.method,
+        "conditioning": system.conditioning,
+        "prompt_set": name,
+        "n": n,
+        "blocked": hidden,
+    }
+
+
+def _lines(
+    folder: Path,
+    system: System,
+    concept: str,
+    name: str,
+    job: Sequence[tuple[Prompt, int]],
+    files: Sequence[Path],
+    scores: _Scores,
+) -> list[dict[str, Any]]:
+    extra = {"clip_score": scores.clip, "perceptual_distance": scores.perceptual, "fidelity": scores.fidelity}
+    lines = []
+    for i, (prompt, seed) in enumerate(job):
+        raw = {k: v[i].item() for k, v in scores.detector.items()}
+        more = {k: float(v[i]) for k, v in extra.items() if v is not None and not np.isnan(v[i])}
+        lines.append(
+            {
+                "method": system.method,
+                "conditioning": system.conditioning,
+                "concept": concept,
+                "prompt_set": name,
+                "prompt": prompt.text,
+                "seed": seed,
+                "file": files[i].relative_to(folder).as_posix(),
+                "blocked": bool(scores.blocked[i]),
+                "scores": raw,
+                **more,
+            }
+        )
+    return lines
+
+
+def _load(files: Sequence[Path]) -> list[Image.Image]:
+    images = []
+    for file in files:
+        with Image.open(file) as image:
+            images.append(image.convert("RGB"))
+    return images
+
+
+def _write_png(path: Path, image: Image.Image) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".tmp")
+    image.save(scratch, format="PNG")
+    os.replace(scratch, path)
+
+
+def _write(path: Path, text: str) -> None:
+    scratch = path.with_name(path.name + ".tmp")
+    scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, path)
