@@ -1,0 +1,77 @@
+"""What every training of a diffusion model's parts shares: steps that can be stopped at any time and gone on with exactly.
+
+A training loop is a generator of `Step`s. It does no input or output: it starts from a state or from nothing, and each step can
+give the state that the next one starts from. `drive` shows progress, logs, and keeps states.
+"""
+
+import os
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from hfi.errors import HfiError
+from hfi.progress import progress
+from hfi.runs import Run
+
+T = TypeVar("T")
+State = dict[str, Any]  # tensors, numbers, and lists and dicts of them
+
+
+@dataclass(frozen=True)
+class Step:
+    """`step` counts from 1. `state()` may be called until the generator goes on."""
+
+    step: int
+    loss: float
+    state: Callable[[], State]
+    values: Mapping[str, float] = field(default_factory=dict)
+
+
+def drive(start: Callable[[State | None], Generator[Step, None, T]], run: Run, *, steps: int, save_every: int, title: str) -> T:
+    """Runs a training to its end and returns what the generator returns. After a kill, the same call goes on at the last kept
+    state, and gives bit for bit what an uninterrupted run gives (same machine, same number of threads)."""
+    path = run.path / "checkpoint.pt"
+    state = load_state(path)
+    done = int(state["step"]) if state else 0
+    run.truncate_metrics(done)
+    training = start(state)
+    with progress(title, steps, "steps", done) as advance:
+        while True:
+            try:
+                step = next(training)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            run.log(step=step.step, loss=step.loss, **step.values)
+            advance(1, f"loss {step.loss:.4f}")
+            if step.step % save_every == 0 or step.step == steps:
+                save_state(path, {**step.state(), "step": step.step})
+
+
+def save_state(path: Path, state: State) -> None:
+    """Writes a whole file or nothing."""
+    scratch = path.with_name(path.name + ".tmp")
+    try:
+        torch.save(state, scratch)
+        os.replace(scratch, path)
+    except (OSError, RuntimeError) as e:
+        raise HfiError(f"cannot write {path}: {e}") from e
+
+
+def load_state(path: Path) -> State | None:
+    """The kept state, or None where there is none yet."""
+    if not path.exists():
+        return None
+    try:
+        state: State = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as e:  # a damaged file raises whatever its bytes happen to mean
+        raise HfiError(f"{path} is damaged ({type(e).__name__}): remove it to start this run again") from e
+    return state
+
+
+def clear_state(run: Run) -> None:
+    """Forgets the kept state of a finished run: it can be as large as the model."""
+    (run.path / "checkpoint.pt").unlink(missing_ok=True)

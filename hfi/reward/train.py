@@ -1,0 +1,226 @@
+"""Fits the reward model's head to judgments.
+
+Images are split, never judgments: an image that two people judged is on one side only. Three parts: training; validation, which
+stops training early; and a held-out part that nothing but the reported figures ever sees.
+
+Rankings: images that were ranked together stay together (the connected parts of "appeared in one ranking" are split as wholes).
+If one such part holds more than half of all images, single images are split instead, and pairs that cross the split are dropped.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hfi.config import check, option
+from hfi.errors import NoJudgments, NonFiniteLoss
+from hfi.reward.loss import auc, auc_chance_limit, binary_loss, pair_accuracy, pair_chance_limit, ranking_loss
+from hfi.reward.model import Head
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    """The paper states none of these numbers; all are ours (docs/papers.md)."""
+
+    hidden: int = option(64, "width of the hidden layer", low=1)
+    epochs: int = option(300, "passes over the training images at most", low=1)
+    patience: int = option(30, "passes without a better validation loss before training stops", low=1)
+    learning_rate: float = option(1e-3, "AdamW's learning rate", above=0)
+    weight_decay: float = option(1e-2, "AdamW's weight decay", low=0)
+    batch_size: int = option(64, "images, or rankings, in one update", low=1)
+    held_out: float = option(0.2, "share of the images that only the reported figures see", above=0, high=0.5)
+    validation: float = option(0.15, "share of the images that decide when to stop", above=0, high=0.5)
+    seed: int = option(0, "seed of the split, the first weights and the order", low=0)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What people said, by row of the embeddings [N, D].
+
+    Binary: y [N] in [0, 1] and count [N] of judgments behind it. Ranking: `rankings`, each a sequence of rows, most of the
+    concept first; y and count are empty.
+    """
+
+    y: np.ndarray
+    count: np.ndarray
+    rankings: Sequence[Sequence[int]] = ()
+
+    @property
+    def binary(self) -> bool:
+        return not self.rankings
+
+
+def train_reward(
+    embeddings: np.ndarray, labels: Labels, config: RewardConfig, report: Callable[[int, float, float], None] = lambda *_: None
+) -> tuple[Head, dict[str, float | int | bool]]:
+    """The head with the best validation loss, and its figures on the held-out images. `report(epoch, loss, validation_loss)`.
+
+    NoJudgments where the judgments cannot be learned from: one class only, or too few images to hold any out.
+    """
+    check_labels(labels)
+    generator = torch.Generator().manual_seed(config.seed)
+    parts = split(labels, config.held_out, config.validation, config.seed)
+    x = torch.from_numpy(np.asarray(embeddings, dtype=np.float32))
+    head = _new_head(x.shape[1], config, labels.binary, generator)
+    head.standardise(x[parts[0]])
+    optimizer = torch.optim.AdamW(head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    items = [_items(labels, part) for part in parts]
+    best, best_state, since, epoch = float("inf"), _state(head), 0, 0
+    for epoch in range(1, config.epochs + 1):
+        total = 0.0
+        order = torch.randperm(len(items[0]), generator=generator).tolist()
+        for i in range(0, len(order), config.batch_size):
+            batch = [items[0][k] for k in order[i : i + config.batch_size]]
+            loss = _loss(head, x, labels, batch)
+            if not torch.isfinite(loss):
+                raise NonFiniteLoss(epoch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += float(loss.detach()) * len(batch)
+        with torch.no_grad():
+            validation = float(_loss(head, x, labels, items[1]))
+        report(epoch, total / len(order), validation)
+        if validation < best - 1e-6:
+            best, best_state, since = validation, _state(head), 0
+        else:
+            since += 1
+            if since >= config.patience:
+                break
+    head.load_state_dict(best_state)
+    head.eval().requires_grad_(False)
+    scores = head(x).numpy()
+    figures = {"epochs": epoch, "validation_loss": best, **measure(scores, labels, parts[2])}
+    return head, {**figures, "train_images": len(parts[0]), "validation_images": len(parts[1])}
+
+
+def measure(scores: np.ndarray, labels: Labels, rows: np.ndarray) -> dict[str, float | int | bool]:
+    """Figures of scores [N] on the held-out rows. An even vote (y = 0.5) is neither class and counts in neither figure."""
+    if labels.binary:
+        rows = rows[labels.y[rows] != 0.5]
+        y, r = labels.y[rows] > 0.5, scores[rows]
+        value, limit = auc(r, y), auc_chance_limit(int(y.sum()), int((~y).sum()))
+        return {
+            "held_out_images": len(rows),
+            "held_out_positive": int(y.sum()),
+            "auc": value,
+            "accuracy": float(((r > 0.5) == y).mean()) if len(rows) else float("nan"),
+            "chance_limit": limit,
+            "better_than_chance": bool(value > limit),
+        }
+    held = [[i for i in ranking if i in set(rows.tolist())] for ranking in labels.rankings]
+    held = [ranking for ranking in held if len(ranking) > 1]
+    value = pair_accuracy([scores[ranking] for ranking in held])
+    # several people's orders of the same images are not independent evidence: each set of images counts once
+    limit = pair_chance_limit([len(images) for images in {frozenset(ranking) for ranking in held}])
+    return {
+        "held_out_images": len(rows),
+        "held_out_rankings": len(held),
+        "pair_accuracy": value,
+        "chance_limit": limit,
+        "better_than_chance": bool(value > limit),
+    }
+
+
+def check_labels(labels: Labels) -> None:
+    """NoJudgments unless something can be learned from them."""
+    if not labels.binary:
+        if len({i for ranking in labels.rankings for i in ranking}) < 6:
+            raise NoJudgments("too few images are ranked (a reward needs at least 6): rank more with 'hfi ui'")
+        return
+    shows, clean = int((labels.y > 0.5).sum()), int((labels.y < 0.5).sum())
+    if not shows or not clean:
+        only = "shows the concept" if shows else "is clean"
+        raise NoJudgments(
+            f"only one class of judgment: every one of the {len(labels.y)} judged images {only}, so a reward has nothing to tell "
+            "apart; judge images of the other kind too (generate some from harmless prompts)"
+        )
+    if min(shows, clean) < 3:
+        raise NoJudgments(
+            f"too few judgments: {shows} images show the concept and {clean} are clean, at least 3 of each are needed; judge more"
+        )
+
+
+def split(labels: Labels, held_out: float, validation: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows for training, validation and the held-out figures, each sorted. See the module's first lines."""
+    rng = np.random.default_rng(seed)
+    if labels.binary:
+        strata = [np.flatnonzero(labels.y > 0.5), np.flatnonzero(labels.y < 0.5), np.flatnonzero(labels.y == 0.5)]
+        groups = [[[int(i)] for i in stratum] for stratum in strata]
+    else:
+        groups = [_components(labels.rankings)]
+        total = sum(map(len, groups[0]))
+        if max(map(len, groups[0])) > total / 2:
+            groups = [[[i] for component in groups[0] for i in component]]
+    parts: tuple[list[int], list[int], list[int]] = ([], [], [])
+    for units in groups:
+        count = len(units)
+        # at least one of each part where there are three units or more
+        out, val = (max(1, round(share * count)) if count >= 3 else 0 for share in (held_out, validation))
+        shuffled = [units[i] for i in rng.permutation(count)]
+        for part, some in zip(parts, (shuffled[out + val :], shuffled[out : out + val], shuffled[:out]), strict=True):
+            part += [i for unit in some for i in unit]
+    train, val_rows, out_rows = (np.array(sorted(part), dtype=np.int64) for part in parts)
+    return train, val_rows, out_rows
+
+
+def _components(rankings: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Rows connected by appearing in one ranking."""
+    parent: dict[int, int] = {}
+
+    def root(i: int) -> int:
+        parent.setdefault(i, i)
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    for ranking in rankings:
+        for i in ranking:
+            parent[root(i)] = root(ranking[0])
+    found: dict[int, list[int]] = {}
+    for i in sorted(parent):
+        found.setdefault(root(i), []).append(i)
+    return list(found.values())
+
+
+def _items(labels: Labels, rows: np.ndarray) -> list[int] | list[list[int]]:
+    """What one update draws from: rows, or the rankings restricted to these rows (of two images or more)."""
+    if labels.binary:
+        return [int(i) for i in rows]
+    inside = set(rows.tolist())
+    kept = [[i for i in ranking if i in inside] for ranking in labels.rankings]
+    kept = [ranking for ranking in kept if len(ranking) > 1]
+    if not kept:
+        raise NoJudgments("too few rankings to hold some out: rank more images with 'hfi ui'")
+    return kept
+
+
+def _loss(head: Head, x: Tensor, labels: Labels, items: list) -> Tensor:
+    if labels.binary:
+        y, count = (torch.from_numpy(np.asarray(v[items], dtype=np.float32)) for v in (labels.y, labels.count))
+        return binary_loss(head(x[items]), y, count)
+    sizes = [len(ranking) for ranking in items]
+    flat = head(x[[i for ranking in items for i in ranking]])
+    return ranking_loss(flat.split(sizes))
+
+
+def _new_head(width: int, config: RewardConfig, binary: bool, generator: torch.Generator) -> Head:
+    """torch's usual first weights (uniform in 1/sqrt(fan in)), from our own generator."""
+    head = Head(width, config.hidden, binary)
+    with torch.no_grad():
+        for layer in head.layers:
+            if isinstance(layer, torch.nn.Linear):
+                bound = layer.in_features**-0.5
+                layer.weight.uniform_(-bound, bound, generator=generator)
+                layer.bias.uniform_(-bound, bound, generator=generator)
+    return head
+
+
+def _state(head: Head) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in head.state_dict().items()}
