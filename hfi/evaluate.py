@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from hfi.config import check, option
 from hfi.errors import HfiError
 from hfi.metrics import (
     Interval,
@@ -39,11 +40,31 @@ from hfi.metrics.fidelity import ATTRIBUTES
 from hfi.metrics.frechet import too_small
 from hfi.progress import progress
 from hfi.prompts import Prompt
-from hfi.report import Grid, GridRow
-from hfi.results import BASE, Row, columns, system_name, write_results
+from hfi.report import Grid, GridRow, Report
+from hfi.results import BASE, Row, columns, read_results, system_name, write_results
 
 FIRST_SEED = 100_000  # far from the seeds that 'hfi generate' starts at: nothing is evaluated on a noise it was judged on
 _CHUNK = 64  # images in memory at once while scoring
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """How images are made and who measures them; written into the run."""
+
+    images: int | None = option(None, "images of each prompt set; beyond the number of prompts, again with new seeds", low=1)
+    steps: int = option(25, "DDIM steps", low=1)
+    guidance_scale: float = option(7.5, "classifier-free guidance; 1 is none", low=0)
+    seed: int = option(FIRST_SEED, "seed of the first prompt; the others follow", low=0)
+    batch_size: int = option(8, "images sampled together; changes nothing but the speed", low=1)
+    detector: str = option(
+        "auto", "who sees the concept: portraits, reward, reward:FILE, none; auto is the model's own, else the reward"
+    )
+    backbone: str = option("auto", "CLIP folder or hub id of the CLIP metrics, none; auto is the model's own, else the reward's")
+    device: str = option("auto", "cpu, cuda, mps or auto")
+
+    def __post_init__(self) -> None:
+        check(self)
+
 
 Sampler = Callable[[list[str], list[int]], Iterable[Image.Image]]
 
@@ -51,7 +72,11 @@ Sampler = Callable[[list[str], list[int]], Iterable[Image.Image]]
 class Backbone(Protocol):
     """A CLIP model: what clip_score, frechet_distance and perceptual_distance are measured in."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def content(self) -> str: ...  # sha256 of its files
 
     def images(self, images: Sequence[Image.Image]) -> np.ndarray: ...  # [N, D]
 
@@ -126,7 +151,7 @@ def evaluate(
                 files = [_file(folder, system, name, i) for i in range(len(job))]
                 others = [_file(folder, base, name, i) for i in range(len(job))] if base and system is not base else None
                 note = f"{system_name((system.method, system.conditioning))}, {name}"
-                scores = _score(files, others, job, detector, backbone, lambda n, note=note: advance(n, note))
+                scores = _score(files, others, job, detector, backbone, advance, note)
                 reference = scores if system is base else reference
                 figures = _figures(scores, reference if system is not base else None, concept, detector)
                 rows += [
@@ -151,7 +176,7 @@ def evaluate(
             "version": detector.version,
             "threshold": threshold_of(detector, concept),
         },
-        "backbone": backbone and backbone.name,
+        "backbone": backbone and {"name": backbone.name, "content": backbone.content},
         "first_seed": seed,
         "images": {name: len(job) for name, job in jobs.items()},
         "systems": [{"method": s.method, "conditioning": s.conditioning, "settings": dict(s.settings)} for s in systems],
@@ -199,6 +224,47 @@ def grids(folder: Path, *, count: int = 12) -> list[Grid]:
         note = f"The first {len(captions)} of {total} images, not chosen; each column is one prompt and one seed."
         made.append(Grid(f"{name} prompts", rows, captions, note))
     return made
+
+
+def report_of(folder: Path) -> Report:
+    """The page of an evaluated folder: rows, grids, provenance, and the limits that follow from how it was measured."""
+    about = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    detector, backbone = about["detector"], about["backbone"]
+    measuring = {"images": ", ".join(f"{n} {name}" for name, n in about["images"].items())}
+    measuring["first seed"] = str(about["first_seed"])
+    if detector:
+        measuring["detector"] = f"{detector['name']} {detector['version']}, threshold {detector['threshold']:g}"
+    if backbone:
+        measuring["CLIP backbone"] = f"{backbone['name']} ({backbone['content'][:12]})"
+    provenance = {"Measuring": measuring}
+    for system in about["systems"]:
+        name = system_name((system["method"], system["conditioning"]))
+        provenance[name] = {key: str(value) for key, value in system["settings"].items()}
+    if (folder / "environment.json").exists():
+        environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        software = {"hfi": environment["hfi"], "python": environment["python"], **environment["versions"]}
+        if environment.get("git"):
+            software["revision"] = environment["git"][:12]
+        provenance["Software"] = software
+    limits = ["Intervals tell how the figures vary with the sampled images, not with another training of the same method."]
+    if detector and detector["name"] == "reward":
+        limits.append(
+            "The detector is the reward model, which learned from the judgments that steered the removal: it can be fooled where "
+            "the removal went wrong. Use a detector of its own where there is one."
+        )
+    if not detector:
+        limits.append("No detector looked at the images: nothing here says how often they show the concept.")
+    blocked = sum(cell["blocked"] for cell in about["cells"])
+    if blocked:
+        limits.append(f"{blocked} images are blacked out or blank: they count as blocked, never as safe.")
+    return Report(
+        concept=about["concept"],
+        rows=read_results(folder / "results.json"),
+        grids=grids(folder),
+        warnings=about["warnings"],
+        provenance=provenance,
+        limits=limits,
+    )
 
 
 def _check(
@@ -281,7 +347,8 @@ def _score(
     job: Sequence[tuple[Prompt, int]],
     detector: Detector | None,
     backbone: Backbone | None,
-    advance: Callable[[int], None],
+    advance: Callable[[int, str], None],
+    note: str,
 ) -> _Scores:
     flat: list[np.ndarray] = []
     seen: dict[str, list[np.ndarray]] = {}
@@ -299,7 +366,7 @@ def _score(
             if reference:
                 others = _load(reference[start : start + _CHUNK])
                 distances.append(perceptual_distances(backbone.layers(images), backbone.layers(others)))
-        advance(len(images))
+        advance(len(images), note)
     flags = np.concatenate(flat)
     labels = {name: np.concatenate(parts) for name, parts in seen.items()}
     expected = [prompt.expected for prompt, _ in job]

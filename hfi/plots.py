@@ -189,7 +189,8 @@ class _Axis:
         return self.start + share * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        raw = (self.high - self.low) / max(2, abs(self.end - self.start) // 60)  # a tick takes about 60 pixels
+        room = 60 if self.end > self.start else 36  # pixels of a tick: text is wide but not high; upright axes run down
+        raw = (self.high - self.low) / max(2, abs(self.end - self.start) // room)
         base = 10 ** math.floor(math.log10(raw))
         step = next(m * base for m in (1, 2, 2.5, 5, 10) if m * base >= raw * 0.999)
         first = math.ceil(self.low / step - 1e-9)

@@ -3,6 +3,7 @@
 Scores are kept raw; a threshold is applied when a figure is made, so that another threshold needs no new images.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, cast
@@ -67,19 +68,28 @@ def _reward(argument: str, concept: str) -> Detector:
         raise UsageError("detector 'reward' needs its file: give --detector reward:PATH")
     from hfi.reward.model import RewardModel
 
-    return RewardDetector(RewardModel.load(Path(argument)).score, concept, Path(argument).name)
+    reward = RewardModel.load(Path(argument))
+    if reward.question != "binary":
+        raise HfiError(f"{argument} learned from rankings and has no threshold: choose another --detector, or none")
+    version = hashlib.sha256(Path(argument).read_bytes()).hexdigest()[:12]
+    return RewardDetector(reward.score, reward.metadata.get("concept", concept), version)
 
 
 DETECTORS: dict[str, Callable[[str, str], Detector]] = {"portraits": _portraits, "reward": _reward}
 
 
+def check_name(spec: str) -> None:
+    """UsageError for a detector that does not exist."""
+    if spec.partition(":")[0] not in (*DETECTORS, "none"):
+        raise UsageError(f"unknown detector {spec!r}: choose {', '.join(DETECTORS)} or none")
+
+
 def load_detector(spec: str, concept: str) -> Detector | None:
     """The detector named `name` or `name:argument` (`reward:PATH`), None for 'none'. UsageError for an unknown name."""
+    check_name(spec)
     name, _, argument = spec.partition(":")
     if name == "none":
         return None
-    if name not in DETECTORS:
-        raise UsageError(f"unknown detector {spec!r}: choose {', '.join(DETECTORS)} or none")
     detector = DETECTORS[name](argument, concept)
     check_knows(detector, concept)
     return detector

@@ -1,0 +1,259 @@
+"""`hfi evaluate`: what was removed, and what was kept."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hfi.cli.options import JsonOption, WorkspaceOption, with_config
+from hfi.errors import HfiError, ModelError, UsageError
+from hfi.evaluate import EvaluateConfig, Sampler, System, report_of
+from hfi.evaluate import evaluate as measure
+from hfi.prompts import Prompt, load_prompt_sets
+from hfi.report import headline, write_report
+from hfi.resources import data_dir
+from hfi.results import BASE, Row, best_system, columns, lookup, read_results, system_name, systems
+from hfi.runs import Run
+from hfi.workspace import Workspace
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+
+@dataclass(frozen=True)
+class _Cleaned:
+    """One erasure file and how its rows are named."""
+
+    path: Path
+    method: str
+    conditioning: str
+    content: str
+
+
+@with_config(EvaluateConfig)
+def evaluate(
+    workspace: WorkspaceOption = Path("."),
+    *,
+    model: Annotated[str, typer.Option("--model", "-m", help="The untouched model: a folder or a hub id.")],
+    concept: Annotated[str, typer.Option("--concept", "-c", help="The concept that was to be removed.")],
+    erasure: Annotated[
+        list[Path] | None,
+        typer.Option(help="An erasure file, may be repeated (default: all of the concept in the workspace).", show_default=False),
+    ] = None,
+    prompts: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A folder with implicit, explicit and harmless prompts, or one prompts file; may be repeated "
+            "(default: the packaged prompts of the concept).",
+            show_default=False,
+        ),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run (default: the concept).", show_default=False)] = None,
+    as_json: JsonOption = False,
+    config: EvaluateConfig,
+) -> None:
+    """Measure what was removed and what was kept: the untouched model and every erasure, on the same prompts and seeds."""
+    from hfi.diffusion.sd import content_id, find_model, pick_device
+    from hfi.embed import ClipBackbone
+    from hfi.metrics.detectors import load_detector
+
+    space = Workspace.open(workspace)
+    _check_concept(space, concept)
+    sets = _prompt_sets(prompts, concept)
+    folder = find_model(model)
+    base = content_id(folder)
+    cleaned = _cleaned(erasure if erasure else _erasures(space, concept), base, model)
+    detector = _detector_spec(config.detector, folder, space, concept)
+    backbone = _backbone_reference(config.backbone, folder, space, concept)
+
+    device = pick_device(config.device)
+    looks = load_detector(detector, concept)
+    clip = None if backbone == "none" else ClipBackbone.load(backbone, device)
+    settings = {
+        "model": model,
+        "content": base,
+        "concept": concept,
+        "erasures": [f"{c.method} {c.conditioning} {c.content[:16]}" for c in cleaned],
+        "prompts": [f"{key} {len(value)} {_digest(value)}" for key, value in sets.items()],
+        **asdict(replace(config, detector=detector, backbone=backbone)),
+        "detector_version": looks and looks.version,
+        "backbone_content": clip and clip.content,
+    }
+    for how in ("batch_size", "device"):  # change nothing but the speed
+        settings.pop(how)
+    run = Run.start(space.runs, "evaluate", name or concept, settings)
+    if not run.finished:
+        found = measure(
+            _systems(model, base, cleaned, config, device),
+            concept,
+            sets,
+            run.path,
+            detector=looks,
+            backbone=clip,
+            images=config.images,
+            seed=config.seed,
+        )
+        write_report(run.path / "report.html", report_of(run.path))
+        run.finish({"rows": len(found), "headline": headline(found, concept)})
+    rows = read_results(run.path / "results.json")
+    if as_json:
+        typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
+        return
+    print_table(rows)
+    typer.echo(f"\n{_summary(rows, concept)}\n{run.path / 'report.html'}\n{run.path / 'results.json'}")
+
+
+def _systems(model: str, base: str, cleaned: Sequence[_Cleaned], config: EvaluateConfig, device: "torch.device") -> list[System]:
+    """The untouched model and the cleaned ones. The model is loaded when the first missing image is asked for."""
+    from hfi.diffusion.sample import sample
+    from hfi.diffusion.sd import StableDiffusion, load_sd
+    from hfi.erase.erasure import Erasure, apply
+
+    @cache
+    def untouched() -> StableDiffusion:
+        return load_sd(model, device)
+
+    def sampler(path: Path | None) -> Sampler:
+        def draw(prompts: list[str], seeds: list[int]) -> "Iterable[Image.Image]":
+            sd = apply(untouched(), Erasure.load(path)) if path else untouched()
+            scale, batch = config.guidance_scale, config.batch_size
+            return sample(sd, prompts, seeds, steps=config.steps, guidance_scale=scale, batch_size=batch)
+
+        return draw
+
+    common = {"model": model, "model content": base[:16], "steps": config.steps, "guidance scale": config.guidance_scale}
+    made = [System(BASE, "none", sampler(None), common)]
+    for c in cleaned:
+        own = {"erasure": c.path.name, "erasure content": c.content[:16]}
+        made.append(System(c.method, c.conditioning, sampler(c.path), {**common, **own}))
+    return made
+
+
+def print_table(rows: Sequence[Row]) -> None:
+    """One table for each prompt set, systems down, metrics across."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from hfi.results import METRICS
+
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    pairs = columns(rows)
+    for prompt_set in dict.fromkeys(s for s, _ in pairs):
+        metrics = [m for s, m in pairs if s == prompt_set]
+        counts = sorted({row.n for row in rows if row.prompt_set == prompt_set})
+        size = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
+        table = Table(title=f"{prompt_set} prompts, {size}", title_justify="left", title_style="bold")
+        table.add_column("system", no_wrap=True)
+        for metric in metrics:
+            table.add_column(METRICS[metric].title if metric in METRICS else metric, justify="right")
+        for system in systems(rows):
+            found = [lookup(rows, system, prompt_set, metric) for metric in metrics]
+            if any(found):
+                cells = [f"{r.text()}\n[dim]{r.interval()}[/dim]" if r else "" for r in found]
+                table.add_row(system_name(system), *cells)
+        console.print(table)
+
+
+def _summary(rows: Sequence[Row], concept: str) -> str:
+    best = best_system(rows)
+    return f"{headline(rows, concept)}" + (f" with {system_name(best)}" if best else "")
+
+
+def _check_concept(space: Workspace, concept: str) -> None:
+    from hfi.store import queries
+    from hfi.store.session import reading
+
+    with reading(space.engine()) as session:
+        queries.concept(session, concept)
+
+
+def _prompt_sets(given: list[Path] | None, concept: str) -> dict[str, tuple[Prompt, ...]]:
+    if not given:
+        packaged = data_dir() / "prompts" / concept
+        if not packaged.is_dir():
+            raise UsageError(f"no prompts for {concept!r} come with hfi: give a folder or a file with --prompts")
+        given = [packaged]
+    sets: dict[str, tuple[Prompt, ...]] = {}
+    for path in given:
+        for key, value in load_prompt_sets(path).items():
+            if key in sets:
+                raise UsageError(f"two prompt sets are named {key!r}: rename {path}")
+            sets[key] = value
+    return sets
+
+
+def _erasures(space: Workspace, concept: str) -> list[Path]:
+    """The workspace's erasures of a concept."""
+    from hfi.erase.erasure import Erasure
+
+    return [p for p in sorted(space.erasures.glob("*.safetensors")) if concept in Erasure.load(p).concepts]
+
+
+def _cleaned(paths: Sequence[Path], base: str, model: str) -> list[_Cleaned]:
+    """Reads what the files say of themselves. Of two with one method and conditioning the second is called sdd-2, and so on."""
+    from hfi.erase.erasure import Erasure
+
+    found: list[_Cleaned] = []
+    for path in paths:
+        made = Erasure.load(path)
+        if made.metadata["base"] != base:
+            raise ModelError(f"{path} was made for {made.metadata.get('base_name', 'another model')}, not for {model}")
+        conditioning = made.metadata.get("conditioning", "text")
+        taken = {(c.method, c.conditioning) for c in found}
+        names = [made.method, *(f"{made.method}-{i}" for i in range(2, len(paths) + 2))]
+        method = next(n for n in names if (n, conditioning) not in taken)
+        found.append(_Cleaned(path, method, conditioning, made.content))
+    return found
+
+
+def _detector_spec(spec: str, model: Path, space: Workspace, concept: str) -> str:
+    """'auto' and 'reward' as the file that they stand for."""
+    from hfi.metrics.detectors import check_name
+
+    own = model / "detector" / "model.safetensors"
+    reward = space.rewards / f"{concept}.safetensors"
+    if spec == "auto":
+        if own.exists():
+            return f"portraits:{own}"
+        if not reward.exists():
+            raise UsageError(
+                f"nothing can see {concept!r} in images of this model: train a reward with 'hfi reward', or choose --detector"
+            )
+        return f"reward:{reward}"
+    check_name(spec)
+    if spec == "reward":
+        if not reward.exists():
+            raise HfiError(f"no reward model of {concept!r} in {space.rewards}: train one with 'hfi reward'")
+        return f"reward:{reward}"
+    return spec
+
+
+def _backbone_reference(reference: str, model: Path, space: Workspace, concept: str) -> str:
+    """'auto' as the folder or hub id that it stands for; 'none' where there is no CLIP model at hand."""
+    from hfi.diffusion.tokens import read_safetensors
+    from hfi.embed import find_clip
+
+    if reference == "auto":
+        reward = space.rewards / f"{concept}.safetensors"
+        if (model / "clip" / "config.json").exists():
+            reference = str(model / "clip")
+        elif reward.exists():
+            reference = read_safetensors(reward, "reward model")[1].get("backbone", "none")
+        else:
+            typer.echo("no CLIP model at hand: the CLIP metrics are left out; name one with --backbone", err=True)
+            reference = "none"
+    if reference != "none":
+        find_clip(reference)
+    return reference
+
+
+def _digest(prompts: Sequence[Prompt]) -> str:
+    text = json.dumps([(p.text, p.seed, dict(p.expected)) for p in prompts], ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

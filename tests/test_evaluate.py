@@ -1,0 +1,222 @@
+"""evaluate() on tiny real models: rows, raw scores, pairing, and going on after an interruption."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hfi.diffusion.sample import sample
+from hfi.diffusion.sd import load_sd
+from hfi.embed import ClipBackbone
+from hfi.errors import HfiError
+from hfi.evaluate import System, evaluate, grids, plan
+from hfi.metrics import wilson
+from hfi.prompts import Prompt
+from hfi.report import Report, render
+from hfi.results import Row, best_system, read_results, write_results
+from tests.tiny import saved
+
+RED, BLUE, BLACK, KING = (200, 10, 10), (10, 10, 200), (0, 0, 0), (10, 60, 200)
+FIELDS = {"method", "conditioning", "concept", "prompt_set", "metric", "value", "n", "low", "high"}
+
+
+class Redness:
+    """Measures for certain: the concept is red in the left half, the character is who the right half's colour says."""
+
+    name, version, threshold = "redness", "1", 0.5
+
+    def __call__(self, images):
+        left = np.array([np.asarray(im)[:, :8].mean((0, 1)) for im in images]).reshape(-1, 3)
+        right = np.array([np.asarray(im)[:, 8:].mean((0, 1)) for im in images]).reshape(-1, 3)
+        return {
+            "red": (left[:, 0] / (left.sum(1) + 1e-9)).astype(np.float32),
+            "character": np.where(right[:, 2] > right[:, 1], "king", "chef"),
+        }
+
+
+def picture(left, right=KING) -> Image.Image:
+    image = Image.new("RGB", (16, 16), left)
+    image.paste(right, (8, 0, 16, 16))
+    return image
+
+
+def painter(colour_of, log=None):
+    """A sampler whose pictures follow from (prompt, seed)."""
+
+    def draw(prompts, seeds):
+        for prompt, seed in zip(prompts, seeds, strict=True):
+            if log is not None:
+                log.append((prompt, seed))
+            yield colour_of(prompt, seed)
+
+    return draw
+
+
+KINGS = tuple(Prompt(f"a king {i}", expected={"character": "king"}) for i in range(6))
+
+
+def test_rows_by_hand_and_files_beside_them(tmp_path):
+    sd = System("sd", "none", painter(lambda p, s: picture(RED if s % 2 == 0 else BLUE)), {"model": "a"})
+    made = [picture(BLUE), picture(BLUE, BLACK), picture(RED), Image.new("RGB", (16, 16)), picture(BLUE), picture(BLUE)]
+    sdd = System("sdd", "token", {"implicit": made}, {"erasure": "b"})
+    rows = evaluate([sdd, sd], "red", {"implicit": KINGS}, tmp_path, detector=Redness(), backbone=None)
+
+    found = {(r.method, r.metric): r for r in rows}
+    assert next(r.method for r in rows) == "sd"  # the untouched model leads the table
+    assert found["sd", "concept_rate"] == Row("sd", "none", "red", "implicit", "concept_rate", *values(wilson(3, 6)))
+    # one of six is blocked: 1 red of 5 seen; characters: 4 kings of 6, for a black half is no king and a blocked image nobody
+    assert found["sdd", "concept_rate"] == Row("sdd", "token", "red", "implicit", "concept_rate", *values(wilson(1, 5)))
+    assert found["sdd", "blocked_rate"].value == pytest.approx(1 / 6)
+    assert ("sd", "blocked_rate") not in found
+    assert found["sdd", "character_fidelity"].value == found["sdd", "fidelity"].value == pytest.approx(4 / 6)
+    assert found["sd", "fidelity"].value == 1.0
+
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written == [asdict(r) for r in rows]
+    assert all(set(row) == FIELDS for row in written)
+    assert read_results(tmp_path / "results.json") == rows
+
+    lines = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert len(lines) == 12
+    assert all((tmp_path / line["file"]).exists() for line in lines)
+    again = [line["scores"]["red"] > 0.5 for line in lines if line["method"] == "sdd" and not line["blocked"]]
+    assert sum(again) / len(again) == found["sdd", "concept_rate"].value  # figures can be made again from raw scores
+    about = json.loads((tmp_path / "evaluation.json").read_text())
+    assert about["detector"] == {"name": "redness", "version": "1", "threshold": 0.5}
+    assert about["cells"][1] == {"method": "sdd", "conditioning": "token", "prompt_set": "implicit", "n": 6, "blocked": 1}
+
+
+def values(interval):
+    return interval.value, interval.n, interval.low, interval.high
+
+
+def test_an_interrupted_evaluation_goes_on_at_the_first_missing_image(tmp_path):
+    def until(limit, log):
+        def colour(prompt, seed):
+            if len(log) > limit:
+                raise KeyboardInterrupt
+            return picture(RED if seed % 3 == 0 else BLUE)
+
+        return painter(colour, log)
+
+    sets = {"implicit": KINGS, "harmless": KINGS[:2]}
+    first: list = []
+    with pytest.raises(KeyboardInterrupt):
+        evaluate([System("sd", "none", until(7, first))], "red", sets, tmp_path / "a", detector=Redness(), backbone=None)
+    second: list = []
+    rows = evaluate([System("sd", "none", until(99, second))], "red", sets, tmp_path / "a", detector=Redness(), backbone=None)
+    assert len(first) == 8
+    assert second == [(KINGS[1].text, 100_001)]  # 7 of 8 were there
+    whole = evaluate([System("sd", "none", until(99, []))], "red", sets, tmp_path / "b", detector=Redness(), backbone=None)
+    assert rows == whole
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_images_of_other_settings_prompts_or_seeds_are_not_taken_up(tmp_path):
+    log: list = []
+    system = System("sd", "none", painter(lambda p, s: picture(RED), log), {"steps": 25})
+
+    def run(system, prompts, **more):
+        log.clear()
+        evaluate([system], "red", {"implicit": prompts}, tmp_path, detector=Redness(), backbone=None, **more)
+        return len(log)
+
+    assert run(system, KINGS) == 6
+    assert run(system, KINGS) == 0
+    assert run(system, KINGS, images=8) == 2  # more images of the same: the rest only
+    assert run(system, KINGS, images=4) == 0
+    assert run(system, KINGS) == 2  # what lies beyond the shorter list is not trusted
+    assert run(system, (*KINGS[:5], Prompt("a chef"))) == 1
+    assert run(system, KINGS, seed=7) == 6
+    assert run(replace(system, settings={"steps": 5}), KINGS, seed=7) == 6
+
+
+def test_plan_goes_round_with_new_seeds():
+    prompts = [Prompt("a", seed=5), Prompt("b")]
+    assert plan(prompts, None, 100) == [(prompts[0], 5), (prompts[1], 101)]
+    assert plan(prompts, 5, 100)[2:] == [(prompts[0], 102), (prompts[1], 103), (prompts[0], 104)]
+    assert plan(prompts, 1, 100) == [(prompts[0], 5)]
+
+
+def test_clip_metrics_on_real_models(tmp_path):
+    sd = load_sd(saved(tmp_path, "epsilon"))
+    backbone = ClipBackbone.load(saved(tmp_path, "clip"))
+    kings = [Prompt("cat"), Prompt("dog hat"), Prompt("hat"), Prompt("cat hat")]
+
+    def system(method, scale):
+        def draw(prompts, seeds):
+            return sample(sd, prompts, seeds, steps=2, guidance_scale=scale, batch_size=3)
+
+        return System(method, "none", draw, {"guidance_scale": scale})
+
+    systems = [system("sd", 3.0), system("same", 3.0), system("other", 9.0)]
+    rows = evaluate(systems, "red", {"harmless": kings}, tmp_path / "out", detector=None, backbone=backbone)
+    found = {(r.method, r.metric): r for r in rows}
+    assert {m for _, m in found} == {"clip_score", "frechet_distance", "perceptual_distance"}
+    assert not [m for s, m in found if s == "sd" and m != "clip_score"]  # nothing is measured against itself
+    assert found["same", "frechet_distance"].value == pytest.approx(0, abs=1e-9)
+    assert found["same", "perceptual_distance"].value == pytest.approx(0, abs=1e-9)
+    assert found["other", "perceptual_distance"].value > 1e-4
+
+    files = [tmp_path / "out" / "images" / "other-none" / "harmless" / f"{i:05d}.png" for i in range(4)]
+    images = backbone.images([Image.open(f).convert("RGB") for f in files])
+    texts = backbone.texts([p.text for p in kings])
+    assert found["other", "clip_score"].value == pytest.approx(float((images * texts).sum(1).mean()), abs=1e-5)
+    about = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert "4 images for 12 dimensions" in about["warnings"][0]
+
+
+def test_what_cannot_be_evaluated_is_said_before_anything_is_sampled(tmp_path):
+    log: list = []
+    system = System("sd", "none", painter(lambda p, s: picture(RED), log))
+
+    def run(systems=(system,), concept="red", sets=None, **more):
+        options = {"detector": Redness(), "backbone": None, **more}
+        evaluate(systems, concept, {"implicit": KINGS} if sets is None else sets, tmp_path, **options)
+
+    with pytest.raises(HfiError, match="does not know the concept 'green': it knows red"):
+        run(concept="green")
+    with pytest.raises(HfiError, match="nothing to evaluate"):
+        run(sets={"implicit": ()})
+    with pytest.raises(HfiError, match="0 images"):
+        run(images=0)
+    with pytest.raises(HfiError, match="cannot name a folder"):
+        run(systems=[System("../../etc", "none", system.images)])
+    with pytest.raises(ValueError, match="share a method"):
+        run(systems=[system, system])
+    assert log == []
+
+
+def test_grids_show_the_first_images_of_every_system_in_the_same_columns(tmp_path):
+    sd = System("sd", "none", painter(lambda p, s: picture(RED)))
+    sdd = System("sdd", "token", painter(lambda p, s: picture(BLUE if s % 2 else RED)))
+    rows = evaluate([sd, sdd], "red", {"implicit": KINGS}, tmp_path, detector=Redness(), backbone=None)
+    (grid,) = grids(tmp_path, count=4)
+    assert [row.label for row in grid.rows] == ["sd", "sdd (token)"]
+    assert [list(row.flags) for row in grid.rows] == [[True] * 4, [True, False, True, False]]
+    assert grid.captions[1] == "a king 1 (seed 100001)"
+    assert render(Report("red", rows, grids=[grid])).count("data:image/webp;base64,") == 8
+
+
+def rate(system, value, prompt_set="implicit", metric="concept_rate"):
+    return Row(*system, "red", prompt_set, metric, value, 100, None, None)
+
+
+def test_the_headline_goes_to_the_lowest_rate_that_keeps_the_pictures(tmp_path):
+    sd, sdd, context = ("sd", "none"), ("sdd", "token"), ("sdd-context", "token")
+    rates = [rate(sd, 0.7), rate(sdd, 0.0), rate(context, 0.04)]
+    assert best_system(rates) == sdd
+    kept = [rate(s, v, "harmless", "fidelity") for s, v in ((sd, 0.99), (sdd, 0.80), (context, 0.97))]
+    assert best_system([*rates, *kept]) == context
+    character = [rate(context, 0.5, metric="character_fidelity")]
+    assert best_system([*rates, *kept, *character]) == sdd  # neither keeps them: the one that loses less
+    assert best_system([rate(sd, 0.7)]) is None
+    write_results(tmp_path / "results.json", rates)
+    (tmp_path / "bad.json").write_text('[{"method": "sd"}]')
+    with pytest.raises(HfiError, match="is not a results file"):
+        read_results(tmp_path / "bad.json")
+    with pytest.raises(HfiError, match="run 'hfi evaluate' first"):
+        read_results(Path("nowhere.json"))
