@@ -1,0 +1,117 @@
+"""Bringing a database to the current schema, without losing a judgment.
+
+Alembic runs on an engine of its own: no BEGIN IMMEDIATE, and on SQLite with foreign keys off, because rebuilding a table with them
+on silently deletes the rows that refer to it. They are checked afterwards, and the file is copied before.
+"""
+
+import sqlite3
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, create_engine, event, inspect
+from sqlalchemy.exc import DatabaseError
+
+from hfi.errors import HfiError
+from hfi.resources import migrations_dir
+from hfi.store.session import connect
+
+
+@dataclass(frozen=True)
+class Status:
+    """Revision of the database (None: empty) and of this program."""
+
+    revision: str | None
+    head: str
+
+    @property
+    def current(self) -> bool:
+        return self.revision == self.head
+
+
+@dataclass(frozen=True)
+class Upgrade:
+    before: str | None
+    after: str
+    backup: Path | None
+
+
+def status(engine: Engine) -> Status:
+    with engine.connect() as connection:
+        revision = MigrationContext.configure(connection).get_current_revision()
+    return Status(revision, _head())
+
+
+def check_current(engine: Engine) -> None:
+    """HfiError unless the database has this program's schema."""
+    try:
+        found = status(engine)
+    except DatabaseError as e:
+        raise HfiError(f"{engine.url.render_as_string()} is no database of hfi: {e.orig}") from e
+    if not found.current:
+        known = {script.revision for script in _scripts().walk_revisions()}
+        if found.revision is not None and found.revision not in known:
+            raise HfiError(f"the database was made by a newer hfi (schema {found.revision}): install that version or a later one")
+        raise HfiError(f"the database has schema {found.revision or 'none'}, this hfi needs {found.head}: run 'hfi db upgrade'")
+
+
+def upgrade(url: str) -> Upgrade:
+    """Copies a SQLite database that holds tables, upgrades it, and checks its foreign keys. HfiError where that fails: the copy
+    stays."""
+    connect(url).dispose()  # says what is wrong with the URL
+    engine = create_engine(url)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", lambda connection, record: connection.execute("PRAGMA foreign_keys = OFF"))
+    try:
+        before = status(engine)
+        backup = _backup(engine) if not before.current and inspect(engine).get_table_names() else None
+        if not before.current:
+            config = Config()
+            config.set_main_option("script_location", str(migrations_dir()).replace("%", "%%"))
+            with engine.connect() as connection:
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+                connection.commit()
+                _check_foreign_keys(connection, backup)
+        return Upgrade(before.revision, before.head, backup)
+    except DatabaseError as e:
+        raise HfiError(f"the upgrade of {engine.url.render_as_string()} failed: {e.orig}") from e
+    finally:
+        engine.dispose()
+
+
+def _check_foreign_keys(connection, backup: Path | None) -> None:  # type: ignore[no-untyped-def]
+    if connection.dialect.name != "sqlite":
+        return
+    broken = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()
+    if broken:
+        where = f"; the copy from before is {backup}" if backup else ""
+        raise HfiError(f"after the upgrade {len(broken)} rows refer to rows that do not exist (first in {broken[0][0]}){where}")
+
+
+def _backup(engine: Engine) -> Path | None:
+    """A copy beside the file, made by SQLite itself, so that it is whole while others write. Other databases have their own tools."""
+    if engine.dialect.name != "sqlite" or not engine.url.database or engine.url.database == ":memory:":
+        return None
+    source = Path(engine.url.database)
+    target = source.with_name(f"{source.stem}.{datetime.now(UTC):%Y%m%dT%H%M%S%f}.backup{source.suffix}")
+    with sqlite3.connect(source) as old, sqlite3.connect(target) as new:
+        old.backup(new)
+    old.close()
+    new.close()
+    return target
+
+
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory(str(migrations_dir()))
+
+
+def _head() -> str:
+    head = _scripts().get_current_head()
+    if head is None:
+        raise HfiError(f"no migrations in {migrations_dir()}: the installation is incomplete")
+    return head

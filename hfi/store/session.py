@@ -1,0 +1,80 @@
+"""Engines and transactions. SQLite as it has to be set for several writers; any other database as SQLAlchemy has it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
+from sqlalchemy.orm import Session
+
+from hfi.errors import HfiError
+
+__all__ = ["Engine", "Session", "connect", "reading", "writing"]
+
+_BUSY_MS = 10_000
+
+
+def connect(url: str) -> Engine:
+    """An engine on the database, tried once. HfiError for a URL that is none, an unknown driver or a database out of reach."""
+    try:
+        parsed = make_url(url)
+        if parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:"):
+            folder = Path(str(parsed.database)).parent
+            if not folder.is_dir():
+                raise HfiError(f"cannot open the database {parsed.database}: there is no folder {folder}; check HFI_DATABASE_URL")
+        engine = create_engine(parsed)
+    except (ArgumentError, NoSuchModuleError, ValueError) as e:
+        raise HfiError(
+            f"{_hidden(url)} is no database URL: give one such as sqlite:////folder/hfi.db in HFI_DATABASE_URL, or unset it"
+        ) from e
+    except ImportError as e:
+        raise HfiError(f"the driver of {_hidden(url)} is not installed ({e.name}): install it, or unset HFI_DATABASE_URL") from e
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    try:
+        with engine.connect():
+            pass
+    except (OperationalError, DatabaseError) as e:
+        raise HfiError(f"cannot open the database {_hidden(url)}: {e.orig}; check HFI_DATABASE_URL and the workspace") from e
+    return engine
+
+
+def _hidden(url: str) -> str:
+    """The URL without its password, or as it was given where it cannot be read."""
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except (ArgumentError, ValueError):
+        return repr(url)
+
+
+def _prepare_sqlite(connection: Any, record: Any) -> None:
+    connection.isolation_level = None  # the driver starts no transactions of its own; `_begin_sqlite` does
+    for pragma in ("journal_mode = WAL", f"busy_timeout = {_BUSY_MS}", "foreign_keys = ON", "synchronous = NORMAL"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Any) -> None:
+    """A writer takes its lock at once: one that reads first and locks later fails at once when another wrote in between."""
+    read_only = connection.get_execution_options().get("hfi_read_only", False)
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Session]:
+    """A transaction that is committed at the end, or rolled back. Keep it short: on SQLite it is the only writer."""
+    with Session(engine, expire_on_commit=False) as session, session.begin():
+        yield session
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Session]:
+    """A consistent view that blocks nobody; nothing written in it is kept."""
+    with Session(engine.execution_options(hfi_read_only=True)) as session:
+        try:
+            yield session
+        finally:
+            session.rollback()

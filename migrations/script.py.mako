@@ -1,0 +1,14 @@
+"""${message}
+
+Imports nothing of hfi, so that it means the same for ever.
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = ${repr(up_revision)}
+down_revision = ${repr(down_revision)}
+
+
+def upgrade() -> None:
+    ${upgrades if upgrades else "pass"}
