@@ -1,22 +1,31 @@
 """evaluate() on tiny real models: rows, raw scores, pairing, and going on after an interruption."""
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from hfi.cli import app
+from hfi.concepts import Concept
 from hfi.diffusion.sample import sample
 from hfi.diffusion.sd import load_sd
 from hfi.embed import ClipBackbone
+from hfi.erase.erasure import Erasure
 from hfi.errors import HfiError
 from hfi.evaluate import System, evaluate, grids, plan
 from hfi.metrics import wilson
 from hfi.prompts import Prompt
 from hfi.report import Report, render
 from hfi.results import Row, best_system, read_results, write_results
+from hfi.store import queries
+from hfi.store.migrate import upgrade
+from hfi.store.session import writing
+from hfi.workspace import Workspace
 from tests.tiny import saved
 
 RED, BLUE, BLACK, KING = (200, 10, 10), (10, 10, 200), (0, 0, 0), (10, 60, 200)
@@ -220,3 +229,102 @@ def test_the_headline_goes_to_the_lowest_rate_that_keeps_the_pictures(tmp_path):
         read_results(tmp_path / "bad.json")
     with pytest.raises(HfiError, match="run 'hfi evaluate' first"):
         read_results(Path("nowhere.json"))
+
+
+# --- the command ---
+
+
+@pytest.fixture
+def space(tmp_path, monkeypatch):
+    """A workspace with the concept 'red', a tiny model with a CLIP model of its own, and two erasures of it."""
+    monkeypatch.delenv("HFI_DATABASE_URL", raising=False)
+    space = Workspace.create(tmp_path / "space")
+    upgrade(space.database_url)
+    with writing(space.engine()) as session:
+        queries.add_concept(session, Concept("red", "Red"))
+    model = saved(tmp_path, "epsilon")
+    shutil.copytree(saved(tmp_path, "clip"), model / "clip", dirs_exist_ok=True)
+    sd = load_sd(model)
+    name = next(n for n, _ in sd.unet.named_parameters() if n.endswith("attn2.to_v.weight"))
+    weight = sd.unet.get_parameter(name)
+    for method, factor in (("sdd", 0.0), ("sdd-context", 4.0)):
+        about = {"base": sd.content, "base_name": "tiny", "method": method, "concepts": '["red"]', "conditioning": "token"}
+        Erasure({name: weight * factor}, about).save(space.erasures / f"red-{method}.safetensors")
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts" / "implicit.csv").write_text("prompt\ncat\ndog\n")
+    (tmp_path / "prompts" / "harmless.csv").write_text("prompt\nhat\n")
+    return space
+
+
+def command(space, *more):
+    root = space.path.parent
+    given = ["--workspace", str(space.path), "--model", str(root / "tiny-epsilon"), "--concept", "red", "--steps", "2"]
+    result = CliRunner().invoke(app, ["evaluate", *given, "--prompts", str(root / "prompts"), "--detector", "none", *more])
+    return result
+
+
+def test_the_command_measures_every_erasure_of_the_workspace(space):
+    result = command(space)
+    assert result.exit_code == 0, result.output
+    run = space.runs / "evaluate" / "red"
+    rows = read_results(run / "results.json")
+    assert {r.system for r in rows} == {("sd", "none"), ("sdd", "token"), ("sdd-context", "token")}
+    assert {r.prompt_set for r in rows} == {"implicit", "harmless"}
+    other = next(r for r in rows if r.method == "sdd-context" and r.metric == "perceptual_distance")
+    assert other.value > 0
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "sdd-context (token)" in page
+    assert "No detector looked at the images" in page
+    assert "sdd (token)" in result.output
+
+    kept = {p: p.stat().st_mtime_ns for p in run.rglob("*.png")}
+    assert len(kept) == 9
+    again = command(space, "--json")  # finished: printed again, nothing is sampled
+    assert again.exit_code == 0, again.output
+    assert [Row(**r) for r in json.loads(again.stdout)] == rows
+    assert kept == {p: p.stat().st_mtime_ns for p in run.rglob("*.png")}
+    other_settings = command(space, "--guidance-scale", "3")
+    assert isinstance(other_settings.exception, HfiError)
+    assert "--name" in str(other_settings.exception)
+
+
+def test_one_method_twice_gives_two_systems(space):
+    first = space.erasures / "red-sdd.safetensors"
+    result = command(space, "--erasure", str(first), "--erasure", str(first), "--images", "1")
+    assert result.exit_code == 0, result.output
+    rows = read_results(space.runs / "evaluate" / "red" / "results.json")
+    assert {r.method for r in rows} == {"sd", "sdd", "sdd-2"}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--concept", "green"], "green"),
+        (["--prompts", "nowhere.csv"], "no prompts file nowhere.csv"),
+        (["--model", "nowhere/at/all"], "nowhere/at/all"),
+        (["--erasure", "nowhere.safetensors"], "no erasure file nowhere.safetensors"),
+        (["--detector", "nudenet"], "unknown detector 'nudenet'"),
+        (["--detector", "auto"], "hfi reward"),
+        (["--detector", "reward"], "hfi reward"),
+        (["--steps", "0"], "--steps is 0"),
+        (["--backbone", "nowhere/at/all"], "no CLIP model"),
+    ],
+)
+def test_a_mistake_is_said_before_a_model_is_loaded(space, monkeypatch, given, said):
+    def refuse(*args, **more):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("hfi.diffusion.sd.load_part", refuse)
+    monkeypatch.setattr("hfi.embed.load_part", refuse)
+    result = command(space, *given)
+    assert isinstance(result.exception, HfiError), result.output
+    assert said in str(result.exception)
+    assert not (space.runs / "evaluate").exists()
+
+
+def test_an_erasure_of_another_model_is_refused(space):
+    path = space.erasures / "red-sdd.safetensors"
+    made = Erasure.load(path)
+    replace(made, metadata={**made.metadata, "base": "0" * 64}).save(path)
+    result = command(space)
+    assert "was made for tiny" in str(result.exception)
