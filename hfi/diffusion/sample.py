@@ -33,8 +33,8 @@ class Schedule:
 
 def schedule(sd: StableDiffusion, steps: int) -> Schedule:
     """The same steps as DDIMScheduler.set_timesteps(steps)."""
-    if not 1 <= steps <= sd.train_steps:
-        raise UsageError(f"{steps} sampling steps: this model takes 1 to {sd.train_steps}")
+    if not 1 <= steps < sd.train_steps:  # with steps_offset 1 the full number would reach past the last timestep
+        raise UsageError(f"{steps} sampling steps: this model takes 1 to {sd.train_steps - 1}")
     scheduler = type(sd.scheduler).from_config(sd.scheduler.config)  # set_timesteps would change the shared one
     scheduler.set_timesteps(steps)
     timesteps = scheduler.timesteps.long()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
 from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -28,6 +29,7 @@ _WEIGHTS = {
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
 }
+_LIBRARIES = (transformers_logging, diffusers_logging)
 _HARMLESS_KEYS = ("position_ids",)  # a buffer that old checkpoints of CLIP carry and newer code does not
 
 
@@ -208,14 +210,18 @@ def load_part(part: Any, folder: Path, subfolder: str, model: str, dtype: torch.
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars of the libraries for parts that load in a second."""
-    shown = transformers_logging.is_progress_bar_enabled()
+    """No progress bars and warnings of the libraries: what matters in them we say ourselves, as an error."""
+    shown, levels = transformers_logging.is_progress_bar_enabled(), [lib.get_verbosity() for lib in _LIBRARIES]
     transformers_logging.disable_progress_bar()
+    for lib in _LIBRARIES:
+        lib.set_verbosity_error()
     try:
         yield
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
+        for lib, level in zip(_LIBRARIES, levels, strict=True):
+            lib.set_verbosity(level)
 
 
 def _ddim(folder: Path) -> Any:

@@ -1,0 +1,374 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny import WIDTH, saved
+
+from hfi.diffusion import sd as sd_module
+from hfi.diffusion.sample import ddim_step, guided, noise, sample, schedule
+from hfi.diffusion.sd import (
+    StableDiffusion,
+    check_placeholders,
+    content_id,
+    decode,
+    encode_images,
+    encode_prompts,
+    load_sd,
+    pick_device,
+    predict,
+    to_images,
+    to_pixels,
+    tokenize,
+)
+from hfi.diffusion.tokens import LearnedToken, expand, install
+from hfi.diffusion.trainable import ema_update, masters, select
+from hfi.errors import HfiError, ModelError, UsageError
+
+KINDS = ("epsilon", "v_prediction")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def models(root: Path) -> dict[str, StableDiffusion]:
+    return {kind: load_sd(saved(root, kind)) for kind in KINDS}
+
+
+@pytest.fixture
+def sd(models: dict[str, StableDiffusion]) -> StableDiffusion:
+    return models["epsilon"]
+
+
+def arrays(images: list[Image.Image]) -> np.ndarray:
+    return np.stack([np.asarray(image).astype(int) for image in images])
+
+
+# --- loading ---
+
+
+def test_sizes_come_from_the_configuration(models: dict[str, StableDiffusion]) -> None:
+    assert models["epsilon"].latent_shape == (4, 8, 8)
+    assert models["v_prediction"].latent_shape == (6, 4, 4)
+    assert models["epsilon"].image_size == models["v_prediction"].image_size == (16, 16)
+    assert models["v_prediction"].prediction_type == "v_prediction"
+    assert not any(p.requires_grad for p in models["epsilon"].unet.parameters())
+
+
+def test_what_is_no_model_is_refused_before_weights_are_read(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sd_module, "load_part", lambda *a: pytest.fail("weights were read"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match=r"no model_index\.json"):
+        load_sd(tmp_path / "empty")
+    with pytest.raises(ModelError, match="no model '/nowhere'"):
+        load_sd("/nowhere")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ModelError, match="is a file"):
+        load_sd(str(tmp_path / "file"))
+    shutil.copytree(saved(root, "epsilon"), tmp_path / "half")
+    (tmp_path / "half" / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(ModelError, match="it lacks the weights of unet"):
+        load_sd(tmp_path / "half")
+    (tmp_path / "xl").mkdir()
+    (tmp_path / "xl" / "model_index.json").write_text(json.dumps({"text_encoder_2": ["transformers", "x"]}))
+    with pytest.raises(ModelError, match="two text encoders"):
+        load_sd(tmp_path / "xl")
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [("unet", "conv_in.weight"), ("text_encoder", "final_layer_norm.weight"), ("vae", "encoder.conv_in.bias")],
+)
+def test_missing_and_unknown_weights_are_named(root: Path, tmp_path: Path, part: str, name: str) -> None:
+    """The libraries would go on with random numbers."""
+    folder = tmp_path / "m"
+    shutil.copytree(saved(root, "epsilon"), folder)
+    file = next((folder / part).glob("*.safetensors"))
+    weights = load_file(file)
+    key = next(k for k in weights if k.endswith(name))
+    value = weights.pop(key)
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=f"{part} of .* lacks weights: .*{name}"):
+        load_sd(folder)
+    save_file({**weights, key: value, "surplus.weight": value.clone()}, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"unknown weights: surplus\.weight"):
+        load_sd(folder)
+    file.write_bytes(b"not safetensors")
+    with pytest.raises(ModelError, match=f"cannot load {part}"):
+        load_sd(folder)
+
+
+def test_the_content_hash_follows_bytes_and_not_place(root: Path, tmp_path: Path) -> None:
+    folder = saved(root, "epsilon")
+    shutil.copytree(folder, tmp_path / "copy")
+    assert content_id(folder) == content_id(tmp_path / "copy")
+    config = tmp_path / "copy" / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text().replace("0.012", "0.013"))
+    assert content_id(folder) != content_id(tmp_path / "copy")
+
+
+def test_devices() -> None:
+    assert pick_device().type in ("cpu", "cuda", "mps")
+    with pytest.raises(ModelError, match="choose auto, cpu or cuda"):
+        pick_device("gpu")
+
+
+# --- sampling ---
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_sampling_equals_the_pipeline(root: Path, models: dict[str, StableDiffusion], kind: str, scale: float) -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(saved(root, kind))
+    pipe.set_progress_bar_config(disable=True)
+    prompts, seeds = ["a cat", "a dog hat", ""], [3, 4, 5]
+    theirs = pipe(
+        prompts,
+        negative_prompt=["hat"] * 3,
+        num_inference_steps=6,
+        guidance_scale=scale,
+        generator=[torch.Generator().manual_seed(s) for s in seeds],
+    ).images
+    ours = list(sample(models[kind], prompts, seeds, steps=6, guidance_scale=scale, negative_prompt="hat", batch_size=3))
+    assert arrays(ours).std() > 5
+    assert np.abs(arrays(ours) - arrays(theirs)).max() <= 1
+
+
+def test_batch_size_and_neighbours_change_nothing(sd: StableDiffusion) -> None:
+    prompts, seeds = ["a cat", "a dog", "hat", "cat"], [1, 2, 3, 4]
+    whole = list(sample(sd, prompts, seeds, steps=4, guidance_scale=3, batch_size=4))
+    pairs = list(sample(sd, prompts, seeds, steps=4, guidance_scale=3, batch_size=3))
+    alone = list(sample(sd, ["hat"], [3], steps=4, guidance_scale=3, batch_size=1))
+    assert np.abs(arrays(whole) - arrays(pairs)).max() <= 1
+    assert np.abs(arrays([whole[2]]) - arrays(alone)).max() <= 1
+    assert np.abs(arrays([whole[0]]) - arrays([whole[3]])).max() > 1
+
+
+def test_guidance_one_costs_half_and_zero_ignores_the_prompt(sd: StableDiffusion) -> None:
+    seen: list[int] = []
+    handle = sd.unet.register_forward_hook(lambda m, args, out: seen.append(len(args[0])))
+    try:
+        one = list(sample(sd, ["a cat"], [1], steps=2, guidance_scale=1))
+        assert seen == [1, 1]
+        list(sample(sd, ["a cat"], [1], steps=2, guidance_scale=2))
+        assert seen == [1, 1, 2, 2]
+    finally:
+        handle.remove()
+    zero = [list(sample(sd, [p], [1], steps=2, guidance_scale=0)) for p in ("a cat", "dog")]
+    assert np.abs(arrays(zero[0]) - arrays(zero[1])).max() <= 1
+    assert np.abs(arrays(zero[0]) - arrays(one)).max() > 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("steps", [5, 7, 999])
+def test_a_step_equals_the_scheduler(models: dict[str, StableDiffusion], kind: str, steps: int) -> None:
+    sd = models[kind]
+    theirs = DDIMScheduler.from_config(sd.scheduler.config)
+    theirs.set_timesteps(steps)
+    plan = schedule(sd, steps)
+    assert torch.equal(plan.timesteps, theirs.timesteps)
+    x, out = torch.randn(3, *sd.latent_shape), torch.randn(3, *sd.latent_shape)
+    rows = torch.tensor([0, steps // 2, steps - 1])
+    together = ddim_step(x, out, plan.alpha[rows], plan.alpha_next[rows], plan.kind)
+    for i, k in enumerate(rows.tolist()):
+        alone = theirs.step(out[i : i + 1], int(theirs.timesteps[k]), x[i : i + 1]).prev_sample
+        torch.testing.assert_close(together[i : i + 1], alone)
+
+
+def test_a_step_by_hand() -> None:
+    """a 0.64 -> a' 0.36, x = 1, output 0.5.  epsilon: x0 = (1 - .6 .5)/.8 = .875, x' = .6 .875 + .8 .5 = .925.
+    v: x0 = .8 - .6 .5 = .5, eps = .8 .5 + .6 = 1, x' = .6 .5 + .8 = 1.1."""
+    x, out, a, b = torch.ones(1, 1, 1, 1), torch.full((1, 1, 1, 1), 0.5), torch.tensor(0.64), torch.tensor(0.36)
+    assert ddim_step(x, out, a, b, "epsilon").item() == pytest.approx(0.925)
+    assert ddim_step(x, out, a, b, "v_prediction").item() == pytest.approx(1.1)
+    assert guided(torch.tensor(1.0), torch.tensor(3.0), 2.0).item() == 5.0
+
+
+def test_too_many_steps_are_refused(sd: StableDiffusion) -> None:
+    with pytest.raises(UsageError, match="1 to 999"):
+        schedule(sd, 1000)
+
+
+def test_noise_is_the_seeds_own(sd: StableDiffusion) -> None:
+    a, b = noise(sd, [7, 8]), noise(sd, [8])
+    assert torch.equal(a[1], b[0])
+    assert not torch.equal(a[0], a[1])
+
+
+def test_pictures_go_in_and_out(sd: StableDiffusion) -> None:
+    picture = Image.fromarray(np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3))
+    pixels = to_pixels(sd, [picture, picture.resize((32, 20))])
+    assert pixels.shape == (2, 3, 16, 16)
+    assert pixels.min() >= -1
+    assert pixels.max() <= 1
+    assert np.array_equal(np.asarray(to_images(pixels)[0]), np.asarray(picture))
+    mean, std = encode_images(sd, [picture])
+    assert mean.shape == std.shape == (1, *sd.latent_shape)
+    expected = sd.vae.encode(to_pixels(sd, [picture])).latent_dist
+    torch.testing.assert_close(mean, expected.mean * 0.8)
+    torch.testing.assert_close(std, expected.std * 0.8)
+    torch.testing.assert_close(decode(sd, mean), sd.vae.decode(mean / 0.8).sample.clamp(-1, 1))
+
+
+# --- text ---
+
+
+def test_encoding_equals_the_pipeline_and_keeps_order(root: Path, sd: StableDiffusion) -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(saved(root, "epsilon"))
+    prompts = ["a dog", "a cat", "a dog", ""]
+    theirs, _ = pipe.encode_prompt(prompts, "cpu", 1, False)
+    torch.testing.assert_close(encode_prompts(sd, prompts, batch_size=2), theirs.detach())
+
+
+def test_a_long_prompt_is_cut_and_said_once(sd: StableDiffusion, caplog: pytest.LogCaptureFixture) -> None:
+    long = "cat " * 100
+    ids = tokenize(sd, [long, "dog " * 30])
+    tokenize(sd, [long, "dog " * 30])
+    assert ids.shape == (2, sd.text_length)
+    assert ids[0, -1] == sd.tokenizer.eos_token_id
+    assert [r.message for r in caplog.records if "cut" in r.message] == [
+        "prompt cut: this model reads 18 tokens, so 'cat cat cat cat cat cat cat cat cat cat cat cat cat cat c...' loses "
+        "'cat cat cat cat cat cat cat cat cat cat cat cat cat cat c...' (and 1 more prompts)"
+    ]
+
+
+def test_a_suffix_is_never_cut(sd: StableDiffusion) -> None:
+    ids = tokenize(sd, ["cat " * 100, "a"], suffix="dog hat")
+    dog, hat = sd.tokenizer("dog hat", add_special_tokens=False).input_ids
+    end = sd.tokenizer.eos_token_id
+    assert ids[0].tolist()[-3:] == [dog, hat, end]
+    assert ids[1].tolist()[:5] == tokenize(sd, ["a dog hat"])[0].tolist()[:5]
+    with pytest.raises(ModelError, match="takes 19 tokens"):
+        tokenize(sd, ["a"], suffix="dog " * 19)
+
+
+def test_an_attention_mask_ends_at_the_first_end_token(sd: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+    monkeypatch.setattr(sd.text_encoder.config, "use_attention_mask", True, raising=False)
+    handle = sd.text_encoder.register_forward_pre_hook(lambda m, a, kw: given.append(kw["attention_mask"]), with_kwargs=True)
+    try:
+        encode_prompts(sd, ["cat"])
+    finally:
+        handle.remove()
+    theirs = sd.tokenizer(["cat"], padding="max_length", max_length=sd.text_length).attention_mask
+    assert given[0].tolist() == theirs
+
+
+# --- tokens ---
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_token_file_loads_in_diffusers_and_equals_ours(root: Path, tmp_path: Path, sd: StableDiffusion, n: int) -> None:
+    token = LearnedToken("<hfi>", torch.randn(n, WIDTH, generator=torch.Generator().manual_seed(0)), {"from": "test"})
+    token.save(tmp_path / "token.safetensors")
+    pipe = StableDiffusionPipeline.from_pretrained(saved(root, "epsilon"))
+    pipe.load_textual_inversion(tmp_path / "token.safetensors")
+    with_token = install(sd, LearnedToken.load(tmp_path / "token.safetensors"))
+    theirs, _ = pipe.encode_prompt(["a cat <hfi>"], "cpu", 1, False)
+    ours = encode_prompts(with_token, ["a cat <hfi>"])
+    torch.testing.assert_close(ours, theirs.detach())
+    assert (ours - encode_prompts(sd, ["a cat hfi"])).abs().max() > 0.01
+    loaded = LearnedToken.load(tmp_path / "token.safetensors")
+    assert torch.equal(loaded.embeddings, token.embeddings)
+    assert loaded.metadata == {"from": "test"}
+
+
+def test_installing_changes_nothing_else(sd: StableDiffusion) -> None:
+    table = sd.text_encoder.get_input_embeddings().weight
+    before, size = table.clone(), len(sd.tokenizer)
+    named = install(sd, LearnedToken("<hfi>", torch.ones(2, WIDTH)))
+    rows = named.text_encoder.get_input_embeddings().weight
+    assert torch.equal(rows[:size], before)
+    assert torch.equal(table, before)
+    assert torch.equal(rows[size:], torch.ones(2, WIDTH))
+    assert len(sd.tokenizer) == size
+    assert "<hfi>" not in sd.tokenizer.get_vocab()
+    assert sd.text_encoder.config.vocab_size == size
+    assert named.text_encoder.config.vocab_size == size + 2
+    for (name, a), (_, b) in zip(sd.text_encoder.named_parameters(), named.text_encoder.named_parameters(), strict=True):
+        assert "token_embedding" in name or a is b
+    with pytest.raises(ModelError, match="already in the vocabulary"):
+        install(named, LearnedToken("<hfi>", torch.ones(1, WIDTH)))
+    with pytest.raises(ModelError, match="learned for another model"):
+        install(sd, LearnedToken("<hfi>", torch.ones(1, WIDTH + 1)))
+
+
+def test_expansion(sd: StableDiffusion) -> None:
+    named = install(install(sd, LearnedToken("<a>", torch.ones(3, WIDTH))), LearnedToken("<b>", torch.ones(1, WIDTH)))
+    tok = named.tokenizer
+    once = expand(tok, "x <a>, y <B> <A>")
+    assert once == "x <a> <a>_1 <a>_2, y <B> <a> <a>_1 <a>_2"
+    assert expand(tok, once) == once
+    assert expand(tok, "only <a>_1") == "only <a>_1"
+    assert expand(tok, "<c> a") == "<c> a"
+    check_placeholders(named, "a <b>")
+    with pytest.raises(ModelError, match="<c> is not installed"):
+        check_placeholders(named, "a <c>")
+
+
+@pytest.mark.parametrize("name", ["smoking", "<Flag>", "<a b>", "<>", "<a>_1"])
+def test_names_that_would_not_be_found_again(name: str) -> None:
+    with pytest.raises(UsageError, match="cannot name a token"):
+        LearnedToken(name, torch.ones(1, 4))
+
+
+def test_files_that_are_no_token(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no token file"):
+        LearnedToken.load(tmp_path / "none.safetensors")
+    (tmp_path / "junk").write_bytes(b"junk" * 10)
+    with pytest.raises(ModelError, match="not safetensors"):
+        LearnedToken.load(tmp_path / "junk")
+    save_file({"<a>": torch.ones(1, 2), "<b>": torch.ones(1, 2)}, tmp_path / "two.safetensors")
+    with pytest.raises(ModelError, match="holds 2 tensors"):
+        LearnedToken.load(tmp_path / "two.safetensors")
+    (tmp_path / "blocked").write_text("")
+    with pytest.raises(HfiError, match="cannot write"):
+        LearnedToken("<a>", torch.ones(1, 2)).save(tmp_path / "blocked" / "t.safetensors")
+
+
+# --- parameters ---
+
+
+def test_selections(sd: StableDiffusion) -> None:
+    names = {name for name, _ in sd.unet.named_parameters()}
+    x, rest = set(select(sd.unet, "xattn")), set(select(sd.unet, "noxattn"))
+    assert x
+    assert all("attn2" in name for name in x)
+    assert x | rest == names
+    assert not x & rest
+    assert all("attn1" in name for name in select(sd.unet, "selfattn"))
+    assert set(select(sd.unet, "full")) == names
+    with pytest.raises(ModelError, match="no xattn parameters"):
+        select(sd.vae, "xattn")
+
+
+def test_swapped_weights_are_used_and_leave_no_trace(sd: StableDiffusion) -> None:
+    x, t = torch.randn(2, *sd.latent_shape), torch.tensor([5, 900])
+    cond = torch.randn(2, sd.text_length, WIDTH)
+    before = predict(sd.unet, None, x, t, cond)
+    weights = {name: value.requires_grad_() for name, value in masters(select(sd.unet, "xattn")).items()}
+    torch.testing.assert_close(predict(sd.unet, weights, x, t, cond), before)
+    with torch.no_grad():
+        for value in weights.values():
+            value.mul_(1.5)
+    other = predict(sd.unet, weights, x, t, cond)
+    assert (other - before).abs().max() > 1e-4
+    other.sum().backward()
+    assert all(value.grad is not None for value in weights.values())
+    assert torch.equal(predict(sd.unet, None, x, t, cond), before)
+
+
+def test_the_average_has_one_decay_from_the_first_step_on() -> None:
+    """m = .9: 1 -> .9 1 + .1 2 = 1.1 -> .9 1.1 + .1 3 = 1.29 (diffusers' EMAModel would start with decay 0)."""
+    average = {"w": torch.tensor([1.0])}
+    ema_update(average, {"w": torch.tensor([2.0])}, 0.9)
+    ema_update(average, {"w": torch.tensor([3.0])}, 0.9)
+    assert average["w"].item() == pytest.approx(1.29)

@@ -1,0 +1,399 @@
+import dataclasses
+from collections import Counter
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import save_file
+from scipy import stats
+from tiny import WIDTH, saved
+
+from hfi.diffusion.sample import schedule
+from hfi.diffusion.sd import StableDiffusion, encode_prompts, load_sd
+from hfi.diffusion.tokens import LearnedToken, install
+from hfi.diffusion.training import drive
+from hfi.erase import METHODS, Removal
+from hfi.erase.context import ContextConfig, context_target, contexts, erase_context
+from hfi.erase.distil import Distilled
+from hfi.erase.erasure import Erasure, apply, export_unet
+from hfi.erase.rollouts import Latents, fresh, move_on, roll, spread, start, timestep_law
+from hfi.erase.sdd import SDDConfig, erase_sdd, sdd_loss
+from hfi.errors import ModelError, NoJudgments, NonFiniteLoss, UsageError
+from hfi.runs import Run
+
+REMOVAL = Removal(("cat", "dog"), (("a cat", "a cat", "hat"), ("a dog",)), ("a hat",))
+FAST = {"steps": 3, "ddim_steps": 4, "batch_size": 3, "learning_rate": 1e-3, "ema_decay": 0.5, "save_every": 1}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def models(root: Path) -> dict[str, StableDiffusion]:
+    return {kind: load_sd(saved(root, kind)) for kind in ("epsilon", "v_prediction")}
+
+
+@pytest.fixture
+def sd(models: dict[str, StableDiffusion]) -> StableDiffusion:
+    return models["epsilon"]
+
+
+def finish(training: Generator[Any, None, Distilled]) -> tuple[Distilled, list[float]]:
+    losses = []
+    while True:
+        try:
+            losses.append(next(training).loss)
+        except StopIteration as end:
+            return end.value, losses
+
+
+# --- formulas ---
+
+
+def test_targets_by_hand() -> None:
+    e_c, e_0 = torch.tensor([[[[1.0, 2.0]]], [[[0.0, 0.0]]]]), torch.tensor([[[[0.0, 4.0]]], [[[3.0, 4.0]]]])
+    assert sdd_loss(e_c, e_0).tolist() == [2.5, 12.5]  # (1 + 4)/2, (9 + 16)/2
+    e_p, e_pv = torch.tensor([[[[1.0, 2.0]]]]), torch.tensor([[[[1.5, 0.0]]]])
+    assert context_target(e_p, e_pv, 6.0).tolist() == [[[[-2.0, 14.0]]]]  # 1 - 6 (.5), 2 - 6 (-2)
+
+
+def test_no_gradient_reaches_the_null_branch() -> None:
+    e_c, e_0 = torch.ones(1, 1, 1, 1, requires_grad=True), torch.zeros(1, 1, 1, 1, requires_grad=True)
+    sdd_loss(e_c, e_0).sum().backward()
+    assert e_c.grad is not None
+    assert e_0.grad is None
+
+
+def test_laws() -> None:
+    uniform, beta = timestep_law("uniform", 50), timestep_law("beta", 50)
+    torch.testing.assert_close(uniform, torch.full((50,), 0.02, dtype=torch.float64))
+    edges = stats.beta(3, 3).cdf([k / 50 for k in range(51)])
+    torch.testing.assert_close(beta, torch.tensor(edges).diff())
+    middles = (torch.arange(50, dtype=torch.float64) + 0.5) / 50
+    mean = (beta * middles).sum()
+    assert mean == pytest.approx(0.5)
+    assert (beta * (middles - mean) ** 2).sum() == pytest.approx(1 / 28, rel=0.01)
+
+
+def test_drawn_steps_follow_the_law(sd: StableDiffusion) -> None:
+    plan, law = schedule(sd, 10), timestep_law("beta", 10)
+    generator = torch.Generator().manual_seed(0)
+    latents = start((1, 1, 1), 4000, torch.ones(1), generator, torch.zeros(1))
+    fresh(latents, law, plan, lambda x, t, c: torch.zeros_like(x), generator)
+    found = torch.bincount(latents.k, minlength=10) / 4000
+    assert (found - law).abs().max() < 0.03
+    assert found[5] > 5 * found[0]
+
+
+# --- rollouts ---
+
+
+def linear(x: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    """A model simple enough to follow: depends on latent, timestep and condition."""
+    return 0.3 * x + (t / 1000 + c).to(x).reshape(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_a_rollout_is_ddim_to_just_before_its_own_step(models: dict[str, StableDiffusion], kind: str) -> None:
+    """Latents at different steps, moved together, equal diffusers' scheduler on each alone; k = 0 stays pure noise."""
+    sd = models[kind]
+    plan = schedule(sd, 6)
+    x = torch.randn(4, 2, 3, 3)
+    latents = Latents(x.clone(), torch.zeros(4, dtype=torch.long), torch.tensor([0, 1, 0, 1]))
+    to = torch.tensor([0, 2, 5, 3])
+    roll(latents, to, plan, linear)
+    assert torch.equal(latents.k, to)
+    for i in range(4):
+        theirs = DDIMScheduler.from_config(sd.scheduler.config)
+        theirs.set_timesteps(6)
+        z = x[i : i + 1]
+        for t in theirs.timesteps[: int(to[i])]:
+            z = theirs.step(linear(z, t[None], latents.c[i : i + 1]), t, z).prev_sample
+        torch.testing.assert_close(latents.x[i : i + 1], z)
+    assert torch.equal(latents.x[0], x[0])
+
+
+def test_the_pool_holds_what_fresh_rollouts_hold(sd: StableDiffusion) -> None:
+    """With a teacher that does not change: after any number of moves each latent is where a fresh rollout of its own noise and
+    condition gets in k steps; and over S moves every latent trains once at every k."""
+    size, steps = 3, 7
+    plan = schedule(sd, steps)
+    generator = torch.Generator().manual_seed(1)
+    begun: list[torch.Tensor] = []
+
+    def new(count: int) -> Latents:
+        made = start((2, 3, 3), count, torch.tensor([1.0, 1.0]), generator, torch.zeros(1))
+        begun.extend(made.x.clone())
+        return made
+
+    pool = new(size)
+    noise = pool.x.clone()
+    roll(pool, spread(size, steps), plan, linear)
+    assert pool.k.tolist() == [0, 2, 4]
+    visits: Counter[tuple[int, int]] = Counter()
+    for _ in range(2 * steps):
+        for b in range(size):
+            visits[b, int(pool.k[b])] += 1
+            again = Latents(noise[b : b + 1].clone(), torch.tensor([0]), pool.c[b : b + 1])
+            roll(again, pool.k[b : b + 1], plan, linear)
+            torch.testing.assert_close(again.x[0], pool.x[b])
+        count = len(begun)
+        restarting = (pool.k == steps - 1).nonzero().squeeze(1)
+        move_on(pool, plan, linear, new)
+        assert len(begun) - count == len(restarting)
+        noise[restarting] = torch.stack(begun[count:]) if len(restarting) else noise[restarting]
+    assert visits == {(b, k): 2 for b in range(size) for k in range(steps)}
+
+
+def test_conditions_are_drawn_by_their_shares() -> None:
+    drawn = start((1, 1, 1), 3000, torch.tensor([1.0, 0.0, 3.0]), torch.Generator().manual_seed(0), torch.zeros(1)).c
+    assert (drawn == 1).sum() == 0
+    assert (drawn == 2).float().mean() == pytest.approx(0.75, abs=0.03)
+
+
+# --- whole methods against plain loops ---
+
+
+def reference_rollout(
+    sd: StableDiffusion, unet: Any, x: torch.Tensor, k: int, cond: torch.Tensor, scale: float, steps: int
+) -> Any:
+    """DDIM with guidance as a plain loop over diffusers' scheduler: x [1, C, h, w] after k of `steps` steps, and its timestep."""
+    scheduler = DDIMScheduler.from_config(sd.scheduler.config)
+    scheduler.set_timesteps(steps)
+    null = encode_prompts(sd, [""])
+    with torch.no_grad():
+        for t in scheduler.timesteps[:k]:
+            e_0, e_c = unet(x, t, null).sample, unet(x, t, cond).sample
+            x = scheduler.step(e_0 + scale * (e_c - e_0), t, x).prev_sample
+    return x, scheduler.timesteps[k]
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("null_branch", ["student", "frozen"])
+def test_sdd_equals_a_plain_loop_with_three_networks(
+    root: Path, models: dict[str, StableDiffusion], kind: str, null_branch: Any
+) -> None:
+    """Algorithm 1 written out with three whole U-Nets, torch's AdamW and diffusers' scheduler."""
+    sd = models[kind]
+    config = SDDConfig(**FAST, null=null_branch)
+    ours, losses = finish(erase_sdd(sd, REMOVAL, config))
+
+    def unet() -> Any:
+        return UNet2DConditionModel.from_pretrained(saved(root, kind), subfolder="unet")
+
+    student, teacher, frozen = unet(), unet(), unet()
+    trained = {name: p for name, p in student.named_parameters() if "attn2" in name}
+    optimizer = torch.optim.AdamW(trained.values(), lr=1e-3, weight_decay=1e-4)
+    generator = torch.Generator().manual_seed(0)
+    c_p, c_s, null = encode_prompts(sd, ["cat", "dog"]), encode_prompts(sd, ["cat, dog"]), encode_prompts(sd, [""])
+    for step in range(3):
+        x = torch.randn(3, *sd.latent_shape, generator=generator)
+        which = torch.multinomial(torch.ones(2), 3, replacement=True, generator=generator)
+        k = torch.multinomial(torch.full((4,), 0.25, dtype=torch.float64), 3, replacement=True, generator=generator)
+        loss = torch.zeros(())
+        for i in range(3):
+            z, t = reference_rollout(sd, teacher, x[i : i + 1], int(k[i]), c_p[which[i]][None], 3.0, 4)
+            with torch.no_grad():
+                target = (student if null_branch == "student" else frozen)(z, t, null).sample
+            loss = loss + F.mse_loss(student(z, t, c_s).sample, target) / 3
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            for p, q in zip(teacher.parameters(), student.parameters(), strict=True):
+                p.copy_(0.5 * p + 0.5 * q)
+        assert losses[step] == pytest.approx(loss.item(), rel=1e-4)
+    expected = dict(teacher.named_parameters())
+    for name, value in ours.weights.items():
+        torch.testing.assert_close(value, expected[name].detach(), rtol=1e-3, atol=1e-5)
+
+
+def test_context_equals_a_plain_loop(root: Path, sd: StableDiffusion) -> None:
+    removal = Removal(("dog",), (("a cat", "a cat", "hat"),), ("a hat",))
+    config = ContextConfig(**FAST, eta=2.0, explicit=0.25, retain_weight=0.5, rollouts="fresh", weight_decay=0.0)
+    ours, losses = finish(erase_context(sd, removal, config))
+
+    def unet() -> Any:
+        return UNet2DConditionModel.from_pretrained(saved(root, "epsilon"), subfolder="unet")
+
+    student, teacher, frozen = unet(), unet(), unet()
+    trained = {name: p for name, p in student.named_parameters() if "attn2" in name}
+    optimizer = torch.optim.AdamW(trained.values(), lr=1e-3, weight_decay=0.0)
+    generator = torch.Generator().manual_seed(0)
+    prompts, retained = ["a cat", "hat"], ["", "a hat"]
+    cases = [("a cat", "a cat"), ("hat", "hat"), ("a cat dog", "a cat"), ("hat dog", "hat")]  # (asked, p)
+    shares = torch.tensor([2 * 0.75, 0.75, 2 * 0.25, 0.25])
+    enc = {p: encode_prompts(sd, [p]) for p in {*prompts, *retained, *(a for a, _ in cases)}}
+    for step in range(3):
+        x = torch.randn(3, *sd.latent_shape, generator=generator)
+        which = torch.multinomial(shares, 3, replacement=True, generator=generator)
+        k = torch.multinomial(torch.full((4,), 0.25, dtype=torch.float64), 3, replacement=True, generator=generator)
+        keep = torch.randint(2, (3,), generator=generator)
+        loss = torch.zeros(())
+        for i in range(3):
+            asked, p = cases[which[i]]
+            z, t = reference_rollout(sd, teacher, x[i : i + 1], int(k[i]), enc[asked], 3.0, 4)
+            h = enc[retained[keep[i]]]
+            with torch.no_grad():
+                e_p, e_pv = frozen(z, t, enc[p]).sample, frozen(z, t, enc[p + " dog"]).sample
+                held = frozen(z, t, h).sample
+            loss = loss + F.mse_loss(student(z, t, enc[asked]).sample, e_p - 2.0 * (e_pv - e_p)) / 3
+            loss = loss + 0.5 * F.mse_loss(student(z, t, h).sample, held) / 3
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            for a, b in zip(teacher.parameters(), student.parameters(), strict=True):
+                a.copy_(0.5 * a + 0.5 * b)
+        assert losses[step] == pytest.approx(loss.item(), rel=1e-4)
+    expected = dict(teacher.named_parameters())
+    for name, value in ours.weights.items():
+        torch.testing.assert_close(value, expected[name].detach(), rtol=1e-3, atol=1e-5)
+
+
+def test_beta_weighs_the_pool(sd: StableDiffusion) -> None:
+    """One step, pool of S latents, one at each k: the Beta loss is the law's mean of the losses that single-k pools give."""
+    base = {**FAST, "steps": 1, "rollouts": "staggered", "batch_size": 4}
+    seen: list[torch.Tensor] = []
+    import hfi.erase.sdd as module
+
+    original = module.sdd_loss
+
+    def spy(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        seen.append(original(a, b).detach())
+        return original(a, b)
+
+    module.sdd_loss = spy
+    try:
+        _, (uniform,) = finish(erase_sdd(sd, REMOVAL, SDDConfig(**base)))
+        _, (beta,) = finish(erase_sdd(sd, REMOVAL, SDDConfig(**base, timesteps="beta")))
+    finally:
+        module.sdd_loss = original
+    assert torch.equal(seen[0], seen[1])
+    assert uniform == pytest.approx(float(seen[0].mean()))
+    assert beta == pytest.approx(float((timestep_law("beta", 4) * seen[0]).sum()), rel=1e-5)
+
+
+def test_contexts_count_images_and_need_one() -> None:
+    prompts, texts, counts = contexts(REMOVAL)
+    assert list(zip(prompts, texts, counts.tolist(), strict=True)) == [
+        ("a cat", "cat", 2.0), ("hat", "cat", 1.0), ("a dog", "dog", 1.0)
+    ]  # fmt: skip
+    with pytest.raises(NoJudgments, match="no flagged image has a prompt"):
+        contexts(Removal(("cat",), ((),)))
+
+
+# --- every method, every family ---
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("rollouts", ["fresh", "staggered"])
+@pytest.mark.parametrize("method", list(METHODS))
+def test_battery(models: dict[str, StableDiffusion], tmp_path: Path, method: str, rollouts: str, kind: str) -> None:
+    """Selected parameters change and no other; the same seed gives the same weights, also with an interruption after any step."""
+    named = install(models[kind], LearnedToken("<hfi>", torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(0))))
+    removal = Removal(("<hfi>", "dog"), REMOVAL.contexts, REMOVAL.retain)
+    config_class, erase = METHODS[method]
+    config = config_class(**FAST, rollouts=rollouts)
+    before = {name: value.clone() for name, value in named.unet.state_dict().items()}
+    whole, losses = finish(erase(named, removal, config))
+    assert all(torch.equal(value, before[name]) for name, value in named.unet.state_dict().items())
+    assert set(whole.weights) == {name for name in before if "attn2" in name}
+    assert all(not torch.equal(value, before[name]) for name, value in whole.weights.items())
+    assert whole.evaluations > 0
+
+    run = Run.start(tmp_path, "erase", "x", dataclasses.asdict(config))
+    for _ in range(2):  # killed after each of the first steps
+
+        def killed(state: Any) -> Any:
+            training = erase(named, removal, config, state)
+            yield next(training)
+            next(training)
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            drive(killed, run, steps=3, save_every=1, title="x")
+    again = drive(lambda state: erase(named, removal, config, state), run, steps=3, save_every=1, title="x")
+    assert [line["loss"] for line in run.metrics()] == losses
+    assert again.evaluations == whole.evaluations
+    assert all(torch.equal(value, again.weights[name]) for name, value in whole.weights.items())
+
+    other, _ = finish(erase(named, removal, dataclasses.replace(config, seed=1)))
+    assert any(not torch.equal(value, other.weights[name]) for name, value in whole.weights.items())
+
+
+@pytest.mark.parametrize("train", ["noxattn", "selfattn", "full"])
+def test_other_selections_change_exactly_those(sd: StableDiffusion, train: Any) -> None:
+    result, _ = finish(erase_sdd(sd, REMOVAL, SDDConfig(**{**FAST, "steps": 1}, train=train)))
+    wanted = {"noxattn": lambda n: "attn2" not in n, "selfattn": lambda n: "attn1" in n, "full": lambda n: True}[train]
+    assert set(result.weights) == {n for n, _ in sd.unet.named_parameters() if wanted(n)}
+
+
+def test_evaluations_are_those_of_the_network(sd: StableDiffusion) -> None:
+    seen: list[int] = []
+    handle = sd.unet.register_forward_hook(lambda m, args, out: seen.append(len(args[0])))
+    try:
+        for erase, config in (
+            (erase_sdd, SDDConfig(**FAST)),
+            (erase_context, ContextConfig(**FAST)),
+            (erase_context, ContextConfig(**FAST, retain_weight=0, guidance_scale=1)),
+        ):
+            seen.clear()
+            result, _ = finish(erase(sd, REMOVAL, config))  # type: ignore[operator]
+            assert result.evaluations == sum(seen)
+    finally:
+        handle.remove()
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(sd: StableDiffusion, tmp_path: Path) -> None:
+    config = SDDConfig(**{**FAST, "steps": 60, "learning_rate": 1e18})
+    run = Run.start(tmp_path, "erase", "x", {})
+    with pytest.raises(NonFiniteLoss, match="not finite at step") as e:
+        drive(lambda state: erase_sdd(sd, REMOVAL, config, state), run, steps=60, save_every=1, title="x")
+    kept = torch.load(run.path / "checkpoint.pt", weights_only=True)
+    assert kept["step"] == e.value.step - 1
+    assert all(torch.isfinite(value).all() for value in kept["student"].values())
+
+
+def test_bad_settings_are_named_together() -> None:
+    with pytest.raises(UsageError, match=r"--steps is 0: give 1 or more; --ema-decay is 2: give 1 or less"):
+        SDDConfig(steps=0, ema_decay=2)
+    with pytest.raises(UsageError, match="--null is 'x': choose student or frozen"):
+        SDDConfig(null="x")  # type: ignore[arg-type]
+
+
+# --- files ---
+
+
+def test_an_erasure_is_saved_applied_and_exported(root: Path, sd: StableDiffusion, tmp_path: Path) -> None:
+    result, _ = finish(erase_sdd(sd, REMOVAL, SDDConfig(**FAST)))
+    metadata = {"base": sd.content, "base_name": sd.name, "method": "sdd", "concepts": '["cat"]'}
+    Erasure(result.weights, metadata).save(tmp_path / "e.safetensors")
+    loaded = Erasure.load(tmp_path / "e.safetensors")
+    assert loaded.method == "sdd"
+    assert loaded.concepts == ["cat"]
+    assert loaded.content == Erasure(result.weights, {}).content
+    before = {name: value.clone() for name, value in sd.unet.state_dict().items()}
+    cleaned = apply(sd, loaded)
+    export_unet(cleaned, tmp_path / "unet")
+    export_unet(cleaned, tmp_path / "unet")  # again, over the first
+    exported = UNet2DConditionModel.from_pretrained(tmp_path / "unet").state_dict()
+    assert set(exported) == set(before)
+    for name, value in exported.items():
+        assert torch.equal(value, result.weights[name] if "attn2" in name else before[name]), name
+        assert torch.equal(sd.unet.state_dict()[name], before[name])
+    assert [p.name for p in tmp_path.iterdir() if "tmp" in p.name] == []
+
+    with pytest.raises(ModelError, match="was made for"):
+        apply(dataclasses.replace(sd, content="0" * 64), loaded)
+    save_file({"w": torch.ones(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ModelError, match="no erasure of hfi"):
+        Erasure.load(tmp_path / "other.safetensors")

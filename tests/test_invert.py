@@ -1,0 +1,209 @@
+import dataclasses
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import WIDTH, saved
+
+from hfi.diffusion.sd import StableDiffusion, encode_prompts, load_sd, tokenize
+from hfi.diffusion.tokens import LearnedToken, install
+from hfi.diffusion.training import drive, load_state
+from hfi.errors import HfiError, NoJudgments, NonFiniteLoss, UsageError
+from hfi.invert.train import PLAIN, Examples, InvertConfig, initial_vectors, injected, inversion_loss, invert
+from hfi.invert.weights import flagged, sample_weights
+from hfi.runs import Run
+
+FAST = {"steps": 4, "batch_size": 3, "learning_rate": 0.05, "save_every": 1}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, StableDiffusion]:
+    root = tmp_path_factory.mktemp("models")
+    return {kind: load_sd(saved(root, kind)) for kind in ("epsilon", "v_prediction")}
+
+
+@pytest.fixture
+def sd(models: dict[str, StableDiffusion]) -> StableDiffusion:
+    return models["epsilon"]
+
+
+def examples(sd: StableDiffusion, prompts: tuple[str | None, ...] = ("a cat", "a dog", None)) -> Examples:
+    generator = torch.Generator().manual_seed(5)
+    shape = (len(prompts), *sd.latent_shape)
+    weights = torch.tensor([1.5, 1.0, 0.5])[: len(prompts)]
+    return Examples(torch.randn(shape, generator=generator), torch.rand(shape, generator=generator), weights, prompts)
+
+
+def finish(training: Generator[Any, None, LearnedToken]) -> tuple[LearnedToken, list[float]]:
+    losses = []
+    while True:
+        try:
+            losses.append(next(training).loss)
+        except StopIteration as end:
+            return end.value, losses
+
+
+# --- formulas ---
+
+
+def test_the_loss_by_hand() -> None:
+    """(2 (1 + 9)/2 + .5 (4 + 0)/2) / 2 = (10 + 1) / 2"""
+    out, target = torch.tensor([[[[1.0, 3.0]]], [[[2.0, 1.0]]]]), torch.tensor([[[[0.0, 0.0]]], [[[0.0, 1.0]]]])
+    assert inversion_loss(out, target, torch.tensor([2.0, 0.5])).item() == 5.5
+
+
+def test_weights_by_hand() -> None:
+    np.testing.assert_allclose(sample_weights(np.array([0.9, 0.6]), np.array([0.0]), binary=True), [1.2, 0.8])
+    everyone = np.array([-1.0, 0.0, 1.0])  # mean 0: sigmoid(log 3) = 3/4, sigmoid(0) = 1/2
+    found = sample_weights(np.array([np.log(3), 0.0]), everyone, binary=False)
+    np.testing.assert_allclose(found, [1.2, 0.8])
+    assert (sample_weights(np.array([-5.0, -6.0]), np.array([-7.0]), binary=False) > 0).all()
+
+
+def test_the_best_images_are_taken() -> None:
+    scores = np.array([0.2, 0.9, 0.6, 0.7])
+    assert flagged(scores, 2, binary=True).tolist() == [1, 3]
+    assert flagged(scores, 9, binary=True).tolist() == [1, 3, 2]
+    assert flagged(scores - 3, 3, binary=False).tolist() == [1, 3, 2]
+    with pytest.raises(NoJudgments, match=r"no image scores above 0\.5"):
+        flagged(np.array([0.1, 0.5]), 2, binary=True)
+
+
+def test_where_the_token_starts(sd: StableDiffusion) -> None:
+    table = sd.text_encoder.get_input_embeddings().weight
+    cat, dog, hat = (table[i] for i in sd.tokenizer("cat dog hat", add_special_tokens=False).input_ids)
+    assert torch.equal(initial_vectors(sd, "cat", 1), cat[None])
+    torch.testing.assert_close(initial_vectors(sd, "cat dog hat", 1), ((cat + dog + hat) / 3)[None])
+    torch.testing.assert_close(initial_vectors(sd, "cat dog hat", 2), torch.stack([(cat + dog) / 2, hat]))
+    assert torch.equal(initial_vectors(sd, "cat dog", 3), torch.stack([cat, dog, cat]))
+    with pytest.raises(UsageError, match="needs a word to start from"):
+        initial_vectors(sd, " ", 1)
+
+
+def test_injection_equals_installed_rows_and_touches_no_table(sd: StableDiffusion) -> None:
+    vectors = torch.randn(2, WIDTH, requires_grad=True)
+    named = install(sd, LearnedToken("<hfi>", torch.zeros(2, WIDTH)))
+    real = install(sd, LearnedToken("<hfi>", vectors.detach()))
+    ids = tokenize(named, ["a <hfi> cat", "dog"])
+    table = named.text_encoder.get_input_embeddings().weight
+    before = table.clone()
+    with injected(named.text_encoder, len(sd.tokenizer), vectors):
+        states = named.text_encoder(ids).last_hidden_state
+    torch.testing.assert_close(states.detach(), encode_prompts(real, ["a <hfi> cat", "dog"]))
+    states.sum().backward()
+    assert (vectors.grad.abs().sum(1) > 0).all()  # type: ignore[union-attr]
+    assert table.grad is None
+    assert torch.equal(table, before)
+    torch.testing.assert_close(named.text_encoder(ids).last_hidden_state, encode_prompts(named, ["a <hfi> cat", "dog"]))
+
+
+# --- the whole training against a plain loop ---
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("template", ["prompt", "plain"])
+def test_training_equals_textual_inversion_on_the_whole_table(
+    models: dict[str, StableDiffusion], kind: str, template: Any
+) -> None:
+    """The usual implementation: the embedding table is the parameter, the other rows are put back after every step."""
+    sd = models[kind]
+    data = examples(sd)
+    config = InvertConfig(**FAST, vectors=2, template=template, ema_decay=0.5, weight_decay=0.1)
+    token, losses = finish(invert(sd, data, "<hfi>", "cat dog", config))
+
+    named = install(sd, LearnedToken("<hfi>", initial_vectors(sd, "cat dog", 2)))
+    table = named.text_encoder.get_input_embeddings().weight.requires_grad_(True)
+    original, size = table.detach().clone(), len(sd.tokenizer)
+    average = original[size:].clone()
+    optimizer = torch.optim.AdamW([table], lr=0.05, weight_decay=0.1)
+    generator = torch.Generator().manual_seed(0)
+    own = ["a cat <hfi>", "a dog <hfi>", None]
+    plain = [sentence.format("<hfi>") for sentence in PLAIN]
+    for step in range(4):
+        pick = torch.randint(3, (3,), generator=generator)
+        texts = []
+        for i in pick.tolist():
+            fixed = own[i] if template == "prompt" else None
+            texts.append(fixed or plain[int(torch.randint(len(plain), (1,), generator=generator))])
+        t = torch.randint(1000, (3,), generator=generator)
+        z0 = data.mean[pick] + data.std[pick] * torch.randn((3, *sd.latent_shape), generator=generator)
+        noise = torch.randn(z0.shape, generator=generator)
+        loss = torch.zeros(())
+        for b in range(3):
+            a = sd.scheduler.alphas_cumprod[t[b]]
+            z_t = a.sqrt() * z0[b] + (1 - a).sqrt() * noise[b]
+            target = noise[b] if kind == "epsilon" else a.sqrt() * noise[b] - (1 - a).sqrt() * z0[b]
+            cond = named.text_encoder(tokenize(named, [texts[b]])).last_hidden_state
+            out = sd.unet(z_t[None], t[b], cond).sample[0]
+            loss = loss + data.weights[pick[b]] * F.mse_loss(out, target) / 3
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            table[:size] = original[:size]
+        average = 0.5 * average + 0.5 * table[size:].detach()
+        assert losses[step] == pytest.approx(loss.item(), rel=1e-4)
+    torch.testing.assert_close(token.embeddings, average, rtol=1e-3, atol=1e-4)
+
+
+def test_every_vector_learns_and_nothing_else_does(sd: StableDiffusion) -> None:
+    parts = {"text": sd.text_encoder, "unet": sd.unet, "vae": sd.vae}
+    before = {(k, n): v.clone() for k, m in parts.items() for n, v in m.state_dict().items()}
+    token, _ = finish(invert(sd, examples(sd), "<hfi>", "cat", InvertConfig(**FAST, vectors=3)))
+    moved = (token.embeddings - initial_vectors(sd, "cat", 3)).abs().amax(1)
+    assert (moved > 0).all()
+    assert all(torch.equal(v, before[k, n]) for k, m in parts.items() for n, v in m.state_dict().items())
+    assert "<hfi>" not in sd.tokenizer.get_vocab()
+
+
+def test_it_learns(sd: StableDiffusion) -> None:
+    """On one image, noise of 100 updates: the loss of the last thirty lies below that of the first thirty."""
+    data = examples(sd, ("a cat",))
+    _, losses = finish(invert(sd, data, "<hfi>", "dog", InvertConfig(**{**FAST, "steps": 100, "batch_size": 4})))
+    assert np.mean(losses[-30:]) < np.mean(losses[:30])
+
+
+def test_a_long_prompt_does_not_push_the_token_out(sd: StableDiffusion) -> None:
+    data = examples(sd, ("cat " * 50,))
+    token, _ = finish(invert(sd, data, "<hfi>", "dog", InvertConfig(**FAST, vectors=2)))
+    assert ((token.embeddings - initial_vectors(sd, "dog", 2)).abs().amax(1) > 0).all()
+
+
+def test_after_a_kill_the_same_run_ends_the_same(sd: StableDiffusion, tmp_path: Path) -> None:
+    config = InvertConfig(**{**FAST, "save_every": 2})
+    whole, losses = finish(invert(sd, examples(sd), "<hfi>", "cat", config))
+    run = Run.start(tmp_path, "invert", "x", dataclasses.asdict(config))
+
+    def killed(state: Any) -> Any:
+        training = invert(sd, examples(sd), "<hfi>", "cat", config, state)
+        for _ in range(3):
+            yield next(training)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        drive(killed, run, steps=4, save_every=2, title="x")
+    assert len(run.metrics()) == 3
+    assert load_state(run.path / "checkpoint.pt")["step"] == 2  # type: ignore[index]
+    again = drive(lambda state: invert(sd, examples(sd), "<hfi>", "cat", config, state), run, steps=4, save_every=2, title="x")
+    assert torch.equal(again.embeddings, whole.embeddings)
+    assert [line["loss"] for line in run.metrics()] == losses
+    other, _ = finish(invert(sd, examples(sd), "<hfi>", "cat", dataclasses.replace(config, seed=1)))
+    assert not torch.equal(other.embeddings, whole.embeddings)
+
+
+def test_a_damaged_state_is_named(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(b"half a fi")
+    with pytest.raises(HfiError, match="is damaged"):
+        load_state(tmp_path / "checkpoint.pt")
+
+
+def test_a_loss_that_is_not_finite_stops(sd: StableDiffusion) -> None:
+    data = examples(sd)
+    data.mean[1, 0, 0, 0] = float("nan")
+    training = invert(sd, data, "<hfi>", "cat", InvertConfig(**{**FAST, "steps": 50}))
+    with pytest.raises(NonFiniteLoss, match="at step"):
+        finish(training)
