@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 import numpy as np
-from sqlalchemy import Select, case, func, select
+from sqlalchemy import ColumnElement, Select, case, func, select
 from sqlalchemy.orm import Session, aliased
 
 from hfi import __version__, concepts
@@ -383,23 +383,28 @@ def _campaign_row(s: Session, campaign_id: int) -> m.Campaign:
     return row
 
 
+# made once: building them costs more than the queries
+_LATER, _ANSWER, _OTHER = aliased(m.Judgment), aliased(m.Judgment), aliased(m.Assignment)
+
 _NO_ANSWER = ("unsure", "skip", "disturbing", "undone")
 
 
 def _open_tasks(row: m.Campaign, annotator_id: int) -> Select[tuple[m.Task]]:
     """Tasks that this annotator may judge next, in order."""
-    other = aliased(m.Assignment)
-    last = _living().subquery()
     answered = (
-        select(func.count())
-        .select_from(last)
-        .where(last.c.task_id == m.Task.id, last.c.verdict.not_in(_NO_ANSWER), last.c.annotator_id != annotator_id)
+        select(func.count(_ANSWER.id))
+        .where(
+            _ANSWER.task_id == m.Task.id,
+            _ANSWER.annotator_id != annotator_id,
+            _ANSWER.verdict.not_in(_NO_ANSWER),
+            _is_last(_ANSWER),
+        )
         .scalar_subquery()
     )
     leased = (
         select(func.count())
-        .select_from(other)
-        .where(other.task_id == m.Task.id, other.state == "open", other.annotator_id != annotator_id)
+        .select_from(_OTHER)
+        .where(_OTHER.task_id == m.Task.id, _OTHER.state == "open", _OTHER.annotator_id != annotator_id)
         .scalar_subquery()
     )
     done = select(m.Assignment.id).where(
@@ -412,15 +417,14 @@ def _open_tasks(row: m.Campaign, annotator_id: int) -> Select[tuple[m.Task]]:
     )
 
 
-def _living() -> Select[tuple[m.Judgment]]:
-    """The last revision of each (task, annotator)."""
-    later = aliased(m.Judgment)
-    newer = select(later.id).where(
-        later.task_id == m.Judgment.task_id,
-        later.annotator_id == m.Judgment.annotator_id,
-        later.revision > m.Judgment.revision,
+def _is_last(judgment: type[m.Judgment]) -> ColumnElement[bool]:
+    """Whether it is the last revision of its (task, annotator)."""
+    newer = select(_LATER.id).where(
+        _LATER.task_id == judgment.task_id,
+        _LATER.annotator_id == judgment.annotator_id,
+        _LATER.revision > judgment.revision,
     )
-    return select(m.Judgment).where(~newer.exists())
+    return ~newer.exists()
 
 
 def _claim(s: Session, row: m.Campaign, assignment: m.Assignment) -> Claim:
@@ -542,9 +546,12 @@ def undo(s: Session, campaign_id: int, annotator_id: int, now: datetime | None =
     """
     now = now or now_utc()
     row = _campaign_row(s, campaign_id)
-    query = _living().join(m.Task, m.Task.id == m.Judgment.task_id)
+    query = select(m.Judgment).join(m.Task, m.Task.id == m.Judgment.task_id)
     query = query.where(
-        m.Task.campaign_id == campaign_id, m.Judgment.annotator_id == annotator_id, m.Judgment.verdict != "undone"
+        m.Task.campaign_id == campaign_id,
+        m.Judgment.annotator_id == annotator_id,
+        m.Judgment.verdict != "undone",
+        _is_last(m.Judgment),
     )
     last = s.scalar(query.order_by(m.Judgment.id.desc()).limit(1))
     if last is None:
@@ -575,16 +582,16 @@ def undo(s: Session, campaign_id: int, annotator_id: int, now: datetime | None =
 def progress(s: Session, campaign_id: int, annotator_id: int | None = None) -> Progress:
     """See `Progress`. For one annotator `total` counts the tasks they did and those they may still do."""
     row = _campaign_row(s, campaign_id)
-    last = _living().subquery()
-    query = (
-        select(last.c.verdict, func.count())
-        .join(m.Task, m.Task.id == last.c.task_id)
-        .where(m.Task.campaign_id == campaign_id, last.c.verdict != "undone")
-        .group_by(last.c.verdict)
+    living = (
+        select(m.Judgment.task_id, m.Judgment.verdict)
+        .join(m.Task, m.Task.id == m.Judgment.task_id)
+        .where(m.Task.campaign_id == campaign_id, m.Judgment.verdict != "undone", _is_last(m.Judgment))
     )
     if annotator_id is not None:
-        query = query.where(last.c.annotator_id == annotator_id)
-    by_verdict = {verdict: count for verdict, count in s.execute(query)}
+        living = living.where(m.Judgment.annotator_id == annotator_id)
+    last = living.subquery()
+    counts = s.execute(select(last.c.verdict, func.count()).group_by(last.c.verdict))
+    by_verdict = {verdict: count for verdict, count in counts}  # noqa: C416
     if annotator_id is not None:
         done = sum(by_verdict.values())
         left = s.scalar(select(func.count()).select_from(_open_tasks(row, annotator_id).subquery()))
@@ -592,8 +599,6 @@ def progress(s: Session, campaign_id: int, annotator_id: int | None = None) -> P
     total = s.scalar(select(func.count()).select_from(m.Task).where(m.Task.campaign_id == campaign_id))
     answers = (
         select(last.c.task_id)
-        .join(m.Task, m.Task.id == last.c.task_id)
-        .where(m.Task.campaign_id == campaign_id)
         .group_by(last.c.task_id)
         .having(func.sum(case((last.c.verdict.in_(_NO_ANSWER), 0), else_=1)) >= row.overlap)
     )
@@ -604,14 +609,13 @@ def progress(s: Session, campaign_id: int, annotator_id: int | None = None) -> P
 def current_judgments(s: Session, concept_slug: str, simulated: bool | None = None) -> list[JudgmentRow]:
     """Living judgments of a concept, oldest first; of people only (False), of simulations only (True) or of both (None)."""
     owner = _concept_row(s, concept_slug)
-    living = _living().subquery()
-    j = aliased(m.Judgment, living)
+    j = _ANSWER
     query = (
         select(j, m.Annotator, m.Campaign.name)
         .join(m.Annotator, m.Annotator.id == j.annotator_id)
         .join(m.Task, m.Task.id == j.task_id)
         .join(m.Campaign, m.Campaign.id == m.Task.campaign_id)
-        .where(m.Campaign.concept_id == owner.id, j.verdict != "undone")
+        .where(m.Campaign.concept_id == owner.id, j.verdict != "undone", _is_last(j))
         .order_by(j.id)
     )
     if simulated is not None:

@@ -14,7 +14,7 @@ from hfi.errors import HfiError
 
 __all__ = ["Engine", "Session", "connect", "reading", "writing"]
 
-_BUSY_MS = 10_000
+_BUSY_MS = 30_000
 
 
 def connect(url: str) -> Engine:
