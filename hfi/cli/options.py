@@ -40,7 +40,8 @@ def with_config(config_class: type[Any], *, skip: tuple[str, ...] = ()) -> Calla
         for f in described:
             default = f.default if f.default is not MISSING else None
             names = [flag(f.name)] if hints[f.name] is not bool else [f"{flag(f.name)}/--no-{f.name.replace('_', '-')}"]
-            shown = typer.Option(*names, help=f"{f.metadata['help']} (default: {default})", show_default=False)
+            words = f.metadata["help"] if default in (None, "") else f"{f.metadata['help']} (default: {default})"
+            shown = typer.Option(*names, help=words, show_default=False)
             added.append((f.name, Annotated[hints[f.name] | None, shown]))
         file = typer.Option("--config", help="A TOML file of these settings; flags win over it.", show_default=False)
         added.append(("config_file", Annotated[Path | None, file]))

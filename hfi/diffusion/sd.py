@@ -237,6 +237,9 @@ def _line(e: BaseException) -> str:
 # --- text ---
 
 
+_told: set[str] = set()  # prompts that were said to be cut
+
+
 def tokenize(sd: StableDiffusion, prompts: Sequence[str], suffix: str = "") -> Tensor:
     """Token ids [B, L] of prompts, each followed by `suffix`. Multi-vector tokens are expanded.
 
@@ -255,10 +258,11 @@ def tokenize(sd: StableDiffusion, prompts: Sequence[str], suffix: str = "") -> T
             ids = ids[: room - len(end)]
         ids = [sd.tokenizer.bos_token_id, *ids, *end, sd.tokenizer.eos_token_id]
         rows.append(ids + [sd.tokenizer.pad_token_id] * (sd.text_length - len(ids)))
-    if cut:
+    if cut := [(prompt, lost) for prompt, lost in cut if prompt not in _told]:
+        _told.update(prompt for prompt, _ in cut)
         prompt, lost = cut[0]
         more = f" (and {len(cut) - 1} more prompts)" if len(cut) > 1 else ""
-        warn_once(f"prompt cut: this model reads {room} tokens, so '{_short(prompt)}' loses '{_short(lost)}'{more}")
+        log.warning(f"prompt cut: this model reads {room} tokens, so '{_short(prompt)}' loses '{_short(lost)}'{more}")
     return torch.tensor(rows, dtype=torch.long, device=sd.device)
 
 
@@ -269,11 +273,6 @@ def _ids(sd: StableDiffusion, text: str) -> list[int]:
 
 def _short(text: str, width: int = 60) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
-
-
-@lru_cache(maxsize=4096)
-def warn_once(message: str) -> None:
-    log.warning(message)
 
 
 def encode_ids(sd: StableDiffusion, ids: Tensor) -> Tensor:

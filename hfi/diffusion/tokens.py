@@ -5,6 +5,7 @@ in a prompt.
 """
 
 import copy
+import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -37,6 +38,11 @@ class LearnedToken:
         check_placeholder(self.placeholder)
         if self.embeddings.ndim != 2 or not len(self.embeddings):
             raise ValueError(f"embeddings of shape {tuple(self.embeddings.shape)}, not [n, D]")
+
+    @property
+    def content(self) -> str:
+        """sha256 of the vectors."""
+        return hashlib.sha256(self.embeddings.float().contiguous().numpy().tobytes()).hexdigest()
 
     @property
     def names(self) -> list[str]:

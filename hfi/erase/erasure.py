@@ -1,5 +1,6 @@
 """The result of a method: the changed tensors alone, in one file with its provenance."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -36,8 +37,6 @@ class Erasure:
     @cached_property
     def content(self) -> str:
         """sha256 of names and values."""
-        import hashlib
-
         total = hashlib.sha256()
         for name, value in sorted(self.tensors.items()):
             total.update(name.encode() + value.float().contiguous().numpy().tobytes())
@@ -54,11 +53,16 @@ class Erasure:
         return cls(tensors, metadata)
 
 
+def check_base(erasure: Erasure, content: str, name: str) -> None:
+    """ModelError unless the erasure was made for the model of this content."""
+    if erasure.metadata["base"] != content:
+        made_for = erasure.metadata.get("base_name", "another model")
+        raise ModelError(f"this erasure was made for {made_for} (content {erasure.metadata['base'][:12]}), not for {name}")
+
+
 def apply(sd: StableDiffusion, erasure: Erasure) -> StableDiffusion:
     """The cleaned model. `sd` itself does not change, and all other tensors are shared with it. ModelError for another base."""
-    if erasure.metadata["base"] != sd.content:
-        made_for = erasure.metadata.get("base_name", "another model")
-        raise ModelError(f"this erasure was made for {made_for} (content {erasure.metadata['base'][:12]}), not for {sd.name}")
+    check_base(erasure, sd.content, sd.name)
     unet = share_copy(sd.unet)
     for name, value in erasure.tensors.items():
         owner, _, last = name.rpartition(".")

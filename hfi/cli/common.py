@@ -1,0 +1,131 @@
+"""What the commands that train share: finding things in a workspace, and naming a run."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hfi.aggregate import Method, rankings, soft_labels
+from hfi.concepts import Concept
+from hfi.errors import HfiError, NoJudgments, NotFound, UsageError
+from hfi.judgments import Include, JudgmentSet, freeze, save
+from hfi.runs import Run
+from hfi.store import queries
+from hfi.store.session import reading
+from hfi.workspace import Workspace
+
+if TYPE_CHECKING:
+    from hfi.diffusion.tokens import LearnedToken
+
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="The model: a folder in diffusers' layout, or a hub id.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")]
+SimulatedOption = Annotated[
+    Include, typer.Option(help="Judgments of simulated annotators: leave them out, take them too, or take only those.")
+]
+LabelOption = Annotated[Method, typer.Option("--labels", help="How several people's judgments of an image become one.")]
+NameOption = Annotated[
+    str | None, typer.Option("--name", help="Name of the run (default: from what it does).", show_default=False)
+]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A concept and its judgments, frozen and kept in the workspace."""
+
+    concept: Concept
+    judgments: JudgmentSet
+
+    @property
+    def binary(self) -> bool:
+        return self.judgments.question == "binary"
+
+    def labels(self, method: Method) -> dict[str, tuple[float, int]]:
+        """(y in [0, 1], judgments behind it) of each image that was answered for.
+
+        Of a ranking question, y is the image's mean place: 1 the first, 0 the last.
+        """
+        if self.binary:
+            return {sha: (label.y, label.count) for sha, label in soft_labels(self.judgments, method).items()}
+        places: dict[str, list[float]] = {}
+        for order in rankings(self.judgments):
+            for place, sha in enumerate(order):
+                places.setdefault(sha, []).append(1 - place / (len(order) - 1))
+        return {sha: (sum(found) / len(found), len(found)) for sha, found in places.items()}
+
+    def flagged_prompts(self, method: Method) -> list[str]:
+        """The prompt of each image that rather shows the concept (y > 0.5), one entry an image; those without one are left out.
+        NoJudgments where no image is flagged."""
+        prompts = self.judgments.prompts
+        flagged = [sha for sha, (y, _) in self.labels(method).items() if y > 0.5]
+        if not flagged:
+            raise NoJudgments(f"no image is judged to show {self.concept.slug!r}: judge more with 'hfi ui'")
+        return [prompt for sha in flagged if (prompt := prompts[sha])]
+
+    def clean_prompts(self, method: Method) -> list[str]:
+        """Prompts of judged images none of which was flagged."""
+        prompts, labels = self.judgments.prompts, self.labels(method)
+        bad = {prompts[sha] for sha, (y, _) in labels.items() if y >= 0.5}
+        return sorted({prompt for sha in labels if (prompt := prompts[sha]) and prompt not in bad})
+
+
+def judged(space: Workspace, slug: str, simulated: Include) -> Judged:
+    """NotFound for an unknown concept, NoJudgments where there is none."""
+    engine = space.engine()
+    with reading(engine) as session:
+        concept = queries.concept(session, slug)
+    judgments = freeze(engine, slug, simulated)
+    save(judgments, space.judgments / f"{slug}-{judgments.sha256[:12]}.jsonl")
+    return Judged(concept, judgments)
+
+
+def start_run(space: Workspace, command: str, name: str | None, default: str, settings: dict[str, Any]) -> Run:
+    """The run of this name; without a name, the first of `default`, `default-2`, ... that is free or has these settings."""
+    if name:
+        return Run.start(space.runs, command, name, settings)
+    wanted = json.loads(json.dumps(settings, default=str))
+    for i in range(1, 10_000):
+        run = Run(space.runs / command / (default if i == 1 else f"{default}-{i}"))
+        if not (run.path / "config.json").exists() or run.config() == wanted:
+            return Run.start(space.runs, command, run.path.name, settings)
+    raise HfiError(f"there are ten thousand runs named {default}: give a --name")
+
+
+def find_file(folder: Path, name: str, kind: str, make: str) -> Path:
+    """A file given by its path, or by its name in a folder of the workspace."""
+    for path in (Path(name), folder / f"{name.strip('<>')}.safetensors"):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(p.stem for p in folder.glob("*.safetensors"))) or "none yet"
+    raise NotFound(f"no {kind} {name!r} in {folder} (known: {known}): give its name or path, or make it with '{make}'")
+
+
+def load_tokens(space: Workspace, names: Sequence[str]) -> "list[LearnedToken]":
+    from hfi.diffusion.tokens import LearnedToken
+
+    tokens = [LearnedToken.load(find_file(space.tokens, name, "token", "hfi invert")) for name in names]
+    if len({token.placeholder for token in tokens}) < len(tokens):
+        raise UsageError(f"two tokens share a placeholder: {', '.join(token.placeholder for token in tokens)}")
+    return tokens
+
+
+def check_writable(*folders: Path) -> None:
+    """HfiError before long work for a folder that its result could not be written to."""
+    for folder in folders:
+        nearest = next(p for p in (folder, *folder.parents) if p.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+            raise HfiError(f"cannot write to {folder}: change its permissions, or choose another workspace")
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copies a result of a run to where the next command looks for it, whole or not at all."""
+    scratch = target.with_name(target.name + ".tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_bytes(source.read_bytes())
+        os.replace(scratch, target)
+    except OSError as e:
+        raise HfiError(f"cannot write {target}: {e.strerror or e}") from e

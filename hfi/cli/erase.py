@@ -1,0 +1,218 @@
+"""`hfi erase`: a concept, taken out of a model's weights."""
+
+import json
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from hfi import __version__
+from hfi.cli.common import (
+    DeviceOption,
+    Judged,
+    LabelOption,
+    ModelOption,
+    NameOption,
+    SimulatedOption,
+    check_writable,
+    copy_file,
+    judged,
+    load_tokens,
+    start_run,
+)
+from hfi.cli.options import JsonOption, WorkspaceOption, with_config
+from hfi.concepts import Concept
+from hfi.config import as_dict, flag
+from hfi.erase import METHODS, Removal
+from hfi.errors import UsageError
+from hfi.prompts import load_prompts
+from hfi.store import queries
+from hfi.store.session import reading
+from hfi.workspace import Workspace
+
+
+def _settings_class() -> type[Any]:
+    """Every setting of every method, None where it is not given; help says each method's default."""
+    found: dict[str, tuple[Any, str, list[str]]] = {}
+    for method, (config_class, _) in METHODS.items():
+        hints = get_type_hints(config_class)
+        for f in fields(config_class):
+            _, _, defaults = found.setdefault(f.name, (hints[f.name], f.metadata["help"], []))
+            defaults.append(f"{method} {f.default}")
+    columns = []
+    for name, (hint, words, defaults) in found.items():
+        columns.append((name, hint, field(default=None, metadata={"help": f"{words} (default: {', '.join(defaults)})"})))
+    return make_dataclass("EraseSettings", columns, frozen=True, kw_only=True)
+
+
+EraseSettings = _settings_class()
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What each concept is called while it is removed: `kind` is token or text."""
+
+    kind: str
+    texts: list[str]
+    tokens: list[Any]  # LearnedToken
+
+
+@with_config(EraseSettings)
+def erase(
+    workspace: WorkspaceOption = Path("."),
+    *,
+    model: ModelOption,
+    concept: Annotated[str, typer.Option("--concept", "-c", help="The concept to remove; several with commas between them.")],
+    method: Annotated[str, typer.Option(help=f"How: {' or '.join(METHODS)}.")] = "sdd",
+    token: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The token that stands for the concept, by name or file; one for each concept (default: the concept's own).",
+            show_default=False,
+        ),
+    ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(help="Words that stand for the concept, instead of a token; one for each concept.", show_default=False),
+    ] = None,
+    retain: Annotated[
+        Path | None,
+        typer.Option(
+            help="Prompts file of what must stay as it is, for sdd-context (default: judged prompts that nobody flagged).",
+            show_default=False,
+        ),
+    ] = None,
+    labels: LabelOption = "majority",
+    simulated: SimulatedOption = "exclude",
+    name: NameOption = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+    config: Any,
+) -> None:
+    """Remove one or several concepts from the model's weights; writes the changed tensors, and the U-Net for diffusers."""
+    from hfi.diffusion.sd import check_placeholders, content_id, find_model, load_sd, pick_device
+    from hfi.diffusion.tokens import install
+    from hfi.diffusion.training import clear_state, drive
+    from hfi.erase.context import contexts
+    from hfi.erase.erasure import Erasure, apply, export_unet
+
+    if method not in METHODS:
+        raise UsageError(f"unknown erasure method {method!r}: choose {' or '.join(METHODS)}")
+    settings = method_config(method, config)
+    in_context = method == "sdd-context"
+    if retain and not in_context:
+        raise UsageError(f"--retain is for sdd-context: {method} holds no prompts")
+    space = Workspace.open(workspace)
+    concepts = _concepts(space, concept)
+    called = _conditioning(space, concepts, token, text)
+    kept = [p.text for p in load_prompts(retain)] if retain else []
+    found: list[Judged] = []
+    if in_context:
+        found = [judged(space, c.slug, simulated) for c in concepts]
+        if not retain:
+            kept = sorted({prompt for j in found for prompt in j.clean_prompts(labels)})
+    removal = Removal(called.texts, [j.flagged_prompts(labels) for j in found], kept)
+    if in_context:
+        contexts(removal)  # refuses what it could not work with, before a model is loaded
+    content = content_id(find_model(model))
+    check_writable(space.erasures, space.runs)
+    for t in called.tokens:
+        if t.metadata.get("base", content) != content:
+            typer.echo(
+                f"{t.placeholder} was learned for {t.metadata.get('base_name', 'another model')}, not for {model}", err=True
+            )
+
+    everything = {
+        "model": model,
+        "model_content": content,
+        "method": method,
+        "concepts": [c.slug for c in concepts],
+        "conditioning": called.kind,
+        "texts": called.texts,
+        "tokens": [t.content for t in called.tokens],
+        "judgments": [j.judgments.sha256 for j in found] or [t.metadata.get("judgments", "") for t in called.tokens],
+        "labels": labels,
+        "retain": removal.retain,
+        **asdict(settings),
+    }
+    run = start_run(space, "erase", name, f"{'+'.join(c.slug for c in concepts)}-{method}-{called.kind}", everything)
+    file, unet = run.path / "erasure.safetensors", space.erasures / run.path.name / "unet"
+    saved = space.erasures / f"{run.path.name}.safetensors"
+    if not run.finished or not unet.exists():
+        sd = load_sd(model, pick_device(device))
+        if not run.finished:
+            named = sd
+            for t in called.tokens:
+                named = install(named, t)
+            for words in called.texts:
+                check_placeholders(named, words)
+            train: Any = METHODS[method][1]
+            result = drive(
+                lambda state: train(named, removal, settings, state),
+                run,
+                steps=settings.steps,
+                save_every=settings.save_every,
+                title=f"erasing ({method})",
+            )
+            metadata = {
+                "base": content,
+                "base_name": model,
+                "method": method,
+                "conditioning": called.kind,
+                "unet_evaluations": str(result.evaluations),
+                "hfi": __version__,
+                "config": json.dumps(as_dict(settings)),
+                **{key: json.dumps(everything[key]) for key in ("concepts", "texts", "tokens", "judgments", "retain")},
+            }
+            Erasure(result.weights, metadata).save(file)
+            run.finish(
+                {"unet_evaluations": result.evaluations, "tensors": len(result.weights), "contexts": len(removal.contexts)}
+            )
+            clear_state(run)
+        export_unet(apply(sd, Erasure.load(file)), unet)
+    copy_file(file, saved)
+    summary = {"method": method, "conditioning": called.kind, "file": str(saved), "unet": str(unet), "run": run.path.name}
+    summary |= run.result()
+    if as_json:
+        typer.echo(json.dumps(summary))
+    else:
+        words = ", ".join(called.texts)
+        typer.echo(f"{words} removed by {method} in {summary['unet_evaluations']:,} U-Net evaluations\n{saved}\n{unet}")
+
+
+def method_config(method: str, given: Any) -> Any:
+    """The method's configuration from the settings that were given. UsageError for another method's."""
+    config_class, _ = METHODS[method]
+    values = {name: value for name, value in as_dict(given).items() if value is not None}
+    own = {f.name for f in fields(config_class)}
+    if strange := sorted(set(values) - own):
+        owners = [m for m, (c, _) in METHODS.items() if strange[0] in {f.name for f in fields(c)}]
+        raise UsageError(f"{flag(strange[0])} is no setting of {method}: it belongs to {' and '.join(owners)}")
+    return config_class(**values)
+
+
+def _concepts(space: Workspace, given: str) -> list[Concept]:
+    slugs = [slug.strip() for slug in given.split(",") if slug.strip()]
+    if not slugs or len(set(slugs)) < len(slugs):
+        raise UsageError(f"--concept {given!r}: give one concept, or several different ones with commas between them")
+    with reading(space.engine()) as session:
+        return [queries.concept(session, slug) for slug in slugs]
+
+
+def _conditioning(space: Workspace, concepts: list[Concept], tokens: list[str] | None, texts: list[str] | None) -> Conditioning:
+    if tokens and texts:
+        raise UsageError("--token and --text both say what stands for the concept: give one of them")
+    if texts:
+        if not all(text.strip() for text in texts):
+            raise UsageError("an empty --text: give the words that name the concept")
+        given, found = [text.strip() for text in texts], []
+        kind = "text"
+    else:
+        found = load_tokens(space, tokens or [c.slug for c in concepts])
+        given, kind = [t.placeholder for t in found], "token"
+    if len(given) != len(concepts):
+        raise UsageError(
+            f"{len(concepts)} concepts and {len(given)} {kind}s: give one {kind} for each concept, in the same order"
+        )
+    return Conditioning(kind, given, found)

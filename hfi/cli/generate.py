@@ -1,0 +1,182 @@
+"""`hfi generate`: the images that people will judge."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hfi.cli.options import JsonOption, WorkspaceOption, with_config
+from hfi.config import check, option
+from hfi.errors import UsageError
+from hfi.progress import progress
+from hfi.prompts import Prompt, load_prompts
+from hfi.workspace import Workspace
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """How each image is made."""
+
+    images_per_prompt: int = option(1, "images of each prompt", low=1)
+    seed: int = option(0, "seed of the first image; the others follow, except where the prompts file names one", low=0)
+    steps: int = option(25, "DDIM steps", low=1)
+    guidance_scale: float = option(7.5, "classifier-free guidance; 1 is none", low=0)
+    negative_prompt: str = option("", "what the guidance leads away from")
+    batch_size: int = option(8, "images sampled together; changes nothing but the speed", low=1)
+    device: str = option("auto", "cpu, cuda, mps or auto")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One image to make; `key` is its identity in the database."""
+
+    key: str
+    prompt: str
+    seed: int
+
+
+@with_config(GenerateConfig)
+def generate(
+    workspace: WorkspaceOption = Path("."),
+    *,
+    model: Annotated[str, typer.Option("--model", "-m", help="The model: a folder in diffusers' layout, or a hub id.")],
+    prompts: Annotated[
+        Path | None, typer.Option(help="Prompts file: .txt, .csv with a 'prompt' column, or .json.", show_default=False)
+    ] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="One prompt; may be repeated.", show_default=False)] = None,
+    token: Annotated[
+        list[str] | None,
+        typer.Option(help="A learned token that prompts name, by name or file; may be repeated.", show_default=False),
+    ] = None,
+    erasure: Annotated[
+        str | None, typer.Option(help="Generate with this erasure applied, by name or file.", show_default=False)
+    ] = None,
+    run_name: Annotated[str | None, typer.Option(help="Name to find these images by.", show_default=False)] = None,
+    as_json: JsonOption = False,
+    config: GenerateConfig,
+) -> None:
+    """Generate the images that people will judge. Images that are there already are not made again."""
+    from hfi.cli.common import check_writable, find_file, load_tokens, start_run
+    from hfi.diffusion.sd import check_placeholders, content_id, find_model, load_sd, pick_device, tokenize
+    from hfi.diffusion.tokens import install
+    from hfi.erase.erasure import Erasure, apply, check_base
+    from hfi.store import queries
+    from hfi.store.queries import Provenance
+    from hfi.store.session import reading, writing
+
+    space = Workspace.open(workspace)
+    engine = space.engine()
+    wanted = _prompts(prompts, prompt)
+    tokens = load_tokens(space, token or [])
+    removal = Erasure.load(find_file(space.erasures, erasure, "erasure", "hfi erase")) if erasure else None
+    check_writable(space.images.root, space.runs)
+    device = pick_device(config.device)
+    content = content_id(find_model(model))
+    if removal:
+        check_base(removal, content, model)
+
+    common = {
+        "model": content,
+        "negative_prompt": config.negative_prompt,
+        "steps": config.steps,
+        "guidance_scale": config.guidance_scale,
+        "scheduler": "DDIM",
+        "erasure": removal.content if removal else None,
+    }
+    named = {t.placeholder: t.content for t in tokens}
+    job = plan(wanted, config.images_per_prompt, config.seed, common, named)
+    settings = {k: v for k, v in asdict(config).items() if k not in ("batch_size", "device")}
+    digest = hashlib.sha256("\n".join(p.key for p in job).encode()).hexdigest()
+    settings |= {"model": model, "model_content": content, "erasure": erasure, "tokens": token or [], "images": digest}
+    run = start_run(space, "generate", run_name, prompts.stem if prompts else "images", settings)
+
+    with reading(engine) as session:
+        there = queries.has_keys(session, [p.key for p in job])
+    todo = [p for p in job if p.key not in there]
+    if todo:
+        sd = load_sd(model, device)
+        for t in tokens:
+            sd = install(sd, t)
+        if removal:
+            sd = apply(sd, removal)
+        for text in (*(p.prompt for p in todo), config.negative_prompt):
+            check_placeholders(sd, text)
+        tokenize(sd, [p.prompt for p in todo])  # says which prompts are cut before the bar starts
+        with progress("generating", len(job), "images", len(job) - len(todo)) as advance:
+            for planned, image in zip(todo, _sample(sd, todo, config), strict=True):
+                made = Provenance(
+                    key=planned.key,
+                    sha256=space.images.put(image),
+                    width=image.width,
+                    height=image.height,
+                    source="generated",
+                    prompt=planned.prompt,
+                    negative_prompt=config.negative_prompt or None,
+                    model=model,
+                    model_content=content,
+                    seed=planned.seed,
+                    steps=config.steps,
+                    guidance_scale=config.guidance_scale,
+                    scheduler="DDIM",
+                    run=run.path.name,
+                    erasure=removal.content if removal else None,
+                )
+                with writing(engine) as session:
+                    queries.add_image(session, made)
+                advance(1, "")
+    result = {"run": run.path.name, "images": len(job), "new": len(todo)}
+    run.finish(result)
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        typer.echo(f"{len(todo)} images made, {len(job) - len(todo)} were there already (run {run.path.name})")
+
+
+def plan(prompts: Sequence[Prompt], count: int, seed: int, common: dict[str, Any], tokens: dict[str, str]) -> list[Planned]:
+    """`count` images of each prompt, all first ones before all second ones: asking for more later keeps those that are there.
+
+    Image j of a prompt with a seed of its own gets that seed + j; the others get `seed` + their place in the list. `tokens` maps
+    placeholders to hashes; those that a prompt names are part of what its image depends on.
+    """
+    from hfi.diffusion.tokens import placeholders
+
+    found: dict[str, Planned] = {}
+    for j in range(count):
+        for i, prompt in enumerate(prompts):
+            own = seed + j * len(prompts) + i if prompt.seed is None else prompt.seed + j
+            named = {p: tokens[p] for p in placeholders(prompt.text + common["negative_prompt"]) if p in tokens}
+            made_by = {**common, "prompt": prompt.text, "seed": own, "tokens": named}
+            key = hashlib.sha256(json.dumps(made_by, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+            found.setdefault(key, Planned(key, prompt.text, own))
+    return list(found.values())
+
+
+def _prompts(file: Path | None, given: list[str] | None) -> tuple[Prompt, ...]:
+    texts = [text.strip() for text in given or []]
+    if not all(texts):
+        raise UsageError("an empty --prompt: give some text")
+    found = (*(load_prompts(file) if file else ()), *(Prompt(text) for text in texts))
+    if not found:
+        raise UsageError("nothing to generate: give --prompts FILE or --prompt TEXT")
+    return found
+
+
+def _sample(sd: Any, todo: Sequence[Planned], config: GenerateConfig) -> Any:
+    from hfi.diffusion.sample import sample
+
+    return sample(
+        sd,
+        [p.prompt for p in todo],
+        [p.seed for p in todo],
+        steps=config.steps,
+        guidance_scale=config.guidance_scale,
+        negative_prompt=config.negative_prompt,
+        batch_size=config.batch_size,
+    )

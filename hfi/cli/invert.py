@@ -1,0 +1,131 @@
+"""`hfi invert`: the judgments of a concept, condensed into a token."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hfi import __version__
+from hfi.cli.common import (
+    DeviceOption,
+    LabelOption,
+    ModelOption,
+    NameOption,
+    SimulatedOption,
+    check_writable,
+    copy_file,
+    find_file,
+    judged,
+    start_run,
+)
+from hfi.cli.options import JsonOption, WorkspaceOption, with_config
+from hfi.errors import HfiError, UsageError
+from hfi.invert.train import Examples, InvertConfig
+from hfi.workspace import Workspace
+
+
+@with_config(InvertConfig)
+def invert(
+    workspace: WorkspaceOption = Path("."),
+    *,
+    model: ModelOption,
+    concept: Annotated[str, typer.Option("--concept", "-c", help="The concept that was judged.")],
+    initial_word: Annotated[
+        str | None, typer.Option(help="Word or phrase that the token starts from (default: the concept's).", show_default=False)
+    ] = None,
+    reward: Annotated[
+        str | None, typer.Option(help="The reward model, by name or file (default: the concept's).", show_default=False)
+    ] = None,
+    token: Annotated[str | None, typer.Option(help="Placeholder of the token (default: <concept>).", show_default=False)] = None,
+    force: Annotated[bool, typer.Option("--force", help="Go on with a reward that is no better than chance.")] = False,
+    labels: LabelOption = "majority",
+    simulated: SimulatedOption = "exclude",
+    name: NameOption = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+    config: InvertConfig,
+) -> None:
+    """Condense the judgments into a learned token: reward-weighted textual inversion on the images that people flagged."""
+    import torch
+
+    from hfi.diffusion.sd import content_id, encode_images, find_model, load_sd, pick_device
+    from hfi.diffusion.tokens import LearnedToken, check_placeholder, read_safetensors
+    from hfi.diffusion.training import clear_state, drive
+    from hfi.embed import embed_stored
+    from hfi.invert.train import invert as train
+    from hfi.invert.weights import flagged, sample_weights
+    from hfi.reward.model import RewardModel
+
+    space = Workspace.open(workspace)
+    placeholder = token or f"<{concept}>"
+    check_placeholder(placeholder)
+    found = judged(space, concept, simulated)
+    phrase = initial_word or found.concept.initial_word
+    if not phrase.strip():
+        raise UsageError(f"concept {concept!r} has no initial word: give a word that comes near it with --initial-word")
+    reward_file = find_file(space.rewards, reward or concept, "reward model", f"hfi reward --concept {concept}")
+    about = read_safetensors(reward_file, "reward model")[1]
+    if about.get("better_than_chance") != "true" and not force:
+        raise HfiError(
+            f"the reward model {reward_file} is no better than chance on images that it never saw, so a token learned with it "
+            "would mean nothing: judge more images and run 'hfi reward' again, or give --force"
+        )
+    content = content_id(find_model(model))
+    check_writable(space.tokens, space.runs)
+    settings = {
+        "model": model,
+        "model_content": content,
+        "concept": concept,
+        "placeholder": placeholder,
+        "initial_word": phrase,
+        "judgments": found.judgments.sha256,
+        "labels": labels,
+        "reward": about.get("judgments", ""),
+        "reward_backbone": about.get("backbone_content", ""),
+        **asdict(config),
+    }
+    run = start_run(space, "invert", name, concept, settings)
+    file = run.path / "token.safetensors"
+    if not run.finished:
+        reward_model = RewardModel.load(reward_file, device=str(pick_device(device)))
+        prompts = found.judgments.prompts
+        shas = sorted(found.labels(labels))
+        scores = reward_model.score_embeddings(embed_stored(reward_model.backbone, space.images, shas, space.path / "embeddings"))
+        binary = reward_model.question == "binary"
+        best = flagged(scores, config.top_k, binary=binary)
+        weights = sample_weights(scores[best], scores, binary=binary)
+        sd = load_sd(model, pick_device(device))
+        mean, std = encode_images(sd, [space.images.load(shas[i]) for i in best])
+        examples = Examples(mean, std, torch.from_numpy(weights).to(mean), [prompts[shas[i]] for i in best])
+        learned = drive(
+            lambda state: train(sd, examples, placeholder, phrase, config, state),
+            run,
+            steps=config.steps,
+            save_every=config.save_every,
+            title="inverting",
+        )
+        metadata = {
+            "placeholder": placeholder,
+            "concept": concept,
+            "base": content,
+            "base_name": model,
+            "initial_word": phrase,
+            "judgments": found.judgments.sha256,
+            "simulated": str(found.judgments.simulated).lower(),
+            "reward_judgments": about.get("judgments", ""),
+            "images": str(len(best)),
+            "config": json.dumps(asdict(config)),
+            "hfi": __version__,
+        }
+        LearnedToken(placeholder, learned.embeddings, metadata).save(file)
+        run.finish({"images": len(best), "vectors": config.vectors, "lowest_reward": float(scores[best].min())})
+        clear_state(run)
+    saved = space.tokens / f"{placeholder.strip('<>')}.safetensors"
+    copy_file(file, saved)
+    result = {"token": placeholder, "file": str(saved), "run": run.path.name, **run.result()}
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        typer.echo(f"{placeholder} learned from {result['images']} images\n{saved}")
