@@ -1,0 +1,64 @@
+"""What many tests need: no settings of whoever runs them, a workspace, and the command line in this process."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from hfi.cli import main
+from hfi.store.migrate import upgrade
+from hfi.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished `hfi` call."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def output(self) -> str:
+        return self.stdout + self.stderr
+
+    @property
+    def errors(self) -> list[str]:
+        """The lines that say why it failed."""
+        return [line for line in self.stderr.splitlines() if line.startswith("hfi: error: ")]
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No HFI_* setting reaches a test, and help has one width and no colours."""
+    for name in [name for name in os.environ if name.startswith("HFI_")]:
+        monkeypatch.delenv(name)
+    for name, value in {"COLUMNS": "120", "TERM": "dumb", "NO_COLOR": "1"}.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """An empty workspace with an up-to-date database."""
+    space = Workspace.create(tmp_path / "work")
+    upgrade(space.database_url)
+    return space
+
+
+@pytest.fixture
+def hfi(capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """hfi("concept", "list", "--workspace", path): runs the command as a shell would, without a new process."""
+
+    def call(*args: object) -> Done:
+        capfd.readouterr()
+        code = 0
+        try:
+            main([str(arg) for arg in args])
+        except SystemExit as e:
+            code = e.code if isinstance(e.code, int) else int(e.code is not None)
+        out = capfd.readouterr()
+        return Done(code, out.out, out.err)
+
+    return call
