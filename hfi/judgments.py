@@ -1,20 +1,24 @@
-"""Judgments as training reads them: a frozen, hashed export, never the live database.
+"""Judgments as training reads them: a frozen, hashed export, never the live database. And the way back, from files.
 
-Needs no torch. A file is JSON lines: a head with the concept, the question and the hash, then one judgment a line.
+Needs no torch. A file is JSON lines: a head with the concept, the question and the hash, then one judgment a line; or CSV, one line
+an image, which spreadsheets read and other tools write.
 """
 
 import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from hfi.errors import HfiError, NoJudgments
 from hfi.runs import write_text
 from hfi.store import queries
+from hfi.store.models import BINARY_VERDICTS
 from hfi.store.session import Engine, reading
 
 Include = Literal["exclude", "include", "only"]  # what to do with the answers of simulated annotators
@@ -91,12 +95,16 @@ def freeze(engine: Engine, concept: str, simulated: Include = "exclude") -> Judg
 
 
 def save(judgments: JudgmentSet, path: Path) -> None:
-    head = {"concept": judgments.concept, "question": judgments.question, "sha256": judgments.sha256}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, "\n".join([json.dumps(head), *map(_line, judgments.judgments)]) + "\n")
+        write_text(path, to_jsonl(judgments))
     except OSError as e:
         raise HfiError(f"cannot write {path}: {e.strerror or e}") from e
+
+
+def to_jsonl(judgments: JudgmentSet) -> str:
+    head = {"concept": judgments.concept, "question": judgments.question, "sha256": judgments.sha256}
+    return "\n".join([json.dumps(head), *map(_line, judgments.judgments)]) + "\n"
 
 
 def load(path: Path) -> JudgmentSet:
@@ -119,24 +127,143 @@ def _line(judgment: Judgment) -> str:
     return json.dumps(asdict(judgment), sort_keys=True, ensure_ascii=True)
 
 
-COLUMNS = ("image", "verdict", "rank", "annotator", "simulated", "campaign", "time", "prompt", "comment", "elapsed_ms")
+COLUMNS = ("judgment", "image", "verdict", "rank", "annotator", "simulated", "campaign", "time", "guideline_version",
+           "prompt", "comment", "elapsed_ms")  # fmt: skip
+_FORMULA = re.compile(r"'*(\s*[=+\-@＝＋－＠]|[\t\r\n])")
 
 
 def to_csv(judgments: Iterable[Judgment]) -> str:
-    """One line an image (a ranking has several, with their ranks). Texts that a spreadsheet would run as formulas get a leading '."""
+    """One row an image: those of a ranking share their number under 'judgment', with their ranks. A text that a spreadsheet would
+    run as a formula gets a leading apostrophe, which `from_csv` takes off again."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for j in judgments:
-        ranked = j.verdict == "ranked"
+    for number, j in enumerate(judgments, 1):
         for rank, (sha, prompt) in enumerate(zip(j.images, j.prompts, strict=True), 1):
             row: Sequence[Any] = (
-                sha, j.verdict, rank if ranked else "", j.annotator, str(j.simulated).lower(), j.campaign, j.time,
-                prompt or "", j.comment or "", "" if j.elapsed_ms is None else j.elapsed_ms,
+                number, sha, j.verdict, rank if j.verdict == "ranked" else None, j.annotator, str(j.simulated).lower(),
+                j.campaign, j.time, j.guideline_version, prompt, j.comment, j.elapsed_ms,
             )  # fmt: skip
-            writer.writerow([_harmless(cell) for cell in row])
+            writer.writerow(["" if cell is None else _harmless(str(cell)) for cell in row])
     return text.getvalue()
 
 
+def from_csv(text: str, source: str = "the file") -> tuple[Judgment, ...]:
+    """The judgments in a CSV file named `source`, written by `to_csv` or by hand. Needed are the columns image and verdict, and
+    for rankings judgment and rank. What is not given is empty, and the annotator 'imported'. HfiError names the line of a mistake."""
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    missing = [name for name in ("image", "verdict") if name not in (reader.fieldnames or ())]
+    if missing:
+        raise HfiError(f"{source} has no column {' and none '.join(missing)}: judgments need the columns image and verdict")
+    groups: dict[str, list[dict[str, str]]] = {}
+    lines: dict[str, int] = {}
+    for row in reader:
+        given = {name: _plain(cell) for name, cell in row.items() if name and isinstance(cell, str) and cell}
+        number = given.get("judgment", f"line {reader.line_num}")
+        groups.setdefault(number, []).append(given)
+        lines.setdefault(number, reader.line_num)
+    found = []
+    for number, rows in groups.items():
+        try:
+            found.append(_from_rows(rows))
+        except (KeyError, ValueError) as e:
+            words = f"it has no {e.args[0]}" if isinstance(e, KeyError) else str(e)
+            raise HfiError(f"{source}, line {lines[number]}: {words}") from None
+    return tuple(found)
+
+
+def _from_rows(rows: Sequence[Mapping[str, str]]) -> Judgment:
+    first = rows[0]
+    if len({row.get("verdict") for row in rows}) > 1:
+        raise ValueError("the rows of one judgment have different verdicts")
+    if first["verdict"] == "ranked":
+        rows = sorted(rows, key=lambda row: int(row["rank"]))
+        if [int(row["rank"]) for row in rows] != list(range(1, len(rows) + 1)):
+            raise ValueError("the ranks of one judgment must be 1, 2, 3, ...")
+    time = first.get("time", "")
+    if time and datetime.fromisoformat(time).tzinfo is None:
+        raise ValueError(f"the time {time!r} has no zone: write it as 2026-01-31T12:00:00+00:00")
+    simulated = first.get("simulated", "false").lower()
+    if simulated not in ("true", "false"):
+        raise ValueError(f"simulated is {simulated!r}: write true or false")
+    return Judgment(
+        tuple(row["image"] for row in rows),
+        tuple(row.get("prompt") for row in rows),
+        first["verdict"],
+        first.get("annotator", "imported"),
+        simulated == "true",
+        first.get("campaign", ""),
+        time,
+        int(first.get("guideline_version", 1)),
+        first.get("comment"),
+        int(first["elapsed_ms"]) if "elapsed_ms" in first else None,
+    )
+
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n]")  # what a spreadsheet would run, however often it was made harmless already
+
+
 def _harmless(cell: Any) -> Any:
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
+
+
+def _as_written(cell: str) -> str:
+    """The text that `_harmless` was given."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def from_csv(text: str, source: str) -> tuple[Judgment, ...]:
+    """Judgments of single images from CSV with the columns image and verdict and, if there, the others of `COLUMNS`.
+
+    `images` holds what the file says of the image: its sha256, a file name or a path; `time` is empty where it says none. HfiError
+    naming `source` and the lines that are wrong.
+    """
+    try:
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        rows = [(reader.line_num, row) for row in reader]
+    except csv.Error as e:
+        raise HfiError(f"{source} is not CSV: {e}") from None
+    if missing := [name for name in ("image", "verdict") if name not in (reader.fieldnames or ())]:
+        raise HfiError(
+            f"{source} has no column {' and no column '.join(missing)}: its first line names image, verdict, annotator"
+        )
+    found, mistakes = [], []
+    for line, row in rows:
+        cells = {name: _as_written(value or "") for name, value in row.items() if name in COLUMNS}
+        try:
+            found.append(_judgment(cells))
+        except ValueError as e:
+            mistakes.append(f"line {line}: {e}")
+    if mistakes:
+        more = f"; and {len(mistakes) - 3} more" if len(mistakes) > 3 else ""
+        raise HfiError(f"{source} was not read: {'; '.join(mistakes[:3])}{more}")
+    return tuple(found)
+
+
+def _judgment(cells: dict[str, str]) -> Judgment:
+    """One row. ValueError saying what is wrong with it."""
+    image, verdict = cells["image"].strip(), cells["verdict"].strip()
+    if not image:
+        raise ValueError("no image")
+    if verdict == "ranked":
+        raise ValueError("rankings are read from .jsonl files only")
+    if verdict not in BINARY_VERDICTS:
+        raise ValueError(f"unknown verdict {verdict!r}, choose {', '.join(BINARY_VERDICTS)}")
+    simulated = (cells.get("simulated") or "false").lower()
+    if simulated not in ("true", "false"):
+        raise ValueError(f"simulated is {simulated!r}, give true or false")
+    time = cells.get("time", "")
+    if time and datetime.fromisoformat(time).tzinfo is None:
+        raise ValueError(f"the time {time!r} has no zone, write it as 2026-01-31T12:00:00+00:00")
+    return Judgment(
+        images=(image,),
+        prompts=(cells.get("prompt") or None,),
+        verdict=verdict,
+        annotator=cells.get("annotator", "").strip() or "imported",
+        simulated=simulated == "true",
+        campaign=cells.get("campaign", ""),
+        time=time,
+        guideline_version=1,
+        comment=cells.get("comment") or None,
+        elapsed_ms=int(cells["elapsed_ms"]) if cells.get("elapsed_ms") else None,
+    )
