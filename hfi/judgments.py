@@ -1,7 +1,7 @@
 """Judgments as training reads them: a frozen, hashed export, never the live database. And the way back, from files.
 
-Needs no torch. A file is JSON lines: a head with the concept, the question and the hash, then one judgment a line; or CSV, one line
-an image, which spreadsheets read and other tools write.
+Needs no torch. A file is JSON lines: a head with the concept, the question and the hash, then one judgment a line; or CSV, one
+row an image, which spreadsheets read and other tools write.
 """
 
 import csv
@@ -18,11 +18,12 @@ from typing import Any, Literal
 from hfi.errors import HfiError, NoJudgments
 from hfi.runs import write_text
 from hfi.store import queries
-from hfi.store.models import BINARY_VERDICTS
+from hfi.store.models import VERDICTS
 from hfi.store.session import Engine, reading
 
 Include = Literal["exclude", "include", "only"]  # what to do with the answers of simulated annotators
 
+ANSWERS = tuple(verdict for verdict in VERDICTS if verdict != "undone")
 CONTENT = {"shows": 1.0, "clean": 0.0}  # verdicts that say something of the image; the others are missing data
 
 
@@ -150,18 +151,25 @@ def to_csv(judgments: Iterable[Judgment]) -> str:
 
 def from_csv(text: str, source: str = "the file") -> tuple[Judgment, ...]:
     """The judgments in a CSV file named `source`, written by `to_csv` or by hand. Needed are the columns image and verdict, and
-    for rankings judgment and rank. What is not given is empty, and the annotator 'imported'. HfiError names the line of a mistake."""
+    for rankings judgment and rank. What is not given is empty, and the annotator 'imported'; `images` holds what the file says of
+    them, which may be a file's name. HfiError naming the line of a mistake.
+    """
     reader = csv.DictReader(io.StringIO(text, newline=""))
-    missing = [name for name in ("image", "verdict") if name not in (reader.fieldnames or ())]
-    if missing:
-        raise HfiError(f"{source} has no column {' and none '.join(missing)}: judgments need the columns image and verdict")
     groups: dict[str, list[dict[str, str]]] = {}
     lines: dict[str, int] = {}
-    for row in reader:
-        given = {name: _plain(cell) for name, cell in row.items() if name and isinstance(cell, str) and cell}
-        number = given.get("judgment", f"line {reader.line_num}")
-        groups.setdefault(number, []).append(given)
-        lines.setdefault(number, reader.line_num)
+    try:
+        missing = [name for name in ("image", "verdict") if name not in (reader.fieldnames or ())]
+        if missing:
+            raise HfiError(
+                f"{source} has no column {' and no column '.join(missing)}: give the columns image, verdict, annotator"
+            )
+        for row in reader:
+            given = {name: _plain(cell) for name, cell in row.items() if name and isinstance(cell, str) and cell}
+            number = given.get("judgment", f"line {reader.line_num}")
+            groups.setdefault(number, []).append(given)
+            lines.setdefault(number, reader.line_num)
+    except csv.Error as e:
+        raise HfiError(f"{source} is not CSV: {e} after line {reader.line_num}") from None
     found = []
     for number, rows in groups.items():
         try:
@@ -176,6 +184,8 @@ def _from_rows(rows: Sequence[Mapping[str, str]]) -> Judgment:
     first = rows[0]
     if len({row.get("verdict") for row in rows}) > 1:
         raise ValueError("the rows of one judgment have different verdicts")
+    if first["verdict"] not in ANSWERS:
+        raise ValueError(f"unknown verdict {first['verdict']!r}: choose {', '.join(ANSWERS)}")
     if first["verdict"] == "ranked":
         rows = sorted(rows, key=lambda row: int(row["rank"]))
         if [int(row["rank"]) for row in rows] != list(range(1, len(rows) + 1)):
@@ -200,70 +210,10 @@ def _from_rows(rows: Sequence[Mapping[str, str]]) -> Judgment:
     )
 
 
-_FORMULA = re.compile(r"'*[=+\-@\t\r\n]")  # what a spreadsheet would run, however often it was made harmless already
+def _harmless(cell: str) -> str:
+    return f"'{cell}" if _FORMULA.match(cell) else cell
 
 
-def _harmless(cell: Any) -> Any:
-    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
-
-
-def _as_written(cell: str) -> str:
-    """The text that `_harmless` was given."""
+def _plain(cell: str) -> str:
+    """What `_harmless` was given."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
-
-
-def from_csv(text: str, source: str) -> tuple[Judgment, ...]:
-    """Judgments of single images from CSV with the columns image and verdict and, if there, the others of `COLUMNS`.
-
-    `images` holds what the file says of the image: its sha256, a file name or a path; `time` is empty where it says none. HfiError
-    naming `source` and the lines that are wrong.
-    """
-    try:
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-        rows = [(reader.line_num, row) for row in reader]
-    except csv.Error as e:
-        raise HfiError(f"{source} is not CSV: {e}") from None
-    if missing := [name for name in ("image", "verdict") if name not in (reader.fieldnames or ())]:
-        raise HfiError(
-            f"{source} has no column {' and no column '.join(missing)}: its first line names image, verdict, annotator"
-        )
-    found, mistakes = [], []
-    for line, row in rows:
-        cells = {name: _as_written(value or "") for name, value in row.items() if name in COLUMNS}
-        try:
-            found.append(_judgment(cells))
-        except ValueError as e:
-            mistakes.append(f"line {line}: {e}")
-    if mistakes:
-        more = f"; and {len(mistakes) - 3} more" if len(mistakes) > 3 else ""
-        raise HfiError(f"{source} was not read: {'; '.join(mistakes[:3])}{more}")
-    return tuple(found)
-
-
-def _judgment(cells: dict[str, str]) -> Judgment:
-    """One row. ValueError saying what is wrong with it."""
-    image, verdict = cells["image"].strip(), cells["verdict"].strip()
-    if not image:
-        raise ValueError("no image")
-    if verdict == "ranked":
-        raise ValueError("rankings are read from .jsonl files only")
-    if verdict not in BINARY_VERDICTS:
-        raise ValueError(f"unknown verdict {verdict!r}, choose {', '.join(BINARY_VERDICTS)}")
-    simulated = (cells.get("simulated") or "false").lower()
-    if simulated not in ("true", "false"):
-        raise ValueError(f"simulated is {simulated!r}, give true or false")
-    time = cells.get("time", "")
-    if time and datetime.fromisoformat(time).tzinfo is None:
-        raise ValueError(f"the time {time!r} has no zone, write it as 2026-01-31T12:00:00+00:00")
-    return Judgment(
-        images=(image,),
-        prompts=(cells.get("prompt") or None,),
-        verdict=verdict,
-        annotator=cells.get("annotator", "").strip() or "imported",
-        simulated=simulated == "true",
-        campaign=cells.get("campaign", ""),
-        time=time,
-        guideline_version=1,
-        comment=cells.get("comment") or None,
-        elapsed_ms=int(cells["elapsed_ms"]) if cells.get("elapsed_ms") else None,
-    )
