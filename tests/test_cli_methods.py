@@ -1,0 +1,522 @@
+"""generate, reward, invert and erase as commands, on a workspace with tiny models."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from tiny import saved
+
+from hfi.cli import main
+from hfi.cli.generate import plan
+from hfi.concepts import Concept
+from hfi.diffusion.sd import load_sd
+from hfi.diffusion.tokens import LearnedToken
+from hfi.embed import ClipBackbone
+from hfi.erase.erasure import Erasure
+from hfi.prompts import Prompt
+from hfi.runs import Run
+from hfi.store import queries
+from hfi.store.session import reading, writing
+from hfi.workspace import Workspace
+
+FAST = ["--batch-size", "4", "--save-every", "1", "--learning-rate", "0.001"]
+Hfi = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def hfi(hfi: Any) -> Hfi:
+    """Runs a command line in this process: exit code, what it printed, what it said on stderr."""
+
+    def run(*args: object) -> tuple[int, str, str]:
+        done = hfi(*args)
+        return done.exit_code, done.stdout, done.stderr
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="session")
+def model(root: Path) -> Path:
+    folder = saved(root, "epsilon")
+    shutil.copytree(saved(root, "clip"), folder / "clip", dirs_exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def judged_space(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
+    """A workspace with 36 images, judged by one person by what a CLIP model sees in them, and a reward model."""
+    path = tmp_path_factory.mktemp("space") / "w"
+    for words in (
+        ["init", path],
+        ["generate", "-w", path, "-m", model, *PROMPTS, "--images-per-prompt", 9, "--steps", 2, "--batch-size", 36],
+    ):
+        with pytest.raises(SystemExit) as e:
+            main([str(word) for word in words])
+        assert not e.value.code
+    space = Workspace.open(path)
+    engine = space.engine()
+    with writing(engine) as s:
+        queries.add_concept(s, Concept("fog", "Fog", initial_word="cat", prompt="a dog"))
+        queries.add_concept(s, Concept("mist", "Mist", initial_word="cat"))
+        images = queries.images(s)
+        campaign = queries.ensure_campaign(s, "fog", "first", image_ids=[i.id for i in images], overlap=1)
+        person = queries.ensure_annotator(s, "Ann")
+    x = ClipBackbone.load(model / "clip").images([space.images.load(i.sha256) for i in images])
+    first = np.linalg.svd(x - x.mean(0), full_matrices=False)[0][:, 0]
+    shows = {i.sha256: value > np.median(first) for i, value in zip(images, first, strict=True)}
+    for n in range(len(images)):
+        with writing(engine) as s:
+            claim = queries.claim_next(s, campaign.id, person.id)
+            assert claim is not None
+            verdict = "shows" if shows[claim.images[0].sha256] else "clean"
+            queries.submit(s, claim.token, person.id, verdict, f"test-{n}")
+    with pytest.raises(SystemExit) as e:
+        main(["reward", "-w", str(path), "-c", "fog", "--epochs", "200"])
+    assert not e.value.code
+    return path
+
+
+PROMPTS = ["--prompt", "a cat", "--prompt", "a dog", "--prompt", "hat", "--prompt", "a dog hat"]
+
+
+@pytest.fixture
+def space(judged_space: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    shutil.copytree(judged_space, tmp_path / "w")
+    return tmp_path / "w"
+
+
+@pytest.fixture
+def fresh(hfi: Hfi, tmp_path: Path) -> Path:
+    hfi("init", tmp_path / "w")
+    return tmp_path / "w"
+
+
+def stored(path: Path) -> list[queries.Image]:
+    with reading(Workspace.open(path).engine()) as s:
+        return queries.images(s)
+
+
+# --- generate ---
+
+
+def test_generating_records_where_each_image_comes_from_and_repeats_nothing(hfi: Hfi, fresh: Path, model: Path) -> None:
+    command = ["generate", "-w", fresh, "-m", model, "--prompt", "a cat", "--steps", 2, "--guidance-scale", 3]
+    code, out, _ = hfi(*command, "--images-per-prompt", 2, "--seed", 5)
+    assert code == 0
+    assert "2 images made, 0 were there already" in out
+    first = stored(fresh)
+    assert [(i.prompt, i.seed, i.steps, i.guidance_scale, i.source, i.run) for i in first] == [
+        ("a cat", 5, 2, 3.0, "generated", "images"),
+        ("a cat", 6, 2, 3.0, "generated", "images"),
+    ]
+    assert first[0].model == str(model)
+    assert Workspace.open(fresh).images.load(first[0].sha256).size == (16, 16) == (first[0].width, first[0].height)
+    code, out, _ = hfi(*command, "--images-per-prompt", 3, "--seed", 5, "--batch-size", 1, "--json")
+    assert json.loads(out) == {"run": "images-2", "images": 3, "new": 1}
+    assert stored(fresh)[:2] == first
+    assert len(stored(fresh)) == 3
+
+
+def test_an_interruption_doubles_and_loses_nothing(
+    hfi: Hfi, fresh: Path, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["-m", model, *PROMPTS, "--images-per-prompt", 2, "--steps", 2, "--batch-size", 3]
+    add, count = queries.add_image, 0
+
+    def interrupted(s: Any, made: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == 5:
+            raise KeyboardInterrupt
+        return add(s, made)
+
+    monkeypatch.setattr(queries, "add_image", interrupted)
+    code, _, err = hfi("generate", "-w", fresh, *command)
+    assert code == 130
+    assert "run the same command again to go on" in err
+    monkeypatch.setattr(queries, "add_image", add)
+    assert len(stored(fresh)) == 4
+    assert hfi("generate", "-w", fresh, *command)[0] == 0
+    hfi("init", tmp_path / "other")
+    assert hfi("generate", "-w", tmp_path / "other", *command)[0] == 0
+    one, two = stored(fresh), stored(tmp_path / "other")
+    assert [i.key for i in one] == [i.key for i in two]
+    pictures = [
+        [np.asarray(Workspace(p).images.load(i.sha256), int) for i in s] for p, s in ((fresh, one), (tmp_path / "other", two))
+    ]
+    assert np.abs(np.array(pictures[0]) - np.array(pictures[1])).max() <= 1
+
+
+def test_kill_9_while_generating(fresh: Path, model: Path) -> None:
+    prompts = [word for i in range(40) for word in ("--prompt", f"a cat {i}")]
+    command = [
+        sys.executable,
+        "-m",
+        "hfi",
+        "generate",
+        "-w",
+        str(fresh),
+        "-m",
+        str(model),
+        *prompts,
+        "--steps",
+        "20",
+        "--batch-size",
+        "1",
+    ]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(300):
+        if len(list((fresh / "images").rglob("*.png"))) > 3:
+            break
+        time.sleep(0.2)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = stored(fresh)
+    assert 3 <= len(before) < 40
+    with pytest.raises(SystemExit) as e:
+        main(command[3:])
+    assert not e.value.code
+    after = stored(fresh)
+    assert after[: len(before)] == before
+    assert [i.prompt for i in after] == [f"a cat {i}" for i in range(40)]
+
+
+def test_seeds_and_keys() -> None:
+    common = {"model": "m", "negative_prompt": "", "steps": 2}
+    two = plan([Prompt("a <x>"), Prompt("b", seed=9)], 2, 100, common, {"<x>": "1"})
+    assert [(p.prompt, p.seed) for p in two] == [("a <x>", 100), ("b", 9), ("a <x>", 102), ("b", 10)]
+    three = plan([Prompt("a <x>"), Prompt("b", seed=9)], 3, 100, common, {"<x>": "1"})
+    assert three[:4] == two
+    other = plan([Prompt("a <x>"), Prompt("b", seed=9)], 2, 100, common, {"<x>": "2"})
+    assert [a.key == b.key for a, b in zip(two, other, strict=True)] == [False, True, False, True]
+    assert len(plan([Prompt("a", 1), Prompt("a", 1)], 1, 0, common, {})) == 1
+    assert two[0].key != plan([Prompt("a <x>")], 1, 100, {**common, "steps": 3}, {"<x>": "1"})[0].key
+
+
+def test_a_prompt_that_is_too_long_is_said_in_one_line(
+    hfi: Hfi, fresh: Path, model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = "dog hat " * 50
+    code, _, _ = hfi("generate", "-w", fresh, "-m", model, "--prompt", long, "--steps", 1)
+    assert code == 0
+    (said,) = [r.message for r in caplog.records if "prompt cut" in r.message]
+    assert said.startswith("prompt cut: this model reads 18 tokens, so 'dog hat")
+    assert stored(fresh)[0].prompt == long.strip()
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["--prompts", "none.csv"], 1, "no prompts file none.csv"),
+        (["--prompts", "words.csv"], 1, "has no 'prompt' column (found 'text')"),
+        ([], 2, "nothing to generate: give --prompts FILE or --prompt TEXT"),
+        (["--prompt", " "], 2, "an empty --prompt"),
+        (["--prompt", "a", "--steps", "0"], 2, "--steps is 0: give 1 or more"),
+        (["--prompt", "a", "-m", "empty"], 1, "empty is no model"),
+        (["--prompt", "a", "-m", "nowhere"], 1, "no model 'nowhere'"),
+        (["--prompt", "a", "--token", "fog"], 1, "no token 'fog'"),
+        (["--prompt", "a", "--erasure", "fog"], 1, "no erasure 'fog'"),
+        (["--prompt", "a", "--device", "gpu"], 1, "device 'gpu' is not usable"),
+    ],
+)
+def test_mistakes_before_a_model_is_loaded(
+    hfi: Hfi, fresh: Path, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, args: list[str], code: int, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hfi.diffusion.sd.load_part", lambda *a: pytest.fail("a model was loaded"))
+    (tmp_path / "words.csv").write_text("text\na\n")
+    (tmp_path / "empty").mkdir()
+    found, _, err = hfi("generate", "-w", fresh, "-m", model, *args)
+    assert (found, err.count("\n")) == (code, 1)
+    assert words in err
+
+
+def test_an_unknown_placeholder_is_refused(hfi: Hfi, fresh: Path, model: Path) -> None:
+    code, _, err = hfi("generate", "-w", fresh, "-m", model, "--prompt", "a <fog>")
+    assert code == 1
+    assert "<fog> is not installed" in err
+
+
+def test_a_folder_that_cannot_be_written(hfi: Hfi, fresh: Path, model: Path) -> None:
+    shutil.rmtree(fresh / "runs")
+    (fresh / "runs").write_text("in the way")
+    code, _, err = hfi("generate", "-w", fresh, "-m", model, "--prompt", "a")
+    assert code == 1
+    assert f"cannot write to {fresh / 'runs'}" in err
+
+
+def test_no_workspace(hfi: Hfi, tmp_path: Path, model: Path) -> None:
+    for command in (["generate", "--prompt", "a"], ["invert", "-c", "x"], ["erase", "-c", "x"]):
+        code, _, err = hfi(command[0], "-w", tmp_path, "-m", model, *command[1:])
+        assert code == 1
+        assert "no workspace in" in err
+    assert hfi("reward", "-w", tmp_path, "-c", "x")[0] == 1
+
+
+# --- reward ---
+
+
+def test_the_reward_is_kept_with_its_figures(hfi: Hfi, space: Path) -> None:
+    code, out, _ = hfi("reward", "-w", space, "-c", "fog", "--epochs", 200, "--json")
+    assert code == 0
+    figures = json.loads(out)
+    assert figures["better_than_chance"] is True
+    assert figures["auc"] > figures["chance_limit"]
+    assert figures["images"] == 36
+    run = Run(space / "runs" / "reward" / "fog")
+    assert [line["step"] for line in run.metrics()] == list(range(1, figures["epochs"] + 1))
+    assert json.loads((run.path / "config.json").read_text())["judgments"]
+    assert (space / "rewards" / "fog.safetensors").exists()
+    assert len(list((space / "judgments").glob("fog-*.jsonl"))) == 1
+    code, out, _ = hfi("reward", "-w", space, "-c", "fog", "--epochs", 5)
+    assert "AUC" in out
+    assert (space / "runs" / "reward" / "fog-2").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["-c", "frog"], "no concept 'frog'"),
+        (["-c", "mist"], "no judgments of 'mist'"),
+        (["-c", "fog", "--simulated", "only"], "no judgments of 'fog'"),
+        (["-c", "fog", "--backbone", "nowhere"], "no CLIP model 'nowhere'"),
+    ],
+)
+def test_mistakes_of_reward(hfi: Hfi, space: Path, args: list[str], words: str) -> None:
+    code, _, err = hfi("reward", "-w", space, *args)
+    assert (code, err.count("\n")) == (1, 1)
+    assert words in err
+
+
+def test_one_class_of_judgment_only(hfi: Hfi, space: Path) -> None:
+    engine = Workspace.open(space).engine()
+    with writing(engine) as s:
+        campaign = queries.ensure_campaign(s, "mist", "first", image_ids=[i.id for i in queries.images(s, limit=5)], overlap=1)
+        person = queries.ensure_annotator(s, "Ann")
+        while claim := queries.claim_next(s, campaign.id, person.id):
+            queries.submit(s, claim.token, person.id, "clean", f"m-{claim.token}")
+    code, _, err = hfi("reward", "-w", space, "-c", "mist")
+    assert code == 1
+    assert "only one class of judgment" in err
+
+
+# --- invert ---
+
+
+def test_inverting_gives_a_token_for_diffusers(hfi: Hfi, space: Path, model: Path) -> None:
+    command = ["invert", "-w", space, "-m", model, "-c", "fog", "--steps", 3, "--vectors", 2, "--top-k", 6, *FAST]
+    code, out, _ = hfi(*command, "--json")
+    assert code == 0
+    result = json.loads(out)
+    assert result["token"] == "<fog>"
+    assert result["images"] == 6
+    assert result["lowest_reward"] > 0.5
+    token = LearnedToken.load(space / "tokens" / "fog.safetensors")
+    assert token.embeddings.shape == (2, 16)
+    assert token.metadata["base"] == load_sd(model).content
+    assert token.metadata["initial_word"] == "cat"
+    assert len(token.metadata["judgments"]) == 64
+    pipe = StableDiffusionPipeline.from_pretrained(model)
+    pipe.load_textual_inversion(space / "tokens" / "fog.safetensors")
+    pipe.set_progress_bar_config(disable=True)
+    made = [
+        np.asarray(pipe(p, num_inference_steps=2, generator=torch.Generator().manual_seed(0)).images[0], int)
+        for p in ("<fog>", "fog")
+    ]
+    assert np.abs(made[0] - made[1]).max() > 0
+    assert hfi(*command)[0] == 0  # finished: nothing is trained again
+    assert not (space / "runs" / "invert" / "fog" / "checkpoint.pt").exists()
+
+
+def test_an_interrupted_inversion_ends_as_if_it_had_not_been(hfi: Hfi, space: Path, tmp_path: Path, model: Path) -> None:
+    """Killed between two updates; the second workspace is never interrupted."""
+    shutil.copytree(space, tmp_path / "other")
+    command = ["invert", "-m", model, "-c", "fog", "--steps", 4, "--top-k", 6, *FAST]
+    log, count = Run.log, 0
+
+    def interrupted(run: Run, **values: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise KeyboardInterrupt
+        log(run, **values)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "log", interrupted)
+        assert hfi(*command, "-w", space)[0] == 130
+    assert not (space / "tokens" / "fog.safetensors").exists()
+    assert hfi(*command, "-w", space)[0] == 0
+    assert hfi(*command, "-w", tmp_path / "other")[0] == 0
+    one, two = (LearnedToken.load(p / "tokens" / "fog.safetensors") for p in (space, tmp_path / "other"))
+    assert torch.equal(one.embeddings, two.embeddings)
+    assert one.metadata == two.metadata
+
+
+def test_a_reward_that_knows_nothing_stops_the_inversion(hfi: Hfi, space: Path, model: Path) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    file = space / "rewards" / "fog.safetensors"
+    with safe_open(file, framework="pt") as opened:
+        metadata = {**opened.metadata(), "better_than_chance": "false"}
+    save_file(load_file(file), file, metadata)
+    command = ["invert", "-w", space, "-m", model, "-c", "fog", "--steps", 1, *FAST]
+    code, _, err = hfi(*command)
+    assert code == 1
+    assert "no better than chance" in err
+    assert hfi(*command, "--force")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["-c", "frog"], 1, "no concept 'frog'"),
+        (["-c", "mist"], 1, "no judgments of 'mist'"),
+        (["-c", "fog", "--reward", "none"], 1, "no reward model 'none'"),
+        (["-c", "fog", "--token", "Fog"], 2, "cannot name a token"),
+        (["-c", "fog", "-m", "nowhere"], 1, "no model 'nowhere'"),
+        (["-c", "fog", "--template", "x"], 2, "--template"),
+        (["-c", "fog", "--top-k", "0"], 2, "--top-k is 0"),
+    ],
+)
+def test_mistakes_of_invert(
+    hfi: Hfi, space: Path, model: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], code: int, words: str
+) -> None:
+    monkeypatch.setattr("hfi.diffusion.sd.load_part", lambda *a: pytest.fail("a model was loaded"))
+    found, _, err = hfi("invert", "-w", space, "-m", model, *args)
+    assert found == code
+    assert words in err
+
+
+# --- erase ---
+
+
+@pytest.fixture
+def with_token(space: Path, model: Path) -> Path:
+    LearnedToken("<fog>", torch.ones(2, 16), {"base": load_sd(model).content, "judgments": "abc"}).save(
+        space / "tokens" / "fog.safetensors"
+    )
+    return space
+
+
+@pytest.mark.parametrize(
+    ("args", "name", "kind", "texts"),
+    [
+        (["--method", "sdd"], "fog-sdd-token", "token", ["<fog>"]),
+        (["--method", "sdd-context", "--text", "a hat"], "fog-sdd-context-text", "text", ["a hat"]),
+        (["--method", "sdd-context", "--rollouts", "fresh"], "fog-sdd-context-token", "token", ["<fog>"]),
+    ],
+)
+def test_erasing_writes_the_changed_tensors_and_a_unet_for_diffusers(
+    hfi: Hfi, with_token: Path, model: Path, args: list[str], name: str, kind: str, texts: list[str]
+) -> None:
+    space = with_token
+    common = ["--steps", 2, "--ddim-steps", 4, "--ema-decay", 0.5, *FAST]
+    code, out, err = hfi("erase", "-w", space, "-m", model, "-c", "fog", *common, *args, "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["run"] == name
+    made = Erasure.load(space / "erasures" / f"{name}.safetensors")
+    assert (made.metadata["conditioning"], json.loads(made.metadata["texts"]), made.concepts) == (kind, texts, ["fog"])
+    assert int(made.metadata["unet_evaluations"]) == result["unet_evaluations"] > 0
+    before = UNet2DConditionModel.from_pretrained(model, subfolder="unet").state_dict()
+    after = UNet2DConditionModel.from_pretrained(space / "erasures" / name / "unet").state_dict()
+    changed = {n for n in before if not torch.equal(before[n], after[n])}
+    assert changed == set(made.tensors)
+    assert all("attn2" in n for n in changed)
+
+    code, _, err = hfi("generate", "-w", space, "-m", model, "--prompt", "a cat", "--steps", 2, "--erasure", name)
+    assert code == 0, err
+    assert stored(space)[-1].erasure == made.content
+    assert stored(space)[-1].sha256 != next(i.sha256 for i in stored(space) if i.prompt == "a cat")
+
+
+def test_several_concepts_and_what_is_retained(hfi: Hfi, with_token: Path, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "keep.txt").write_text("a hat\ncat\n")
+    common = ["--steps", 1, "--ddim-steps", 4, *FAST]
+    code, _, err = hfi(
+        "erase", "-w", with_token, "-m", model, "-c", "fog,mist", "--text", "a dog", "--text", "hat", "--method", "sdd", *common
+    )
+    assert code == 0, err
+    assert Erasure.load(with_token / "erasures" / "fog+mist-sdd-text.safetensors").concepts == ["fog", "mist"]
+    code, _, err = hfi(
+        "erase", "-w", with_token, "-m", model, "-c", "fog", "--method", "sdd-context", "--retain", tmp_path / "keep.txt", *common
+    )
+    assert code == 0, err
+    made = Erasure.load(with_token / "erasures" / "fog-sdd-context-token.safetensors")
+    assert json.loads(made.metadata["retain"]) == ["a hat", "cat"]
+    assert len(json.loads(made.metadata["judgments"])[0]) == 64
+
+
+def test_an_interrupted_erasure_goes_on(hfi: Hfi, with_token: Path, tmp_path: Path, model: Path) -> None:
+    shutil.copytree(with_token, tmp_path / "other")
+    command = ["erase", "-m", model, "-c", "fog", "--method", "sdd-context", "--steps", 4, "--ddim-steps", 4, *FAST]
+    log, count = Run.log, 0
+
+    def interrupted(run: Run, **values: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise KeyboardInterrupt
+        log(run, **values)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "log", interrupted)
+        assert hfi(*command, "-w", with_token)[0] == 130
+    assert hfi(*command, "-w", with_token)[0] == 0
+    assert hfi(*command, "-w", tmp_path / "other")[0] == 0
+    one, two = (Erasure.load(p / "erasures" / "fog-sdd-context-token.safetensors") for p in (with_token, tmp_path / "other"))
+    assert one.content == two.content
+    assert one.metadata == two.metadata
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["-c", "fog", "--method", "sddd"], 2, "unknown erasure method 'sddd': choose sdd or sdd-context"),
+        (["-c", "frog"], 1, "no concept 'frog'"),
+        (["-c", "fog", "--token", "none"], 1, "no token 'none'"),
+        (["-c", "mist"], 1, "no token 'mist'"),
+        (["-c", "fog", "--token", "fog", "--text", "x"], 2, "give one of them"),
+        (["-c", "fog,mist", "--text", "x"], 2, "2 concepts and 1 texts"),
+        (["-c", "fog,fog", "--text", "x"], 2, "several different ones"),
+        (["-c", "mist", "--text", "x", "--method", "sdd-context"], 1, "no judgments of 'mist'"),
+        (["-c", "fog", "--eta", "3"], 2, "--eta is no setting of sdd: it belongs to sdd-context"),
+        (["-c", "fog", "--retain", "x.txt"], 2, "--retain is for sdd-context"),
+        (["-c", "fog", "--ema-decay", "1.5"], 2, "--ema-decay is 1.5"),
+        (["-c", "fog", "-m", "nowhere"], 1, "no model 'nowhere'"),
+    ],
+)
+def test_mistakes_of_erase(
+    hfi: Hfi, with_token: Path, model: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], code: int, words: str
+) -> None:
+    monkeypatch.setattr("hfi.diffusion.sd.load_part", lambda *a: pytest.fail("a model was loaded"))
+    found, _, err = hfi("erase", "-w", with_token, "-m", model, *args)
+    assert (found, err.count("\n")) == (code, 1)
+    assert words in err
+
+
+def test_a_loss_that_is_not_finite_is_one_line(hfi: Hfi, with_token: Path, model: Path) -> None:
+    common = ["--steps", 40, "--ddim-steps", 4, "--batch-size", 1, "--save-every", 1]
+    code, _, err = hfi("erase", "-w", with_token, "-m", model, "-c", "fog", *common, "--learning-rate", 1e18)
+    assert code == 1
+    assert "the loss is not finite at step" in err.splitlines()[-1]
+    kept = torch.load(with_token / "runs" / "erase" / "fog-sdd-token" / "checkpoint.pt", weights_only=True)
+    assert all(torch.isfinite(v).all() for v in kept["teacher"].values())
