@@ -40,7 +40,10 @@ class Workspace:
     @property
     def database_url(self) -> str:
         """HFI_DATABASE_URL, or the workspace's own SQLite file."""
-        return os.environ.get("HFI_DATABASE_URL") or f"sqlite:///{(self.path / 'hfi.db').resolve()}"
+        from sqlalchemy import URL
+
+        own = URL.create("sqlite", database=str((self.path / "hfi.db").resolve()))  # escapes what means something in a URL
+        return os.environ.get("HFI_DATABASE_URL") or own.render_as_string(hide_password=False)
 
     @property
     def images(self) -> ImageStore:

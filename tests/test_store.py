@@ -1,0 +1,573 @@
+"""The store: its guards, its verbs, and migrations that lose nothing."""
+
+import shutil
+import sqlite3
+import threading
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError, StatementError
+
+from hfi.concepts import Concept
+from hfi.errors import HfiError, NotFound
+from hfi.store import models as m
+from hfi.store import queries as q
+from hfi.store.migrate import check_current, status, upgrade
+from hfi.store.session import Engine, connect, reading, writing
+from hfi.workspace import Workspace
+
+NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)
+OLD = Path(__file__).parent / "assets" / "0001.db"
+
+
+@pytest.fixture
+def engine(workspace: Workspace) -> Iterator[Engine]:
+    engine = workspace.engine()
+    yield engine
+    engine.dispose()
+
+
+def fill(engine: Engine, images: int, *, overlap: int = 1, question: str = "binary", lease: int = 1800) -> q.Campaign:
+    with writing(engine) as s:
+        q.add_concept(s, Concept("smoking", "Smoking", question=question))  # type: ignore[arg-type]
+        made = [q.add_image(s, provenance(i)).id for i in range(images)]
+        return q.ensure_campaign(s, "smoking", "default", image_ids=made, overlap=overlap, lease_seconds=lease)
+
+
+def provenance(i: int) -> q.Provenance:
+    return q.Provenance(key=f"k{i}", sha256=f"{i:064x}", width=8, height=8, source="generated", prompt=f"p{i}", seed=i)
+
+
+def person(engine: Engine, name: str, simulated: bool = False) -> q.Annotator:
+    with writing(engine) as s:
+        return q.ensure_annotator(s, name, simulated)
+
+
+def claim(engine: Engine, campaign: q.Campaign, who: q.Annotator, now: datetime = NOON) -> q.Claim:
+    with writing(engine) as s:
+        found = q.claim_next(s, campaign.id, who.id, now)
+    assert found is not None
+    return found
+
+
+def answer(engine: Engine, campaign: q.Campaign, who: q.Annotator, verdict: str, now: datetime = NOON) -> q.Claim:
+    held = claim(engine, campaign, who, now)
+    with writing(engine) as s:
+        q.submit(s, held.token, who.id, verdict, f"{held.token} {now}", now=now)
+    return held
+
+
+# --- sharing work ---
+
+
+def test_eight_people_at_once_never_get_the_same_image(engine: Engine) -> None:
+    campaign = fill(engine, 200)
+    got: list[int] = []
+    errors: list[BaseException] = []
+
+    def work(k: int) -> None:
+        try:
+            with writing(engine) as s:
+                who = q.ensure_annotator(s, f"person {k}")
+            for _ in range(25):
+                with writing(engine) as s:
+                    held = q.claim_next(s, campaign.id, who.id)
+                assert held is not None
+                with writing(engine) as s:
+                    q.submit(s, held.token, who.id, "shows", held.token)
+                got.append(held.images[0].image_id)
+        except BaseException as e:
+            errors.append(e)
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert len(got) == len(set(got)) == 200
+    with reading(engine) as s:
+        assert q.progress(s, campaign.id) == q.Progress(200, 200, {"shows": 200})
+        assert len(q.current_judgments(s, "smoking")) == 200
+
+
+def test_each_task_gets_as_many_people_as_the_overlap_and_nobody_twice(engine: Engine) -> None:
+    campaign = fill(engine, 3, overlap=2)
+    ann, bob, cem = (person(engine, name) for name in ("Ann", "Bob", "Cem"))
+    seen = {who.name: [answer(engine, campaign, who, "clean").images[0].sha256 for _ in range(3)] for who in (ann, bob)}
+    assert set(seen["Ann"]) == set(seen["Bob"]) == {f"{i:064x}" for i in range(3)}
+    with writing(engine) as s:
+        assert q.claim_next(s, campaign.id, cem.id) is None
+        assert q.claim_next(s, campaign.id, ann.id) is None
+        assert q.progress(s, campaign.id, cem.id) == q.Progress(0, 0, {})
+
+
+def test_an_open_lease_fills_a_place_until_it_expires(engine: Engine) -> None:
+    campaign = fill(engine, 1, lease=60)
+    ann, bob = person(engine, "Ann"), person(engine, "Bob")
+    first = claim(engine, campaign, ann)
+    assert first.lease_expires_at == NOON + timedelta(seconds=60)
+    with writing(engine) as s:
+        assert q.claim_next(s, campaign.id, bob.id, NOON + timedelta(seconds=59)) is None
+    late = NOON + timedelta(seconds=60)
+    second = claim(engine, campaign, bob, late)
+    assert second.images[0].image_id == first.images[0].image_id
+    with writing(engine) as s:
+        q.submit(s, second.token, bob.id, "clean", "b", now=late)
+    with writing(engine) as s, pytest.raises(HfiError, match="others have judged it"):
+        q.submit(s, first.token, ann.id, "shows", "a", now=late)
+    with reading(engine) as s:
+        assert [row.verdict for row in q.current_judgments(s, "smoking")] == ["clean"]
+
+
+def test_a_late_answer_counts_while_nobody_else_has_the_task(engine: Engine) -> None:
+    campaign = fill(engine, 1, lease=60)
+    ann, bob = person(engine, "Ann"), person(engine, "Bob")
+    held = claim(engine, campaign, ann)
+    late = NOON + timedelta(hours=2)
+    with writing(engine) as s:
+        assert q.submit(s, held.token, ann.id, "shows", "a", now=late).duplicate is False
+        assert q.claim_next(s, campaign.id, bob.id, late) is None
+
+
+def test_skips_and_doubts_do_not_fill_the_overlap(engine: Engine) -> None:
+    campaign = fill(engine, 1)
+    for name, verdict in (("Ann", "skip"), ("Bob", "unsure"), ("Cem", "disturbing")):
+        answer(engine, campaign, person(engine, name), verdict)
+    with reading(engine) as s:
+        assert q.progress(s, campaign.id).done == 0
+    answer(engine, campaign, person(engine, "Dee"), "clean")
+    with writing(engine) as s:
+        assert q.progress(s, campaign.id).done == 1
+        assert q.claim_next(s, campaign.id, q.ensure_annotator(s, "Eva").id) is None
+
+
+def test_a_reload_shows_the_same_task_in_the_same_order(engine: Engine) -> None:
+    campaign = fill(engine, 10, question="ranking")
+    assert campaign.tasks == 2
+    ann, bob = person(engine, "Ann"), person(engine, "Bob")
+    first = claim(engine, campaign, ann)
+    claim(engine, campaign, bob)
+    again = claim(engine, campaign, ann, NOON + timedelta(minutes=10))
+    assert (again.token, again.images) == (first.token, first.images)
+    assert [(c.done, c.total) for c in (first, again)] == [(0, 2), (0, 1)]  # Bob holds the other one
+    assert again.lease_expires_at == NOON + timedelta(minutes=40)  # looking again keeps the task in hand
+    assert [image.position for image in first.images] == [0, 1, 2, 3, 4]
+    third = claim(engine, campaign, ann, NOON + timedelta(days=1))  # both leases have run out
+    assert (third.token, third.images) == (first.token, first.images)
+
+
+def test_shown_order_differs_between_people(engine: Engine) -> None:
+    campaign = fill(engine, 5, question="ranking", overlap=8)
+    orders = {tuple(i.image_id for i in claim(engine, campaign, person(engine, f"p{k}")).images) for k in range(8)}
+    assert len(orders) > 1
+    assert len({frozenset(order) for order in orders}) == 1
+
+
+def test_one_persons_lease_in_another_campaign_is_not_taken_for_this_one(engine: Engine) -> None:
+    campaign = fill(engine, 2)
+    with writing(engine) as s:
+        other = q.ensure_campaign(s, "smoking", "again", image_ids=[image.id for image in q.images(s)])
+    ann = person(engine, "Ann")
+    assert claim(engine, campaign, ann).campaign_id == campaign.id
+    assert claim(engine, other, ann).campaign_id == other.id
+
+
+# --- answers ---
+
+
+def test_a_replayed_answer_adds_nothing(engine: Engine) -> None:
+    campaign, ann, bob = fill(engine, 2, overlap=2), person(engine, "Ann"), person(engine, "Bob")
+    held = claim(engine, campaign, ann)
+    with writing(engine) as s:
+        first = q.submit(s, held.token, ann.id, "shows", "once")
+    with writing(engine) as s:
+        assert q.submit(s, held.token, ann.id, "clean", "once") == q.Submitted(first.judgment_id, duplicate=True)
+    with writing(engine) as s, pytest.raises(HfiError, match="judged this already"):
+        q.submit(s, held.token, ann.id, "clean", "another")
+    with writing(engine) as s, pytest.raises(HfiError, match="somebody else"):
+        q.submit(s, held.token, bob.id, "clean", "once")
+    with reading(engine) as s:
+        assert [row.verdict for row in q.current_judgments(s, "smoking")] == ["shows"]
+
+
+def test_a_token_opens_nothing_for_somebody_else(engine: Engine) -> None:
+    campaign, ann, bob = fill(engine, 1), person(engine, "Ann"), person(engine, "Bob")
+    held = claim(engine, campaign, ann)
+    with writing(engine) as s:
+        for token, who in ((held.token, bob.id), ("guessed", ann.id)):
+            with pytest.raises(NotFound):
+                q.submit(s, token, who, "shows", "x")
+            with pytest.raises(NotFound):
+                q.claim_of(s, token, who)
+        assert q.claim_of(s, held.token, ann.id).images == held.images
+
+
+@pytest.mark.parametrize(
+    ("question", "verdict"), [("binary", "ranked"), ("binary", "yes"), ("binary", "undone"), ("ranking", "shows")]
+)
+def test_a_verdict_that_the_question_does_not_know_is_refused(engine: Engine, question: str, verdict: str) -> None:
+    campaign, ann = fill(engine, 5, question=question), person(engine, "Ann")
+    held = claim(engine, campaign, ann)
+    with writing(engine) as s, pytest.raises(HfiError, match="unknown verdict"):
+        q.submit(s, held.token, ann.id, verdict, "x")
+
+
+def test_a_ranking_keeps_order_and_shown_places(engine: Engine) -> None:
+    campaign, ann = fill(engine, 5, question="ranking"), person(engine, "Ann")
+    held = claim(engine, campaign, ann)
+    order = [image.image_id for image in reversed(held.images)]
+    for wrong in ([], order[:4], [*order[:4], order[0]], [*order[:4], 999]):
+        with writing(engine) as s, pytest.raises(HfiError, match="each of the shown images once"):
+            q.submit(s, held.token, ann.id, "ranked", "x", ranking=wrong)
+    with writing(engine) as s, pytest.raises(HfiError, match="goes with verdict 'ranked'"):
+        q.submit(s, held.token, ann.id, "none", "x", ranking=order)
+    with writing(engine) as s:
+        q.submit(s, held.token, ann.id, "ranked", "x", ranking=order)
+        row = q.current_judgments(s, "smoking")[0]
+        assert row.images == tuple(image.sha256 for image in reversed(held.images))
+        assert row.prompts == tuple(f"p{int(sha, 16)}" for sha in row.images)
+        kept = s.execute(text("SELECT image_id, rank, shown_position FROM rankings ORDER BY rank")).all()
+    assert kept == [(image, rank, 5 - rank) for rank, image in enumerate(order, 1)]
+
+
+def test_undo_goes_back_to_the_first_and_leaves_every_row(engine: Engine) -> None:
+    campaign, ann = fill(engine, 4), person(engine, "Ann")
+    said = [answer(engine, campaign, ann, v, NOON + timedelta(minutes=i)) for i, v in enumerate(("shows", "clean", "unsure"))]
+    open_one = claim(engine, campaign, ann)
+    later = NOON + timedelta(minutes=9)
+    for back in reversed(said):
+        with writing(engine) as s:
+            reopened = q.undo(s, campaign.id, ann.id, later)
+        assert reopened is not None
+        assert (reopened.token, reopened.images) == (back.token, back.images)
+        assert claim(engine, campaign, ann, later).token == back.token  # what was undone last is asked first
+        later += timedelta(seconds=1)
+    with writing(engine) as s:
+        assert q.undo(s, campaign.id, ann.id, later) is None
+        assert q.current_judgments(s, "smoking") == []
+        assert s.execute(text("SELECT verdict FROM judgments ORDER BY id")).scalars().all() == [
+            "shows", "clean", "unsure", "undone", "undone", "undone",
+        ]  # fmt: skip
+    seen = [answer(engine, campaign, ann, "clean", later + timedelta(seconds=i)).token for i in range(4)]
+    assert set(seen) == {c.token for c in (*said, open_one)}
+    with reading(engine) as s:
+        assert q.progress(s, campaign.id, ann.id) == q.Progress(4, 4, {"clean": 4})
+
+
+def test_one_undo_touches_nobody_else(engine: Engine) -> None:
+    campaign, ann, bob = fill(engine, 1, overlap=2), person(engine, "Ann"), person(engine, "Bob")
+    answer(engine, campaign, ann, "shows")
+    answer(engine, campaign, bob, "clean")
+    with writing(engine) as s:
+        q.undo(s, campaign.id, ann.id)
+        assert [(r.verdict, r.annotator) for r in q.current_judgments(s, "smoking")] == [("clean", bob.pseudonym)]
+
+
+def test_people_and_simulations_are_kept_apart(engine: Engine) -> None:
+    campaign, ann, bot = fill(engine, 1, overlap=2), person(engine, "Ann"), person(engine, "Bot", simulated=True)
+    answer(engine, campaign, ann, "shows")
+    answer(engine, campaign, bot, "clean")
+    with writing(engine) as s:
+        found = {k: [r.verdict for r in q.current_judgments(s, "smoking", k)] for k in (None, False, True)}
+        assert found == {None: ["shows", "clean"], False: ["shows"], True: ["clean"]}
+        with pytest.raises(HfiError, match="kept apart"):
+            q.ensure_annotator(s, "bot")
+
+
+def test_a_judgment_names_guideline_and_program(engine: Engine) -> None:
+    from hfi import __version__
+
+    campaign, ann = fill(engine, 2), person(engine, "Ann")
+    answer(engine, campaign, ann, "shows")
+    with writing(engine) as s:
+        q.add_concept(s, Concept("smoking", "Smoking", "Also a pipe."))
+        q.add_concept(s, Concept("smoking", "Smoking!", "Also a pipe."))  # the same guideline is no new version
+    answer(engine, campaign, ann, "clean")
+    with reading(engine) as s:
+        rows = q.current_judgments(s, "smoking")
+    assert [(r.guideline_version, r.app_version) for r in rows] == [(1, __version__), (2, __version__)]
+
+
+# --- names, images, campaigns ---
+
+
+def test_one_person_is_one_annotator_however_the_name_is_written(engine: Engine) -> None:
+    spellings = ["Zoë  Straße", unicodedata.normalize("NFD", "Zoë Straße"), " ZOË STRASSE "]
+    assert len({person(engine, name).id for name in spellings}) == 1
+    with writing(engine) as s:
+        for name in ("", " ", "x" * 81):
+            with pytest.raises(HfiError, match="1 to 80"):
+                q.ensure_annotator(s, name)
+    assert person(engine, "Ann").pseudonym != person(engine, "Bob").pseudonym
+
+
+def test_an_image_of_the_same_key_is_the_same_image(engine: Engine) -> None:
+    with writing(engine) as s:
+        first = q.add_image(s, provenance(1))
+        assert q.add_image(s, provenance(1)) == first
+        q.add_image(s, provenance(2))
+        assert q.has_keys(s, ["k1", "k2", "k3"]) == {"k1", "k2"}
+        assert [image.seed for image in q.images(s)] == [1, 2]
+        assert [image.seed for image in q.images(s, prompt="p2")] == [2]
+        assert len(q.images(s, limit=1)) == 1
+        assert q.images(s, source="imported") == []
+
+
+def test_a_campaign_takes_new_images_and_keeps_old_tasks(engine: Engine) -> None:
+    campaign, ann = fill(engine, 3), person(engine, "Ann")
+    answer(engine, campaign, ann, "shows")
+    with writing(engine) as s:
+        ids = [image.id for image in q.images(s)] + [q.add_image(s, provenance(i)).id for i in (10, 11)]
+        grown = q.ensure_campaign(s, "smoking", "default", image_ids=ids)
+        assert (grown.id, grown.tasks) == (campaign.id, 5)
+        assert q.ensure_campaign(s, "smoking", "default", image_ids=ids).tasks == 5
+        assert q.progress(s, campaign.id, ann.id) == q.Progress(1, 5, {"shows": 1})
+        with pytest.raises(HfiError, match="asks 1 people"):
+            q.ensure_campaign(s, "smoking", "default", image_ids=ids, overlap=2)
+        with pytest.raises(NotFound, match="known are smoking"):
+            q.ensure_campaign(s, "gore", "default", image_ids=ids)
+        with pytest.raises(NotFound):
+            q.campaign(s, 99)
+
+
+def test_a_rest_of_a_ranking_waits_for_more_images(engine: Engine) -> None:
+    campaign = fill(engine, 7, question="ranking")
+    assert campaign.tasks == 1
+    with writing(engine) as s:
+        more = [q.add_image(s, provenance(i)).id for i in range(10)]
+        assert q.ensure_campaign(s, "smoking", "default", image_ids=more).tasks == 2
+
+
+def test_a_concepts_question_does_not_change_under_its_judgments(engine: Engine) -> None:
+    fill(engine, 1)
+    with writing(engine) as s, pytest.raises(HfiError, match="binary questions already"):
+        q.add_concept(s, Concept("smoking", "Smoking", question="ranking"))
+
+
+# --- guards in the schema ---
+
+
+def test_judgments_and_rankings_cannot_be_changed_or_removed(engine: Engine) -> None:
+    campaign, ann = fill(engine, 5, question="ranking"), person(engine, "Ann")
+    held = claim(engine, campaign, ann)
+    with writing(engine) as s:
+        q.submit(s, held.token, ann.id, "ranked", "x", ranking=[i.image_id for i in held.images])
+    for statement in (
+        "UPDATE judgments SET verdict = 'none'",
+        "DELETE FROM judgments",
+        "UPDATE rankings SET rank = 9",
+        "DELETE FROM rankings",
+    ):
+        with pytest.raises(IntegrityError, match="append-only"), writing(engine) as s:
+            s.execute(text(statement))
+    with reading(engine) as s:
+        assert len(q.current_judgments(s, "smoking")) == 1
+
+
+def test_the_schema_refuses_what_a_wrong_program_would_write(engine: Engine) -> None:
+    campaign, ann = fill(engine, 1), person(engine, "Ann")
+    answer(engine, campaign, ann, "shows")
+    columns = (
+        "task_id, annotator_id, assignment_id, revision, verdict, idempotency_token, guideline_version, app_version, created_at"
+    )
+    good = {"task_id": 1, "annotator_id": ann.id, "assignment_id": 1, "revision": 2, "verdict": "clean", "token": "t"}
+    for wrong, said in (
+        ({"revision": 1}, "UNIQUE"),
+        ({"token": None}, "NOT NULL"),
+        ({"verdict": "maybe"}, "CHECK"),
+        ({"task_id": 77}, "FOREIGN KEY"),
+        ({"annotator_id": 77}, "FOREIGN KEY"),
+    ):
+        values = ":task_id, :annotator_id, :assignment_id, :revision, :verdict, :token, 1, '', '2026-01-01'"
+        with pytest.raises(IntegrityError, match=said), writing(engine) as s:
+            s.execute(text(f"INSERT INTO judgments ({columns}) VALUES ({values})"), {**good, **wrong})
+    taken = "INSERT INTO assignments (task_id, annotator_id, token, shown_order, state, opened_at, lease_expires_at)"
+    with pytest.raises(IntegrityError, match="UNIQUE"), writing(engine) as s:
+        s.execute(text(f"{taken} SELECT task_id, annotator_id, 'new', shown_order, state, opened_at, opened_at FROM assignments"))
+
+
+def test_every_connection_is_set_for_several_writers(engine: Engine) -> None:
+    for _ in range(2):
+        with engine.connect() as connection:
+            found = [
+                connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("foreign_keys", "journal_mode", "busy_timeout")
+            ]
+            assert found[:2] == [1, "wal"]
+            assert found[2] >= 5000
+
+
+def test_reading_sees_one_state_while_others_write(engine: Engine) -> None:
+    fill(engine, 1)
+    with reading(engine) as s:
+        assert len(q.images(s)) == 1
+        with writing(engine) as other:
+            q.add_image(other, provenance(50))
+        assert len(q.images(s)) == 1
+
+
+def test_a_failure_in_a_transaction_leaves_nothing(engine: Engine) -> None:
+    def half_done() -> None:
+        with writing(engine) as s:
+            q.add_image(s, provenance(1))
+            s.execute(text("INSERT INTO task_images (task_id, image_id, position) VALUES (7, 7, 0)"))
+
+    with pytest.raises(IntegrityError):
+        half_done()
+    with reading(engine) as s:
+        assert q.images(s) == []
+
+
+def test_times_are_aware_and_come_back_as_utc(engine: Engine) -> None:
+    campaign, ann = fill(engine, 1), person(engine, "Ann")
+    tokyo = datetime(2026, 3, 4, 3, 4, tzinfo=timezone(timedelta(hours=9)))
+    answer(engine, campaign, ann, "shows", tokyo)
+    with reading(engine) as s:
+        time = q.current_judgments(s, "smoking")[0].created_at
+    assert time == tokyo
+    assert time.tzinfo == UTC
+    with writing(engine) as s, pytest.raises(StatementError, match="without its zone"):
+        q.claim_next(s, campaign.id, person_id := ann.id, datetime(2026, 3, 4))
+    assert person_id == ann.id
+
+
+# --- migrations ---
+
+
+def test_the_migrations_make_what_the_models_say(engine: Engine) -> None:
+    with engine.connect() as connection:
+        difference = compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), m.Base.metadata)
+        triggers = connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'trigger'").scalars().all()
+    assert difference == []
+    assert Counter(name.split("_")[0] for name in triggers) == {"judgments": 2, "rankings": 2}
+
+
+def test_a_database_of_version_0001_keeps_every_row(tmp_path: Path) -> None:
+    space = Workspace.create(tmp_path / "a%40b?#")  # a path with signs that mean something in a URL
+    path = space.path / "hfi.db"
+    shutil.copy(OLD, path)
+    before = counts(path)
+    assert before == {
+        "images": 5,
+        "concepts": 2,
+        "campaigns": 2,
+        "tasks": 6,
+        "task_images": 10,
+        "annotators": 2,
+        "assignments": 6,
+        "judgments": 7,
+        "rankings": 5,
+    }
+    upgrade(space.database_url)
+    assert counts(path) == before
+    engine = space.engine()
+    with reading(engine) as s:
+        rows = q.current_judgments(s, "smoking")
+        said = Counter((r.verdict, r.simulated) for r in rows)
+        assert said == {("shows", False): 1, ("clean", False): 1, ("clean", True): 1, ("shows", True): 1}
+        assert q.current_judgments(s, "brava")[0].verdict == "ranked"
+        assert rows[0].created_at == NOON
+        assert {image.original_name for image in q.images(s)} == {None, "photo.jpg"}
+    engine.dispose()
+
+
+def counts(path: Path) -> dict[str, int]:
+    with sqlite3.connect(path) as db:
+        names = [table.name for table in m.Base.metadata.sorted_tables]
+        found = {name: db.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in names}
+    db.close()
+    return found
+
+
+def test_an_upgrade_copies_a_database_with_tables_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "hfi.db"
+    url = f"sqlite:///{path}"
+    assert upgrade(url).backup is None  # nothing there yet
+    assert upgrade(url).backup is None  # nothing to do
+    engine = connect(url)
+    fill(engine, 3)
+    with engine.connect() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'gone'")
+        connection.commit()
+    with pytest.raises(HfiError, match="newer hfi"):
+        check_current(engine)
+    engine.dispose()
+    scripts = _with_second_migration(tmp_path)
+    monkeypatch.setattr("hfi.store.migrate.migrations_dir", lambda: scripts)
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE alembic_version SET version_num = '0001_initial'")
+    db.close()
+    engine = connect(url)
+    assert not status(engine).current
+    with pytest.raises(HfiError, match="hfi db upgrade"):
+        check_current(engine)
+    engine.dispose()
+
+    done = upgrade(url)
+    assert (done.before, done.after) == ("0001_initial", "0002_second")
+    assert done.backup is not None
+    with sqlite3.connect(done.backup) as copy:
+        assert copy.execute("SELECT count(*) FROM images").fetchone() == (3,)
+        assert copy.execute("SELECT version_num FROM alembic_version").fetchone() == ("0001_initial",)
+    copy.close()
+    with sqlite3.connect(path) as db:  # rebuilding the parent table took no child with it
+        assert db.execute("SELECT count(*) FROM task_images").fetchone() == (3,)
+        assert "note" in [row[1] for row in db.execute("PRAGMA table_info(images)")]
+    db.close()
+
+
+def _with_second_migration(folder: Path) -> Path:
+    """The project's migrations and one more, which rebuilds a table that others refer to."""
+    scripts = folder / "migrations"
+    shutil.copytree(Path(__file__).parent.parent / "migrations", scripts, ignore=shutil.ignore_patterns("__pycache__"))
+    (scripts / "versions" / "0002_second.py").write_text(
+        "import sqlalchemy as sa\nfrom alembic import op\n"
+        "revision = '0002_second'\ndown_revision = '0001_initial'\n\n\n"
+        "def upgrade():\n"
+        "    with op.batch_alter_table('images', recreate='always') as batch:\n"
+        "        batch.add_column(sa.Column('note', sa.Text()))\n"
+    )
+    return scripts
+
+
+def test_a_migration_that_breaks_a_reference_is_found_and_the_copy_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "hfi.db"
+    shutil.copy(OLD, path)
+    scripts = _with_second_migration(tmp_path)
+    (scripts / "versions" / "0002_second.py").write_text(
+        "from alembic import op\nrevision = '0002_second'\ndown_revision = '0001_initial'\n\n\n"
+        "def upgrade():\n    op.execute('DELETE FROM images WHERE id = 1')\n"
+    )
+    monkeypatch.setattr("hfi.store.migrate.migrations_dir", lambda: scripts)
+    with pytest.raises(HfiError, match=r"3 rows refer to rows that do not exist .*hfi\..*\.backup\.db"):
+        upgrade(f"sqlite:///{path}")
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("nonsense", "no database URL"),
+        ("oracleish://host/db", "no database URL"),
+        ("sqlite:////nowhere/at/all/hfi.db", "there is no folder"),
+    ],
+)
+def test_a_bad_url_is_one_clear_sentence(url: str, said: str) -> None:
+    for use in (connect, upgrade):
+        with pytest.raises(HfiError, match=said):
+            use(url)
+
+
+def test_a_file_that_is_no_database_is_said_and_a_password_is_not(tmp_path: Path) -> None:
+    (tmp_path / "text.db").write_text("not a database, only a long enough text to be looked at " * 20)
+    with pytest.raises(HfiError, match=r"cannot open the database .*not a database"):
+        connect(f"sqlite:///{tmp_path / 'text.db'}")
+    with pytest.raises(HfiError) as told:
+        connect("postgresql+nodriver://ann:secret@host/db")
+    assert "secret" not in str(told.value)
