@@ -405,6 +405,35 @@ def test_mistakes_of_invert(
     assert words in err
 
 
+def test_a_ranking_question_goes_all_the_way(hfi: Hfi, space: Path, model: Path) -> None:
+    """Five images at a time, ordered by what the CLIP model sees; then reward, token and contexts from the orders alone."""
+    home = Workspace.open(space)
+    engine = home.engine()
+    clip = ClipBackbone.load(model / "clip")
+    with writing(engine) as s:
+        queries.add_concept(s, Concept("haze", "Haze", initial_word="cat", question="ranking"))
+        images = queries.images(s)
+        campaign = queries.ensure_campaign(s, "haze", "first", image_ids=[i.id for i in images], overlap=1)
+        person = queries.ensure_annotator(s, "Ann")
+    x = clip.images([home.images.load(i.sha256) for i in images])
+    first = np.linalg.svd(x - x.mean(0), full_matrices=False)[0][:, 0]
+    value = {i.id: v for i, v in zip(images, first, strict=True)}
+    with writing(engine) as s:
+        while claim := queries.claim_next(s, campaign.id, person.id):
+            order = sorted((i.image_id for i in claim.images), key=lambda i: -value[i])
+            queries.submit(s, claim.token, person.id, "ranked", f"h-{claim.token}", ranking=order)
+    code, out, err = hfi("reward", "-w", space, "-c", "haze", "--held-out", 0.3, "--json")
+    assert code == 0, err
+    figures = json.loads(out)
+    assert figures["held_out_rankings"] == 2
+    code, out, err = hfi("invert", "-w", space, "-m", model, "-c", "haze", "--steps", 2, "--top-k", 8, "--force", *FAST, "--json")
+    assert code == 0, err
+    assert json.loads(out)["images"] == 8
+    common = ["--steps", 1, "--ddim-steps", 4, *FAST]
+    code, _, err = hfi("erase", "-w", space, "-m", model, "-c", "haze", "--method", "sdd-context", *common)
+    assert code == 0, err
+
+
 # --- erase ---
 
 
