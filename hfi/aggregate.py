@@ -1,15 +1,17 @@
 """From several people's verdicts to one soft label an image, and how far people agree.
 
-'unsure', 'skip' and 'disturbing' are missing data: they say nothing about the image and are never read as "no".
+'unsure', 'skip' and 'disturbing' are missing data: they say nothing about the image and are never read as "no". Where one person
+judged the same images twice, in two campaigns, the later judgment counts.
 """
 
-from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Literal
 
 import numpy as np
 
-from hfi.judgments import CONTENT, JudgmentSet
+from hfi.judgments import CONTENT, Judgment, JudgmentSet
 
 Method = Literal["majority", "dawid-skene"]
 
@@ -41,7 +43,16 @@ def soft_labels(judgments: JudgmentSet, method: Method = "majority") -> dict[str
 
 def rankings(judgments: JudgmentSet) -> list[tuple[str, ...]]:
     """Each ranking's images, most of the concept first."""
-    return [j.images for j in judgments.judgments if j.verdict == "ranked"]
+    return [j.images for j in _latest(judgments) if j.verdict == "ranked"]
+
+
+def _latest(judgments: JudgmentSet) -> list[Judgment]:
+    """One judgment by each person of the same images, the last that they gave, in the order of the set."""
+    last: dict[tuple[str, frozenset[str]], Judgment] = {}
+    for j in sorted(judgments.judgments, key=lambda j: j.time):  # ISO times in UTC sort as text
+        last[j.annotator, frozenset(j.images)] = j
+    kept = {id(j) for j in last.values()}
+    return [j for j in judgments.judgments if id(j) in kept]
 
 
 def _votes(judgments: JudgmentSet) -> tuple[list[str], list[str], np.ndarray]:
@@ -49,7 +60,7 @@ def _votes(judgments: JudgmentSet) -> tuple[list[str], list[str], np.ndarray]:
     images: dict[str, int] = {}
     people: dict[str, int] = {}
     votes = []
-    for j in judgments.judgments:
+    for j in _latest(judgments):
         if j.verdict in CONTENT:
             image = images.setdefault(j.images[0], len(images))
             votes.append((image, people.setdefault(j.annotator, len(people)), int(CONTENT[j.verdict])))
@@ -59,8 +70,8 @@ def _votes(judgments: JudgmentSet) -> tuple[list[str], list[str], np.ndarray]:
 def dawid_skene(votes: np.ndarray, images: int, people: int, iterations: int = 200) -> np.ndarray:
     """P(image shows the concept) [images] by expectation maximisation; votes [V, 3] of (image, person, 0 or 1).
 
-    Each person has a chance to say yes of an image that shows it and of one that does not; one imagined right and one imagined wrong
-    answer each (a Beta(2, 2) prior) keep somebody with few votes from counting as infallible.
+    Each person has a chance to say yes of an image that shows it and of one that does not; one imagined right and one imagined
+    wrong answer each (a Beta(2, 2) prior) keep somebody with few votes from counting as infallible.
     """
     image, person, said = votes.T
     p = np.bincount(image, weights=said, minlength=images) / np.bincount(image, minlength=images)
@@ -81,8 +92,8 @@ def dawid_skene(votes: np.ndarray, images: int, people: int, iterations: int = 2
 
 @dataclass(frozen=True)
 class Annotator:
-    """`answers`: verdicts that say something; `shows`: share of yes among them; `accuracy`: share equal to the majority of the others
-    on the same image (even votes and images judged alone left out), None where there is none."""
+    """`answers`: verdicts that say something; `shows`: share of yes among them, None of a ranking; `accuracy`: share equal to the
+    majority of the others on the same unit (even votes and units judged alone left out), None where there is none."""
 
     name: str
     simulated: bool
@@ -94,8 +105,12 @@ class Annotator:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Krippendorff's alpha (nominal) with a 95 % bootstrap interval over images; None where too few images were judged twice.
-    `raw`: mean share of agreeing pairs; `units`: images judged at least twice."""
+    """Krippendorff's alpha (nominal) with a 95 % bootstrap interval; None where too little was judged twice.
+
+    `units`: images judged by two people or more; of rankings, pairs of images that two people or more ordered, each with the
+    value "which comes first", so that alpha is about the mean Kendall tau between two people. `raw`: mean share of pairs of
+    people who agree on a unit.
+    """
 
     alpha: float | None
     low: float | None
@@ -105,52 +120,83 @@ class Agreement:
     annotators: tuple[Annotator, ...]
 
 
-MIN_UNITS = 2  # images judged at least twice, below which agreement is not stated
+MIN_GROUPS = 2  # images (or ranked sets of images) judged at least twice, below which agreement is not stated
+
+Unit = Mapping[str, bool]  # person -> value
 
 
 def agreement(judgments: JudgmentSet, *, bootstrap: int = 1000, seed: int = 0) -> Agreement:
-    images, _, votes = _votes(judgments)
-    yes = np.bincount(votes[:, 0], weights=votes[:, 2], minlength=len(images))
-    total = np.bincount(votes[:, 0], minlength=len(images))
-    twice = total >= 2
-    n1, n = yes[twice], total[twice].astype(float)
-    people = tuple(_annotators(judgments))
-    if len(n) < MIN_UNITS:
-        return Agreement(None, None, None, None, len(n), people)
-    alpha = krippendorff_alpha(n1, n)
-    raw = float(((n1 * (n1 - 1) + (n - n1) * (n - n1 - 1)) / (n * (n - 1))).mean())
-    rng = np.random.default_rng(seed)
-    draws = (rng.integers(len(n), size=len(n)) for _ in range(bootstrap))
-    spread = [value for draw in draws if (value := krippendorff_alpha(n1[draw], n[draw])) is not None]
-    low, high = (float(np.quantile(spread, q)) for q in (0.025, 0.975)) if alpha is not None else (None, None)
-    return Agreement(alpha, low, high, raw, len(n), people)
+    """See `Agreement`. The bootstrap draws images, or ranked sets of images, since the pairs of one set are not independent."""
+    groups = _groups(judgments)
+    people = tuple(_annotators(judgments, [unit for group in groups for unit in group]))
+    shared = [units for group in groups if (units := [unit for unit in group if len(unit) > 1])]
+    count = sum(map(len, shared))
+    if len(shared) < MIN_GROUPS:
+        return Agreement(None, None, None, None, count, people)
+    raw = float(np.mean([_agreeing(unit) for group in shared for unit in group]))
+    table = np.array([np.sum([coincidences(unit) for unit in group], axis=0) for group in shared])  # [groups, 3]
+    alpha = float(krippendorff_alpha(table.sum(0)))
+    if np.isnan(alpha):
+        return Agreement(None, None, None, raw, count, people)
+    kinds, counts = np.unique(table, axis=0, return_counts=True)  # few: drawing how often each occurs is drawing the groups
+    drawn = np.random.default_rng(seed).multinomial(len(table), counts / counts.sum(), size=bootstrap)
+    spread = krippendorff_alpha(drawn @ kinds)
+    spread = spread[~np.isnan(spread)]
+    low, high = (float(np.quantile(spread, q)) for q in (0.025, 0.975)) if len(spread) else (None, None)
+    return Agreement(alpha, low, high, raw, count, people)
 
 
-def krippendorff_alpha(yes: np.ndarray, total: np.ndarray) -> float | None:
-    """Nominal alpha for two values: yes [U] of total [U] >= 2 answers of each unit. 1 - observed / expected disagreement; None where
-    all answers are the same, so that no disagreement could be expected."""
-    no = total - yes
-    n, n1 = total.sum(), yes.sum()
-    observed = (2 * yes * no / (total - 1)).sum() / n
-    expected = 2 * n1 * (n - n1) / (n * (n - 1))
-    return None if expected == 0 else float(1 - observed / expected)
+def coincidences(unit: Unit) -> tuple[float, float, float]:
+    """A unit's part of Krippendorff's coincidence matrix: no with no, no with yes, yes with yes. m values weigh 1/(m-1) each."""
+    yes = sum(unit.values())
+    no = len(unit) - yes
+    return no * (no - 1) / (len(unit) - 1), no * yes / (len(unit) - 1), yes * (yes - 1) / (len(unit) - 1)
 
 
-def _annotators(judgments: JudgmentSet) -> list[Annotator]:
-    said: dict[str, dict[str, float]] = defaultdict(dict)  # image -> person -> vote
-    for j in judgments.judgments:
-        if j.verdict in CONTENT:
-            said[j.images[0]][j.annotator] = CONTENT[j.verdict]
+def krippendorff_alpha(table: np.ndarray) -> np.ndarray:
+    """Nominal alpha for two values, of summed coincidences [..., 3]: 1 - (n - 1) o_01 / (n_0 n_1).
+
+    NaN where all answers are the same, so that no disagreement could be expected. Krippendorff, "Computing Krippendorff's
+    Alpha-Reliability" (2011), B.
+    """
+    no, mixed, yes = np.moveaxis(np.asarray(table, dtype=np.float64), -1, 0)
+    n0, n1 = no + mixed, yes + mixed
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where((n0 > 0) & (n1 > 0), 1 - (n0 + n1 - 1) * mixed / (n0 * n1), np.nan)
+
+
+def _agreeing(unit: Unit) -> float:
+    """Share of the pairs of people who say the same."""
+    n, yes = len(unit), sum(unit.values())
+    return (yes * (yes - 1) + (n - yes) * (n - yes - 1)) / (n * (n - 1))
+
+
+def _groups(judgments: JudgmentSet) -> list[list[Unit]]:
+    """Units in groups that are independent of one another: each image alone, or the pairs of each ranked set of images."""
+    by_images: dict[frozenset[str], dict[str, Judgment]] = {}
+    for j in _latest(judgments):
+        if j.verdict in CONTENT or j.verdict == "ranked":
+            by_images.setdefault(frozenset(j.images), {})[j.annotator] = j
+    if judgments.question == "binary":
+        return [[{name: j.verdict == "shows" for name, j in said.items()}] for said in by_images.values()]
+    return [
+        [{name: j.images.index(x) < j.images.index(y) for name, j in said.items()} for x, y in combinations(sorted(images), 2)]
+        for images, said in by_images.items()
+    ]
+
+
+def _annotators(judgments: JudgmentSet, units: list[Unit]) -> list[Annotator]:
     found = []
-    for name in dict.fromkeys(j.annotator for j in judgments.judgments):
-        mine = [j for j in judgments.judgments if j.annotator == name]
-        answers = [CONTENT[j.verdict] for j in mine if j.verdict in CONTENT]
+    latest = _latest(judgments)
+    for name in dict.fromkeys(j.annotator for j in latest):
+        mine = [j for j in latest if j.annotator == name]
+        answers = [j.verdict for j in mine if j.verdict in CONTENT or j.verdict == "ranked"]
         hits = []
-        for votes in said.values():
-            others = [vote for person, vote in votes.items() if person != name]
-            if name in votes and others and np.mean(others) != 0.5:
-                hits.append(votes[name] == (np.mean(others) > 0.5))
-        shows = float(np.mean(answers)) if answers else None
+        for unit in units:
+            others = [value for person, value in unit.items() if person != name]
+            if name in unit and 2 * sum(others) != len(others):
+                hits.append(unit[name] == (2 * sum(others) > len(others)))
+        shows = answers.count("shows") / len(answers) if answers and judgments.question == "binary" else None
         accuracy = float(np.mean(hits)) if hits else None
         found.append(Annotator(name, mine[0].simulated, len(mine), len(answers), shows, accuracy))
     return found
