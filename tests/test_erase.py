@@ -353,6 +353,20 @@ def test_evaluations_are_those_of_the_network(sd: StableDiffusion) -> None:
         handle.remove()
 
 
+@pytest.mark.parametrize("method", list(METHODS))
+def test_a_half_precision_model_is_trained_in_float32(root: Path, method: str) -> None:
+    """Updates of 1e-5 are smaller than bfloat16 can tell apart, and must not be lost."""
+    half = load_sd(saved(root, "epsilon"), dtype=torch.bfloat16)
+    config_class, erase = METHODS[method]
+    settings = {**FAST, "learning_rate": 1e-6, "weight_decay": 0.0, "ema_decay": 0.0}
+    result, _ = finish(erase(half, REMOVAL, config_class(**settings)))
+    before = dict(half.unet.named_parameters())
+    for name, value in result.weights.items():
+        assert value.dtype == torch.float32
+        moved = (value - before[name].float()).abs().max()
+        assert 0 < moved < 1e-5
+
+
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(sd: StableDiffusion, tmp_path: Path) -> None:
     config = SDDConfig(**{**FAST, "steps": 60, "learning_rate": 1e18})
     run = Run.start(tmp_path, "erase", "x", {})

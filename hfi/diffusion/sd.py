@@ -145,10 +145,11 @@ def find_model(model: str | Path) -> Path:
 
 
 def _download(model: str) -> Path:
-    from diffusers import StableDiffusionPipeline
-
     try:
-        found = StableDiffusionPipeline.download(model, safety_checker=None, feature_extractor=None, image_encoder=None)
+        with quiet():
+            from diffusers import StableDiffusionPipeline
+
+            found = StableDiffusionPipeline.download(model, safety_checker=None, feature_extractor=None, image_encoder=None)
     except Exception as e:  # the hub client raises its own, requests' and httpx's errors
         raise ModelError(
             f"no folder {model!r} here, and the hub gives no model of that name ({type(e).__name__}): check the name, "
