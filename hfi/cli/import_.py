@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from PIL.Image import Image
 
 from hfi.cli.options import JsonOption, WorkspaceOption
 from hfi.errors import HfiError
 from hfi.images import safe_open
 from hfi.progress import progress
 from hfi.store import queries
-from hfi.store.session import writing
+from hfi.store.session import Engine, writing
 from hfi.workspace import Workspace
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -22,6 +23,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 def import_(
     paths: Annotated[list[Path], typer.Argument(help="Image files, and folders to look for them in.", show_default=False)],
     workspace: WorkspaceOption = Path("."),
+    *,
+    prompt: Annotated[str | None, typer.Option(help="The prompt that new ones were made from.", show_default=False)] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Bring images of your own into the workspace. What is no sound image is named and skipped; the same image counts once."""
@@ -36,29 +39,36 @@ def import_(
             except HfiError as e:
                 skipped.append(str(e))
             else:
-                sha = space.images.put(image)
-                about = queries.Provenance(
-                    key=hashlib.sha256(f"imported {sha}".encode()).hexdigest(),
-                    sha256=sha,
-                    width=image.width,
-                    height=image.height,
-                    source="imported",
-                    original_name=file.name,  # not its folder: that may name people
-                )
-                with writing(engine) as session:
-                    known = queries.has_keys(session, [about.key])
-                    queries.add_image(session, about)
-                new += not known
+                new += keep_image(space, engine, image, file.name, prompt)[1]
             advance(1, "")
     sound = len(files) - len(skipped)
+    for line in skipped:
+        typer.echo(f"skipped: {line}", err=True)
     if as_json:
         typer.echo(json.dumps({"new": new, "known": sound - new, "skipped": skipped}))
     else:
-        for line in skipped:
-            typer.echo(f"skipped: {line}", err=True)
         typer.echo(f"{new} images imported, {sound - new} were there already, {len(skipped)} skipped")
     if not sound:
         raise HfiError(f"none of the {len(files)} files is a readable image: nothing was imported")
+
+
+def keep_image(space: Workspace, engine: Engine, image: Image, name: str, prompt: str | None = None) -> tuple[str, bool]:
+    """Takes a picture into the workspace: its sha256, and whether it is new. `name` is its file name, without the folder,
+    which may name people."""
+    sha = space.images.put(image)
+    about = queries.Provenance(
+        key=hashlib.sha256(f"imported {sha}".encode()).hexdigest(),
+        sha256=sha,
+        width=image.width,
+        height=image.height,
+        source="imported",
+        prompt=prompt,
+        original_name=name,
+    )
+    with writing(engine) as session:
+        known = bool(queries.has_keys(session, [about.key]))
+        queries.add_image(session, about)
+    return sha, not known
 
 
 def _files(paths: Sequence[Path]) -> Iterator[Path]:

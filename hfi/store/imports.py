@@ -1,0 +1,178 @@
+"""Judgments that were given somewhere else: another workspace, another tool.
+
+They go into a campaign of their own, 'imported', past leases and overlap: they exist already, nobody is asked for them.
+"""
+
+import hashlib
+import json
+import re
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, func, select
+from sqlalchemy.orm import Session
+
+from hfi import __version__
+from hfi.errors import HfiError
+from hfi.store import models as m
+from hfi.store import queries
+
+CAMPAIGN = "imported"
+_PSEUDONYM = re.compile(r"A-[2-9A-HJKMNP-Z]{4}")
+
+
+@dataclass(frozen=True)
+class Given:
+    """One judgment from outside. `annotator` is a pseudonym or a name; `images` are sha256s, of a ranking most of the concept
+    first; `time` None where it is not known."""
+
+    annotator: str
+    simulated: bool
+    verdict: str
+    images: tuple[str, ...]
+    time: datetime | None = None
+    guideline_version: int = 1
+    comment: str | None = None
+    elapsed_ms: int | None = None
+
+
+def add_judgments(s: Session, concept_slug: str, given: Sequence[Given]) -> int:
+    """Adds those that are not there yet and returns how many that were; the same ones again add nothing.
+
+    Of two by one annotator on the same images the later counts. The images must be there. HfiError for a verdict that the
+    question does not know, and where a person and a simulation would share a name.
+    """
+    queries.ensure_campaign(s, concept_slug, CAMPAIGN, image_ids=())
+    owner = s.scalars(select(m.Concept).where(m.Concept.slug == concept_slug)).one()
+    campaign = s.scalars(select(m.Campaign).where(m.Campaign.concept_id == owner.id, m.Campaign.name == CAMPAIGN)).one()
+    allowed = m.BINARY_VERDICTS if owner.question == "binary" else m.RANKING_VERDICTS
+    tasks = {shas: task_id for task_id, shas in _pictures(s, m.Campaign.id == campaign.id).items()}
+    there = _there(s, owner.id)
+    ids = {sha: i for i, sha in s.execute(select(m.Image.id, m.Image.sha256).order_by(m.Image.id.desc()))}
+    added = 0
+    for item in given:
+        if item.verdict not in allowed:
+            raise HfiError(f"unknown verdict {item.verdict!r}: a {owner.question} question knows {', '.join(allowed)}")
+        if len(set(item.images)) != len(item.images) or (len(item.images) == 1) != (owner.question == "binary"):
+            wanted = "one image" if owner.question == "binary" else "several different images"
+            raise HfiError(f"a judgment of {len(item.images)} images: a {owner.question} question is about {wanted}")
+        person = _annotator(s, item.annotator, item.simulated)
+        token = _token(concept_slug, replace(item, annotator=person.pseudonym))
+        if (person.id, frozenset(item.images), item.verdict, item.time) in there or _known(s, token):
+            continue
+        task_id = tasks.get(frozenset(item.images)) or _new_task(s, campaign.id, [ids[sha] for sha in item.images])
+        tasks[frozenset(item.images)] = task_id
+        added += _add(s, task_id, person.id, item, token)
+    s.flush()
+    return added
+
+
+def _add(s: Session, task_id: int, annotator_id: int, item: Given, token: str) -> bool:
+    """Appends to the annotator's revisions of the task, unless the last one is newer."""
+    now = queries.now_utc()
+    mine = (m.Judgment.task_id == task_id, m.Judgment.annotator_id == annotator_id)
+    last = s.scalar(select(m.Judgment).where(*mine).order_by(m.Judgment.revision.desc()).limit(1))
+    if last is not None and item.time is not None and last.created_at > item.time:
+        return False
+    own = select(m.Assignment).where(m.Assignment.task_id == task_id, m.Assignment.annotator_id == annotator_id)
+    assignment = s.scalar(own)
+    if assignment is None:
+        assignment = m.Assignment(
+            task_id=task_id,
+            annotator_id=annotator_id,
+            token=secrets.token_urlsafe(24),
+            shown_order=json.dumps(list(range(len(item.images)))),
+            opened_at=now,
+            lease_expires_at=now,
+        )
+        s.add(assignment)
+    assignment.state = "done"
+    s.flush()
+    judgment = m.Judgment(
+        task_id=task_id,
+        annotator_id=annotator_id,
+        assignment_id=assignment.id,
+        revision=last.revision + 1 if last else 1,
+        verdict=item.verdict,
+        comment=item.comment,
+        elapsed_ms=item.elapsed_ms,
+        idempotency_token=token,
+        guideline_version=item.guideline_version,
+        app_version=__version__,
+        created_at=item.time or now,
+    )
+    s.add(judgment)
+    s.flush()
+    if item.verdict == "ranked":
+        held = select(m.Image.sha256, m.Image.id, m.TaskImage.position).join(m.TaskImage, m.TaskImage.image_id == m.Image.id)
+        places = {sha: (i, place) for sha, i, place in s.execute(held.where(m.TaskImage.task_id == task_id))}
+        order = json.loads(assignment.shown_order)
+        for rank, sha in enumerate(item.images, 1):
+            i, place = places[sha]
+            s.add(m.RankedImage(judgment_id=judgment.id, image_id=i, rank=rank, shown_position=order.index(place)))
+        s.flush()
+    return True
+
+
+def _annotator(s: Session, name: str, simulated: bool) -> queries.Annotator:
+    """The annotator of this pseudonym, or of this name. Another workspace's pseudonym is kept: it names the same annotator there,
+    here, and in what is exported from here."""
+    row = s.scalar(select(m.Annotator).where(m.Annotator.pseudonym == name))
+    if row is None:
+        found = queries.ensure_annotator(s, name, simulated)
+        if _PSEUDONYM.fullmatch(name):
+            row = s.get_one(m.Annotator, found.id)
+            row.pseudonym = name
+            s.flush()
+            return replace(found, pseudonym=name)
+        return found
+    if row.simulated != simulated:
+        raise HfiError(f"{name!r} is {'simulated' if row.simulated else 'a person'} here and not in the file: rename one of them")
+    return queries.Annotator(row.id, row.name, row.pseudonym, row.simulated)
+
+
+def _token(concept_slug: str, item: Given) -> str:
+    values = {**asdict(item), "images": list(item.images), "time": item.time and item.time.isoformat(), "concept": concept_slug}
+    return "import-" + hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _known(s: Session, token: str) -> bool:
+    return s.scalar(select(m.Judgment.id).where(m.Judgment.idempotency_token == token)) is not None
+
+
+def _there(s: Session, concept_id: int) -> set[tuple[int, frozenset[str], str, datetime | None]]:
+    """Who said what of which images when, in any campaign of the concept."""
+    pictures = _pictures(s, m.Campaign.concept_id == concept_id)
+    said = select(m.Judgment.annotator_id, m.Judgment.task_id, m.Judgment.verdict, m.Judgment.created_at)
+    rows = s.execute(
+        said.join(m.Task, m.Task.id == m.Judgment.task_id).join(m.Campaign).where(m.Campaign.concept_id == concept_id)
+    )
+    return {(a, pictures[t], v, _milliseconds(time)) for a, t, v, time in rows}
+
+
+def _pictures(s: Session, which: ColumnElement[bool]) -> dict[int, frozenset[str]]:
+    """Task id -> sha256 of its images."""
+    query = select(m.TaskImage.task_id, m.Image.sha256).join(m.Image, m.Image.id == m.TaskImage.image_id)
+    query = query.join(m.Task, m.Task.id == m.TaskImage.task_id).join(m.Campaign, m.Campaign.id == m.Task.campaign_id)
+    found: dict[int, set[str]] = {}
+    for task_id, sha in s.execute(query.where(which)):
+        found.setdefault(task_id, set()).add(sha)
+    return {task_id: frozenset(shas) for task_id, shas in found.items()}
+
+
+def _milliseconds(time: datetime) -> datetime:
+    """As far as an export keeps it."""
+    return time.replace(microsecond=time.microsecond // 1000 * 1000)
+
+
+def _new_task(s: Session, campaign_id: int, images: Iterable[int]) -> int:
+    last = s.scalar(select(func.max(m.Task.place)).where(m.Task.campaign_id == campaign_id))
+    task = m.Task(campaign_id=campaign_id, place=0 if last is None else last + 1)
+    s.add(task)
+    s.flush()
+    # not as ranked: whoever judges next must not read it off the order
+    s.add_all(m.TaskImage(task_id=task.id, image_id=image, position=place) for place, image in enumerate(sorted(images)))
+    s.flush()
+    return task.id
