@@ -54,7 +54,7 @@ def flag(name: str) -> str:
 
 
 def from_toml(config_class: type[T], path: Path, **overrides: Any) -> T:
-    """The configuration in a TOML file of `name = value` lines, `overrides` on top. Unknown keys and wrong types are UsageErrors."""
+    """The configuration in a TOML file of `name = value` lines, `overrides` on top. UsageError for unknown keys and wrong types."""
     try:
         given = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -76,14 +76,16 @@ def _coerce(name: str, value: Any, wanted: Any, path: Path) -> Any:
         return value
     if float in kinds and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if not any(isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)) for kind in kinds):
+    if not any(
+        isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)) for kind in kinds
+    ):
         names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
         raise UsageError(f"{path}: {name} = {value!r} is no {names}")
     return value
 
 
 def to_toml(values: dict[str, Any]) -> str:
-    """Flat settings as TOML; None is left out. Strings are quoted with JSON's escapes, which TOML shares."""
+    """Flat settings as TOML; None is left out."""
     return "".join(f"{name} = {_toml(value)}\n" for name, value in values.items() if value is not None)
 
 
@@ -96,7 +98,8 @@ def _toml(value: Any) -> str:
         return repr(value)
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return json.dumps(str(value), ensure_ascii=True)
+    # JSON's escapes are TOML's, but for surrogate pairs, which TOML has not, and DEL, which only TOML escapes
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def as_dict(config: Any) -> dict[str, Any]:

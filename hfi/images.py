@@ -29,7 +29,7 @@ class ImageStore:
         data = buffer.getvalue()
         sha = hashlib.sha256(data).hexdigest()
         path = self.path(sha)
-        if not path.exists():
+        if not path.exists() or path.stat().st_size != len(data):  # a power failure can leave a file short
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
