@@ -53,7 +53,7 @@ class Judged:
         places: dict[str, list[float]] = {}
         for order in rankings(self.judgments):
             for place, sha in enumerate(order):
-                places.setdefault(sha, []).append(1 - place / (len(order) - 1))
+                places.setdefault(sha, []).append(1 - place / max(len(order) - 1, 1))
         return {sha: (sum(found) / len(found), len(found)) for sha, found in places.items()}
 
     def flagged_prompts(self, method: Method) -> list[str]:
