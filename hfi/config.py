@@ -54,7 +54,7 @@ def flag(name: str) -> str:
 
 
 def from_toml(config_class: type[T], path: Path, **overrides: Any) -> T:
-    """The configuration in a TOML file of `name = value` lines, `overrides` on top. UsageError for unknown keys and wrong types."""
+    """The configuration in a TOML file of `name = value` lines, `overrides` on top. UsageError for unknown keys, wrong types."""
     try:
         given = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -12,7 +12,7 @@ from hfi.errors import HfiError, UsageError
 
 # name: (module, function or typer app in it, the line in `hfi --help`), in the order of the loop
 COMMANDS = {
-    "init": ("hfi.cli.workspace", "init", "Make a workspace: a folder with a database, images, tokens and runs."),
+    "init": ("hfi.cli.workspace", "init", "Make a workspace: a folder for images, judgments and results."),
     "concept": ("hfi.cli.concept", "app", "Say what must not be made: add, list, show concepts."),
     "generate": ("hfi.cli.generate", "generate", "Generate the images that people will judge."),
     "import": ("hfi.cli.import_", "import_", "Bring images of your own into the workspace."),
