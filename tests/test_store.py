@@ -537,7 +537,7 @@ def _with_second_migration(folder: Path) -> Path:
     return scripts
 
 
-def test_a_migration_that_breaks_a_reference_is_found_and_the_copy_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_migration_that_breaks_a_reference_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "hfi.db"
     shutil.copy(OLD, path)
     scripts = _with_second_migration(tmp_path)
@@ -546,8 +546,37 @@ def test_a_migration_that_breaks_a_reference_is_found_and_the_copy_named(tmp_pat
         "def upgrade():\n    op.execute('DELETE FROM images WHERE id = 1')\n"
     )
     monkeypatch.setattr("hfi.store.migrate.migrations_dir", lambda: scripts)
-    with pytest.raises(HfiError, match=r"3 rows refer to rows that do not exist .*hfi\..*\.backup\.db"):
+    before = counts(path)
+    with pytest.raises(HfiError, match=r"leave 3 rows that refer to rows that do not exist .* nothing was changed"):
         upgrade(f"sqlite:///{path}")
+    assert counts(path) == before
+
+
+def test_an_upgrade_that_stops_half_way_can_be_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"sqlite:///{tmp_path / 'hfi.db'}"
+    scripts = _with_second_migration(tmp_path)
+    whole = (scripts / "versions" / "0002_second.py").read_text()
+    (scripts / "versions" / "0002_second.py").write_text(whole + "    raise KeyboardInterrupt\n")
+    with monkeypatch.context() as patch:
+        patch.setattr("hfi.store.migrate.migrations_dir", lambda: scripts)
+        with pytest.raises(KeyboardInterrupt):
+            upgrade(url)
+    engine = connect(url)
+    with engine.connect() as connection:
+        assert not connection.exec_driver_sql("SELECT name FROM sqlite_master").all()
+    engine.dispose()
+    assert upgrade(url).before is None
+
+
+def test_a_database_of_a_later_program_is_not_touched(tmp_path: Path) -> None:
+    path = tmp_path / "hfi.db"
+    shutil.copy(OLD, path)
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE alembic_version SET version_num = '0099_later'")
+    db.close()
+    with pytest.raises(HfiError, match=r"newer hfi .*0099_later"):
+        upgrade(f"sqlite:///{path}")
+    assert [p.name for p in tmp_path.glob("*.backup.db")] == []
 
 
 @pytest.mark.parametrize(

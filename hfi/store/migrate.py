@@ -1,7 +1,8 @@
 """Bringing a database to the current schema, without losing a judgment.
 
-Alembic runs on an engine of its own: no BEGIN IMMEDIATE, and on SQLite with foreign keys off, because rebuilding a table with them
-on silently deletes the rows that refer to it. They are checked afterwards, and the file is copied before.
+Alembic runs on an engine of its own, on SQLite with foreign keys off, because rebuilding a table with them on silently deletes
+the rows that refer to it. They are checked at the end. All migrations are one transaction: killed or failed, nothing has changed;
+and the file is copied before.
 """
 
 import sqlite3
@@ -13,7 +14,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, create_engine, event, inspect
+from sqlalchemy import Connection, Engine, create_engine, event, inspect
 from sqlalchemy.exc import DatabaseError
 
 from hfi.errors import HfiError
@@ -52,31 +53,36 @@ def check_current(engine: Engine) -> None:
         found = status(engine)
     except DatabaseError as e:
         raise HfiError(f"{engine.url.render_as_string()} is no database of hfi: {e.orig}") from e
+    _check_known(found)
     if not found.current:
-        known = {script.revision for script in _scripts().walk_revisions()}
-        if found.revision is not None and found.revision not in known:
-            raise HfiError(f"the database was made by a newer hfi (schema {found.revision}): install that version or a later one")
         raise HfiError(f"the database has schema {found.revision or 'none'}, this hfi needs {found.head}: run 'hfi db upgrade'")
 
 
+def _check_known(found: Status) -> None:
+    """HfiError for a schema that this program has never heard of."""
+    if found.revision not in (None, *(script.revision for script in _scripts().walk_revisions())):
+        raise HfiError(f"the database was made by a newer hfi (schema {found.revision}): install that version or a later one")
+
+
 def upgrade(url: str) -> Upgrade:
-    """Copies a SQLite database that holds tables, upgrades it, and checks its foreign keys. HfiError where that fails: the copy
-    stays."""
+    """Copies a SQLite database that holds tables, upgrades it, and checks its foreign keys. HfiError where that fails: the
+    database is as it was."""
     connect(url).dispose()  # says what is wrong with the URL
     engine = create_engine(url)
     if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", lambda connection, record: connection.execute("PRAGMA foreign_keys = OFF"))
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
     try:
         before = status(engine)
+        _check_known(before)
         backup = _backup(engine) if not before.current and inspect(engine).get_table_names() else None
         if not before.current:
             config = Config()
             config.set_main_option("script_location", str(migrations_dir()).replace("%", "%%"))
-            with engine.connect() as connection:
+            with engine.begin() as connection:
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
-                connection.commit()
-                _check_foreign_keys(connection, backup)
+                _check_foreign_keys(connection)
         return Upgrade(before.revision, before.head, backup)
     except DatabaseError as e:
         raise HfiError(f"the upgrade of {engine.url.render_as_string()} failed: {e.orig}") from e
@@ -84,17 +90,26 @@ def upgrade(url: str) -> Upgrade:
         engine.dispose()
 
 
-def _check_foreign_keys(connection, backup: Path | None) -> None:  # type: ignore[no-untyped-def]
+def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:
+    connection.isolation_level = None  # or the driver would commit after each statement that changes the schema
+    connection.execute("PRAGMA busy_timeout = 30000")
+    connection.execute("PRAGMA foreign_keys = OFF")
+
+
+def _check_foreign_keys(connection: Connection) -> None:
     if connection.dialect.name != "sqlite":
         return
     broken = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()
     if broken:
-        where = f"; the copy from before is {backup}" if backup else ""
-        raise HfiError(f"after the upgrade {len(broken)} rows refer to rows that do not exist (first in {broken[0][0]}){where}")
+        raise HfiError(
+            f"the upgrade would leave {len(broken)} rows that refer to rows that do not exist (first in {broken[0][0]}): "
+            "nothing was changed, please report it"
+        )
 
 
 def _backup(engine: Engine) -> Path | None:
-    """A copy beside the file, made by SQLite itself, so that it is whole while others write. Other databases have their own tools."""
+    """A copy beside the file, made by SQLite itself, so that it is whole while others write. Other databases have their own
+    tools."""
     if engine.dialect.name != "sqlite" or not engine.url.database or engine.url.database == ":memory:":
         return None
     source = Path(engine.url.database)
