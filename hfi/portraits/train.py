@@ -43,7 +43,7 @@ PLANS = {
     "vae": Plan(steps=3600, batch=16, lr=2e-3, ema=0.995),
     "detector": Plan(steps=1500, batch=64, lr=2e-3, ema=0.99),
     "clip": Plan(steps=2500, batch=96, lr=1e-3, ema=0.99),
-    "unet": Plan(steps=5000, batch=32, lr=1e-3, ema=0.999),
+    "unet": Plan(steps=2800, batch=32, lr=1e-3, ema=0.999),
 }
 
 
@@ -79,15 +79,16 @@ def fit(
     """AdamW under a one-cycle learning rate; `loss_at` gets the share of training done (0 to 1) and this step's randomness. Returns the averaged weights; `work/<part>.pt` holds the state between kills."""
     path = work / f"{part}.pt"
     optimizer = torch.optim.AdamW(module.parameters(), lr=plan.lr, weight_decay=1e-2, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=plan.lr, total_steps=plan.steps + 1, pct_start=0.03)
     average = {name: value.clone() for name, value in module.state_dict().items()}
     done = 0
     if path.exists():
         state: dict[str, Any] = torch.load(path, weights_only=True)
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
         average, done = state["average"], state["step"]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=plan.lr, total_steps=plan.steps + 1, pct_start=0.03, last_epoch=done - 1
+    )
     for step in range(done + 1, plan.steps + 1):
         rng, generator = np.random.default_rng((SEED, step)), torch.Generator().manual_seed(SEED * 1_000_003 + step)
         loss = loss_at(step / plan.steps, rng, generator)
@@ -101,8 +102,8 @@ def fit(
         models.ema_update(average, module, min(plan.ema, step / (step + 10)))
         report(step, loss.item())
         if step % save_every == 0 or step == plan.steps:
-            state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-            torch.save({**state, "average": average, "step": step}, path.with_suffix(".tmp"))
+            state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "average": average, "step": step}
+            torch.save(state, path.with_suffix(".tmp"))
             os.replace(path.with_suffix(".tmp"), path)
     return average
 

@@ -1,0 +1,40 @@
+"""`hfi demo`: the whole loop on the embedded model."""
+
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hfi.cli import app
+from hfi.cli.evaluate import print_table
+from hfi.demo import SIMULATED, Scale
+from hfi.demo import demo as run_demo
+from hfi.report import headline
+from hfi.results import best_system, system_name
+
+
+def demo(
+    workspace: Annotated[Path, typer.Option("--workspace", "-w", help="The workspace to make, or to go on with.")] = Path("demo"),
+    images: Annotated[int, typer.Option(help="Pictures for each prompt set and system in the evaluation.", min=1)] = 64,
+) -> None:
+    """Run the whole loop on the embedded model with simulated annotators: images, judgments, token, erasure, report."""
+    started = time.monotonic()
+
+    def run(line: str) -> None:
+        shown = line if len(line) < 300 else f"{line[:140]} ... {line[-120:]}"
+        typer.echo(f"\n$ hfi {' '.join(shown.split())}", err=True)
+        app(shlex.split(line), standalone_mode=False)
+
+    rows, report = run_demo(workspace, Scale(evaluate_images=images), run)
+    minutes, seconds = divmod(round(time.monotonic() - started), 60)
+    best = best_system(rows)
+    typer.echo("")
+    sys.stdout.flush()
+    print_table(rows)
+    typer.echo(f"\n{headline(rows, 'smoking')} on prompts that never ask for it, by {system_name(best) if best else 'no system'}")
+    typer.echo(f"{SIMULATED}.")
+    typer.echo(f"\n{report}\n{report.with_name('results.json')}\n{minutes} min {seconds} s")
+    typer.echo(f"\nNext: hfi ui --workspace {workspace}   judge the same images yourself")

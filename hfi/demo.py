@@ -1,0 +1,194 @@
+"""The whole loop on Portraits: the commands that a user would type, one after the other, with simulated annotators in between.
+
+Every step resumes, so a demo that was interrupted goes on when it is started again.
+"""
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hfi.aggregate import agreement, soft_labels
+from hfi.errors import HfiError
+from hfi.evaluate import report_of
+from hfi.judgments import freeze
+from hfi.progress import progress
+from hfi.report import AgreementPart, AnnotatorLine, Curve, RewardPart, write_report
+from hfi.resources import data_dir
+from hfi.results import Row, best_system, read_results, system_name, write_results
+from hfi.runs import Run
+from hfi.simulate import ANNOTATORS, judge
+from hfi.store import queries
+from hfi.store.session import reading, writing
+from hfi.workspace import Workspace
+
+CONCEPT = "smoking"
+CAMPAIGN = "simulated"
+GUIDELINE = """**Shows it:** a cigarette in or near the mouth, lit or not, or smoke that rises from one.
+
+**Does not:** everything else. A sailor without a cigarette is just a sailor.
+
+*Unsure* is an honest answer: it counts as no answer at all."""
+LOOK = "--steps 20 --guidance-scale 3"  # of every picture here: DDIM steps, guidance
+SIMULATED = "No person judged these images. Three simulated annotators did, reading the attribute detector and slipping: " + "; ".join(
+    f"{a.name.removeprefix('simulated, ')} misses {a.misses:.0%}, false alarms {a.false_alarms:.0%}, unsure {a.unsure:.0%}"
+    for a in ANNOTATORS
+)
+LIMITS = (
+    "Portraits is a world of cartoons drawn by code and a model made for it: nothing here is a result about Stable Diffusion.",
+    "The judgments are simulated. Judge the same images yourself ('hfi ui --workspace demo') and run the loop on your own answers.",
+    "The detector knows only what the world draws; it was trained on drawings, never on judgments.",
+    "Nobody has attacked the cleaned models here: a low rate on these prompts does not say that the concept cannot be brought back.",
+)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much work a demo does; None takes the method's own number of steps."""
+
+    images_per_prompt: int = 2
+    invert_steps: int | None = None
+    sdd_steps: int | None = None
+    context_steps: int | None = None
+    evaluate_images: int = 64  # for each prompt set
+
+
+def before_judging(workspace: Path, scale: Scale) -> list[str]:
+    """Command lines up to the images that are to be judged."""
+    here, model, prompts = _places(workspace)
+    return [
+        f"init {shlex.quote(str(workspace))}",
+        f"concept add {CONCEPT} {here} --title Smoking --prompt 'smoking a cigarette' --initial-word cigarette"
+        f" --guideline {shlex.quote(GUIDELINE)}",
+        f"generate {here} {model} --prompts {prompts}/judge.csv --images-per-prompt {scale.images_per_prompt} {LOOK} --batch-size 32",
+    ]
+
+
+def after_judging(workspace: Path, scale: Scale) -> list[str]:
+    """Command lines from the judgments to the evaluation."""
+    here, model, prompts = _places(workspace)
+    what = f"{here} --concept {CONCEPT} --simulated include"
+    return [
+        f"reward {what}",
+        f"invert {what} {model}{_steps(scale.invert_steps)}",
+        f"erase {what} {model} --method sdd {SDD}{_steps(scale.sdd_steps)}",
+        f"erase {what} {model} --method sdd-context --retain {prompts}/retain.csv{_steps(scale.context_steps)}",
+        f"evaluate {here} {model} --concept {CONCEPT} --prompts {prompts} --images {scale.evaluate_images} {LOOK} --batch-size 32",
+    ]
+
+
+# The paper's SDD on a model this small: its settings for Stable Diffusion (1500 updates of one latent at 1e-5) would take an hour
+# here and move nothing; these keep its loss and its loop, with more latents an update and a larger step.
+SDD = "--learning-rate 5e-5 --ema-decay 0.99 --batch-size 8 --ddim-steps 25 --rollouts staggered"
+
+
+def _places(workspace: Path) -> tuple[str, str, str]:
+    data = data_dir()
+    model, prompts = data / "portraits", data / "prompts" / CONCEPT
+    return f"--workspace {shlex.quote(str(workspace))}", f"--model {shlex.quote(str(model))}", shlex.quote(str(prompts))
+
+
+def _steps(steps: int | None) -> str:
+    return "" if steps is None else f" --steps {steps}"
+
+
+def demo(workspace: Path, scale: Scale, run: Callable[[str], None]) -> tuple[list[Row], Path]:
+    """Runs the loop; `run` executes one command line of hfi. Returns the rows and the report's path."""
+    for line in before_judging(workspace, scale):
+        run(line)
+    space = Workspace.open(workspace)
+    simulate_judging(space)
+    for line in after_judging(workspace, scale):
+        run(line)
+    rows = read_results(space.runs / "evaluate" / CONCEPT / "results.json")
+    write_results(space.path / "results.json", rows)
+    return rows, write_demo_report(space, rows)
+
+
+def simulate_judging(space: Workspace) -> None:
+    """Three simulated annotators judge every image of the workspace, through the verbs that the labeling page calls."""
+    from hfi.portraits.detector import load_detector
+
+    engine = space.engine()
+    with writing(engine) as session:
+        pictures = queries.images(session)
+        campaign = queries.ensure_campaign(
+            session, CONCEPT, CAMPAIGN, image_ids=[p.id for p in pictures], overlap=len(ANNOTATORS)
+        )
+    if not pictures:
+        raise HfiError(f"no images in {space.path}: remove the folder and start the demo again")
+    detector = load_detector()
+    shas = [p.sha256 for p in pictures]
+    scores = detector([space.images.load(sha) for sha in shas])[CONCEPT]
+    shows = dict(zip(shas, (scores > detector.threshold).tolist(), strict=True))
+    with reading(engine) as session:
+        done = sum(queries.progress(session, campaign.id).by_verdict.values())
+    total = campaign.tasks * len(ANNOTATORS)
+    with progress("simulated annotators judging", total, "judgments", min(done, total)) as advance:
+        for seed, annotator in enumerate(ANNOTATORS):
+            judge(engine, campaign.id, annotator, shows.__getitem__, seed=seed, done=advance)
+
+
+def write_demo_report(space: Workspace, rows: list[Row]) -> Path:
+    """The evaluation's report, with what only the demo knows: who judged, the reward, how training went, what was simulated."""
+    judgments = freeze(space.engine(), CONCEPT, "include")
+    reward = Run(space.runs / "reward" / CONCEPT)
+    report = report_of(space.runs / "evaluate" / CONCEPT)
+    best = best_system(rows)
+    return write_report(
+        space.path / "report.html",
+        replace(
+            report,
+            title="Demo on Portraits",
+            summary=(
+                "The same judgments, condensed into one learned token, steer two erasers: SDD as in the paper, and SDD in the "
+                "context of the prompts that people flagged."
+                + (f" The headline is {system_name(best)}, the better of the two by the figures below." if best else "")
+            ),
+            simulated=SIMULATED + ".",
+            agreement=_agreement(space),
+            reward=_reward_part(space, reward),
+            curves=_curves(space),
+            provenance={**report.provenance, "Judgments": {"sha256": judgments.sha256, "said": str(len(judgments.judgments))}},
+            limits=[*LIMITS, *report.limits],
+        ),
+    )
+
+
+def _agreement(space: Workspace) -> AgreementPart:
+    engine = space.engine()
+    found = agreement(freeze(engine, CONCEPT, "include"))
+    with reading(engine) as session:
+        names = {a.pseudonym: a.name for a in queries.annotators(session)}
+    lines = [AnnotatorLine(names[a.name], a.simulated, a.judgments, a.shows, a.accuracy) for a in found.annotators]
+    return AgreementPart(found.alpha, found.low, found.high, found.units, lines)
+
+
+def _reward_part(space: Workspace, run: Run) -> RewardPart:
+    from hfi.embed import embed_stored
+    from hfi.reward.model import RewardModel
+
+    result = run.result()
+    labels = soft_labels(freeze(space.engine(), CONCEPT, "include"))
+    shas = sorted(labels)
+    model = RewardModel.load(space.rewards / f"{CONCEPT}.safetensors")
+    scores = model.score_embeddings(embed_stored(model.backbone, space.images, shas, space.path / "embeddings"))
+    facts = {
+        "AUC on held-out images": f"{result['auc']:.3f}",
+        "accuracy on held-out images": f"{result['accuracy']:.1%}",
+        "held-out images": f"{result['held_out_images']} of {result['images']}",
+        "AUC that chance reaches in 5 %": f"{result['chance_limit']:.3f}",
+    }
+    return RewardPart(facts, [float(s) for s in scores], [labels[sha].y > 0.5 for sha in shas])
+
+
+def _curves(space: Workspace) -> list[Curve]:
+    def losses(command: str, name: str) -> list[tuple[float, float]]:
+        return [(m["step"], m["loss"]) for m in Run(space.runs / command / name).metrics() if "loss" in m]
+
+    erasing = {system_name((m, "token")): losses("erase", f"{CONCEPT}-{m}-token") for m in ("sdd", "sdd-context")}
+    return [
+        Curve("Reward: loss on the training images, by epoch", {"reward": losses("reward", CONCEPT)}),
+        Curve("Inversion: noise-prediction error, by update", {"token": losses("invert", CONCEPT)}),
+        Curve("Erasure: loss, by update", erasing, "The two losses have different targets and do not compare."),
+    ]

@@ -1,0 +1,68 @@
+"""Documents and commands in step."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from hfi.cli import COMMANDS
+from hfi.cli.manual import help_of, manual, paths
+from hfi.erase import METHODS
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_manual_is_what_help_says() -> None:
+    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == manual(), "run 'make docs'"
+
+
+def test_every_command_and_option_has_help() -> None:
+    assert len(paths()) > 20
+    for words in paths():
+        text = help_of(words)
+        described = [line for line in text.splitlines() if re.match(r"[│\s]+(\*\s+)?--[a-z]", line)]
+        assert described, words
+        for line in described:
+            assert len(re.findall(r"[a-z]{2,}", line.split("  ", 2)[-1])) >= 2, (words, line)
+
+
+def test_the_front_page_lists_a_first_line_that_the_command_repeats_in_spirit() -> None:
+    for name, (_, _, line) in COMMANDS.items():
+        assert line.endswith(".") and len(line) < 80, name
+
+
+def test_help_starts_fast_and_without_the_heavy_libraries() -> None:
+    code = (
+        "import sys; from hfi.cli import app\n"
+        "try: app(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'gradio', 'sqlalchemy', 'diffusers', 'transformers', 'numpy', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "evaluate" in done.stdout
+
+
+def test_commands_in_the_documents_exist_and_take_their_options() -> None:
+    known = {words: help_of(words) for words in paths()}
+    found = 0
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "data" / "portraits" / "README.md"]:
+        if page.name == "cli.md":
+            continue
+        for line in page.read_text(encoding="utf-8").splitlines():
+            for call in re.findall(r"(?:^\s{4}|`|/bin/)hfi ([a-z][^`#]*)", line):
+                words = call.split()
+                command = tuple(words[:2]) if tuple(words[:2]) in known else tuple(words[:1])
+                assert command in known, f"{page.name}: hfi {call}"
+                for option in re.findall(r"--[a-z][a-z-]*", call):
+                    assert option in known[command], f"{page.name}: hfi {call}: {option}"
+                found += 1
+    assert found >= 8
+
+
+def test_papers_lists_every_method() -> None:
+    text = (ROOT / "docs" / "papers.md").read_text(encoding="utf-8")
+    assert METHODS
+    for name in METHODS:
+        assert f"`{name}`" in text, name
