@@ -137,7 +137,7 @@ def to_csv(judgments: Iterable[Judgment]) -> str:
     """One row an image: those of a ranking share their number under 'judgment', with their ranks. A text that a spreadsheet would
     run as a formula gets a leading apostrophe, which `from_csv` takes off again."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(text)  # lines end in CR LF, so that a lone CR or LF in a comment is quoted
     writer.writerow(COLUMNS)
     for number, j in enumerate(judgments, 1):
         for rank, (sha, prompt) in enumerate(zip(j.images, j.prompts, strict=True), 1):
