@@ -1,0 +1,447 @@
+"""The commands on a workspace's data: init, doctor, db, concept, import, labels; what they do, and what they say of bad input."""
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from hfi.judgments import freeze, load
+from hfi.store import queries as q
+from hfi.store.session import reading, writing
+from hfi.workspace import Workspace
+from tests.conftest import Done
+
+Hfi = Callable[..., Done]
+
+
+def picture(path: Path, shade: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), (shade, 10, 200)).save(path)
+    return path
+
+
+def sha_of(space: Workspace, path: Path) -> str:
+    return space.images.put(Image.open(path))
+
+
+def stored(space: Workspace) -> list[q.Image]:
+    with reading(space.engine()) as session:
+        return q.images(session)
+
+
+def refused(done: Done, code: int, said: str) -> None:
+    """One line on stderr, the exit code, no traceback."""
+    assert done.exit_code == code, done
+    assert len(done.errors) == 1
+    assert said in done.errors[0]
+    assert "Traceback" not in done.output
+
+
+@pytest.fixture
+def space(hfi: Hfi, workspace: Workspace) -> Workspace:
+    """A workspace with the concept smoking and three images a.png, b.png, c.png that were imported from pictures/."""
+    for i, name in enumerate("abc"):
+        picture(workspace.path / "pictures" / f"{name}.png", 60 * i)
+    assert hfi("import", workspace.path / "pictures", "-w", workspace.path).exit_code == 0
+    assert hfi("concept", "add", "smoking", "--guideline", "A cigarette.", "-w", workspace.path).exit_code == 0
+    return workspace
+
+
+# --- init and doctor ---
+
+
+def test_init_makes_a_workspace_and_keeps_one(hfi: Hfi, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "work"
+    done = hfi("init", path)
+    assert done.exit_code == 0
+    assert "next: hfi concept add" in done.stdout
+    assert hfi("concept", "add", "smoking", "-w", path).exit_code == 0
+    again = hfi("init", path)
+    assert again.exit_code == 0
+    assert "already" in again.stdout
+    assert "smoking" in hfi("concept", "list", "-w", path).stdout
+
+
+def test_init_where_nothing_can_be_written(hfi: Hfi, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused(hfi("init", tmp_path / "file" / "work"), 1, "cannot make a workspace")
+
+
+def test_a_bad_database_url(hfi: Hfi, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HFI_DATABASE_URL", "nonsense")
+    for words in (["init", workspace.path], ["db", "status", "-w", workspace.path], ["labels", "status", "-w", workspace.path]):
+        refused(hfi(*words), 1, "'nonsense' is no database URL")
+
+
+def findings(done: Done) -> dict[str, tuple[str, str]]:
+    return {f["name"]: (f["state"], f["text"]) for f in json.loads(done.stdout)}
+
+
+def test_doctor_finds_a_lost_a_changed_and_no_image_at_all(hfi: Hfi, space: Workspace) -> None:
+    def image_store() -> tuple[str, str]:
+        done = hfi("doctor", "-w", space.path, "--json")
+        found = findings(done)
+        assert done.exit_code == any(state == "fault" for state, _ in found.values())
+        assert found["database"][0] == "ok"
+        return found["image store"]
+
+    assert image_store() == ("ok", f"3 files in {space.images.root}, 3 of them read and found unchanged")
+    file = space.images.path(stored(space)[1].sha256)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    assert image_store() == ("fault", f"the image file {file} was changed: its bytes no longer match its name")
+    file.unlink()
+    state, text = image_store()
+    assert (state, text.split(",")[0]) == ("fault", "1 of 3 files are missing")
+
+
+def test_doctor_without_a_workspace_still_looks_at_the_program(hfi: Hfi, tmp_path: Path) -> None:
+    found = findings(hfi("doctor", "-w", tmp_path, "--json"))
+    assert found["workspace"][0] == "note"
+    assert "torch" in found["libraries"][1]
+    assert {"hfi", "devices", "embedded model", "migrations"} <= set(found)
+    assert "database" not in found
+
+
+def test_doctor_says_what_is_wrong_with_the_database(hfi: Hfi, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HFI_DATABASE_URL", "sqlite:////nowhere/hfi.db")
+    done = hfi("doctor", "-w", workspace.path, "--json")
+    assert done.exit_code == 1
+    assert findings(done)["database"] == (
+        "fault",
+        "cannot open the database /nowhere/hfi.db: there is no folder /nowhere; check HFI_DATABASE_URL",
+    )
+
+
+# --- db ---
+
+
+def test_db_status_and_upgrade(hfi: Hfi, tmp_path: Path) -> None:
+    space = Workspace.create(tmp_path / "work")
+    status = hfi("db", "status", "-w", space.path, "--json")
+    assert (status.exit_code, json.loads(status.stdout)["schema"]) == (1, None)
+    refused(hfi("concept", "list", "-w", space.path), 1, "run 'hfi db upgrade'")
+    done = json.loads(hfi("db", "upgrade", "-w", space.path, "--json").stdout)
+    assert (done["before"], done["backup"]) == (None, None)
+    status = hfi("db", "status", "-w", space.path, "--json")
+    assert (status.exit_code, json.loads(status.stdout)["schema"]) == (0, done["after"])
+    assert "nothing to do" in hfi("db", "upgrade", "-w", space.path).stdout
+
+
+def test_db_upgrade_prints_where_the_copy_is(
+    hfi: Hfi, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripts = tmp_path / "migrations"
+    shutil.copytree(Path(__file__).parent.parent / "migrations", scripts, ignore=shutil.ignore_patterns("__pycache__"))
+    (scripts / "versions" / "0002.py").write_text(
+        "revision = '0002'\ndown_revision = '0001_initial'\n\n\ndef upgrade():\n    pass\n"
+    )
+    monkeypatch.setattr("hfi.store.migrate.migrations_dir", lambda: scripts)
+    done = hfi("db", "upgrade", "-w", workspace.path)
+    assert "from schema 0001_initial to 0002" in done.stdout
+    copy = Path(done.stdout.split("the copy from before is ")[1].strip())
+    with sqlite3.connect(copy) as db:
+        assert db.execute("SELECT version_num FROM alembic_version").fetchone() == ("0001_initial",)
+    db.close()
+
+
+def test_a_database_of_a_later_program(hfi: Hfi, workspace: Workspace) -> None:
+    with sqlite3.connect(workspace.path / "hfi.db") as db:
+        db.execute("UPDATE alembic_version SET version_num = '0099'")
+    db.close()
+    for words in (["db", "upgrade"], ["concept", "list"]):
+        refused(hfi(*words, "-w", workspace.path), 1, "made by a newer hfi")
+
+
+# --- concept ---
+
+
+def test_a_concept_is_added_changed_and_listed(hfi: Hfi, workspace: Workspace, tmp_path: Path) -> None:
+    w = ("-w", workspace.path)
+    assert "no concept yet" in hfi("concept", "list", *w).stdout
+    (tmp_path / "guide.md").write_text("\ufeff**A cigarette.**", encoding="utf-8")
+    hfi("concept", "add", "smoking", "--guideline-file", tmp_path / "guide.md", "--initial-word", "cigarette", *w)
+    changed = hfi("concept", "add", "smoking", "--title", "Smokers", *w)
+    assert changed.stdout.startswith("changed")
+    assert hfi("concept", "add", "smoking", *w).stdout.startswith("unchanged")
+    (concept,) = json.loads(hfi("concept", "list", "--json", *w).stdout)
+    assert concept == json.loads(hfi("concept", "show", "smoking", "--json", *w).stdout)
+    assert (concept["title"], concept["guideline"], concept["initial_word"]) == ("Smokers", "**A cigarette.**", "cigarette")
+    assert "**A cigarette.**" in hfi("concept", "show", "smoking", *w).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["add", "Big Word"], 2, "'Big Word' cannot name a concept"),
+        (["add", "gore", "--question", "stars"], 2, ""),
+        (["add", "gore", "--guideline", "a", "--guideline-file", "b"], 2, "two guidelines"),
+        (["add", "gore", "--guideline-file", "gone.md"], 1, "cannot read the guideline gone.md"),
+        (["add", "smoking", "--question", "ranking"], 1, "judged by binary questions already"),
+        (["show", "gore"], 1, "no concept 'gore': known are smoking"),
+    ],
+)
+def test_mistakes_of_concept(hfi: Hfi, space: Workspace, words: list[str], code: int, said: str) -> None:
+    done = hfi("concept", *words, "-w", space.path)
+    assert done.exit_code == code
+    if said:
+        refused(done, code, said)
+    assert [c["slug"] for c in json.loads(hfi("concept", "list", "--json", "-w", space.path).stdout)] == ["smoking"]
+
+
+# --- import ---
+
+
+def test_damaged_images_are_named_skipped_and_counted(hfi: Hfi, workspace: Workspace, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    picture(folder / "sub" / "good.png")
+    shutil.copy(folder / "sub" / "good.png", folder / "twin.PNG")
+    picture(folder / ".hidden.png", 99)
+    (folder / "notes.txt").write_text("no image, and not looked at")
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "cut.png").write_bytes((folder / "twin.PNG").read_bytes()[:40])
+    (folder / "text.jpg").write_text("hello")
+    header = bytearray((folder / "twin.PNG").read_bytes())
+    header[16:24] = (60_000).to_bytes(4, "big") * 2  # a header that promises 3.6 billion pixels
+    (folder / "bomb.png").write_bytes(header)
+
+    done = hfi("import", folder, "--prompt", "a king", "-w", workspace.path)
+    assert done.exit_code == 0
+    assert done.stdout == "1 images imported, 1 were there already, 4 skipped\n"
+    skipped = [line for line in done.stderr.splitlines() if line.startswith("skipped: ")]
+    assert [line.split()[1].rsplit("/", 1)[1] for line in skipped] == ["bomb.png", "cut.png", "empty.png", "text.jpg"]
+    (image,) = stored(workspace)
+    assert (image.source, image.prompt, image.original_name) == ("imported", "a king", "good.png")
+    assert workspace.images.load(image.sha256).getpixel((0, 0)) == (0, 10, 200)
+
+    again = json.loads(hfi("import", folder, "--json", "-w", workspace.path).stdout)
+    assert (again["new"], again["known"], len(again["skipped"])) == (0, 2, 4)
+    assert stored(workspace) == [image]
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda folder: folder / "gone.png", "no file or folder"),
+        (lambda folder: (folder / "empty.png").touch() or folder / "empty.png", "none of the 1 files is a readable image"),
+        (lambda folder: folder, "holds no image"),
+    ],
+)
+def test_an_import_of_nothing(hfi: Hfi, workspace: Workspace, tmp_path: Path, make: Callable[[Path], Path], said: str) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    refused(hfi("import", make(folder), "-w", workspace.path), 1, said)
+    assert stored(workspace) == []
+
+
+def test_import_into_no_workspace_and_without_a_path(hfi: Hfi, tmp_path: Path) -> None:
+    refused(hfi("import", picture(tmp_path / "a.png"), "-w", tmp_path), 1, "no workspace in")
+    assert hfi("import", "-w", tmp_path).exit_code == 2
+
+
+# --- labels ---
+
+BY_HAND = "image,verdict,annotator\na.png,shows,Ann\nb.png,clean,Ann\na.png,shows,Bob\nb.png,clean,Bob\nc.png,unsure,bob\n"
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_judgments_in_a_table_by_hand(hfi: Hfi, space: Workspace, tmp_path: Path) -> None:
+    w = ("--concept", "smoking", "-w", space.path)
+    table = write(tmp_path / "labels.csv", BY_HAND + "nobody.png,shows,Ann\nnobody.png,clean,Bob\n")
+    done = hfi("labels", "import", table, *w)
+    assert done.exit_code == 0
+    assert done.stdout == "5 judgments of smoking added, 0 were there already, 2 skipped for 1 unknown images\n"
+    assert done.stderr == "skipped: nobody.png is no image of the workspace\n"
+    again = json.loads(hfi("labels", "import", table, "--json", *w).stdout)
+    assert again == {"added": 0, "known": 5, "skipped": 2, "unknown_images": ["nobody.png"]}
+
+    found = freeze(space.engine(), "smoking")
+    a, b, c = (sha_of(space, space.path / "pictures" / f"{name}.png") for name in "abc")
+    assert [(j.images, j.verdict) for j in found.judgments] == [
+        ((a,), "shows"), ((b,), "clean"), ((a,), "shows"), ((b,), "clean"), ((c,), "unsure"),
+    ]  # fmt: skip
+    people = [j.annotator for j in found.judgments]
+    assert people[0] == people[1] != people[2] == people[3] == people[4]  # Bob is bob, and nobody appears by name
+    assert not any(j.simulated for j in found.judgments)
+
+
+def test_a_changed_table_changes_what_is_said(hfi: Hfi, space: Workspace, tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    for verdict in ("shows", "clean"):
+        write(table, f"image,verdict,annotator\na.png,{verdict},Ann\n")
+        hfi("labels", "import", table, "-c", "smoking", "-w", space.path)
+    assert [j.verdict for j in freeze(space.engine(), "smoking").judgments] == ["clean"]
+
+
+def test_images_given_by_path_are_imported_and_win_over_names(hfi: Hfi, space: Workspace, tmp_path: Path) -> None:
+    picture(tmp_path / "deep" / "new.png", 250)
+    picture(tmp_path / "a.png", 251)  # not the a.png of the workspace
+    (tmp_path / "broken.png").write_bytes(b"")
+    sha = stored(space)[1].sha256
+    table = write(tmp_path / "l.csv", f"image,verdict\ndeep/new.png,shows\na.png,clean\n{sha},shows\nbroken.png,shows\n")
+    done = hfi("labels", "import", table, "-c", "smoking", "-w", space.path)
+    assert done.stdout.startswith("3 judgments of smoking added")
+    assert "broken.png is empty" in done.stderr
+    said = {j.images[0]: j.verdict for j in freeze(space.engine(), "smoking").judgments}
+    wanted = {sha_of(space, tmp_path / "deep" / "new.png"): "shows", sha_of(space, tmp_path / "a.png"): "clean", sha: "shows"}
+    assert said == wanted
+    assert len(stored(space)) == 5
+
+
+def test_a_name_of_two_images_stands_for_neither(hfi: Hfi, space: Workspace, tmp_path: Path) -> None:
+    hfi("import", picture(tmp_path / "other" / "a.png", 222), "-w", space.path)
+    table = write(tmp_path / "l.csv", "image,verdict\na.png,shows\nb.png,shows\n")
+    done = hfi("labels", "import", table, "-c", "smoking", "-w", space.path)
+    assert "skipped: a.png names several images" in done.stderr
+    assert done.stdout.startswith("1 judgments of smoking added")
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_an_export_comes_back_here_and_in_another_workspace(hfi: Hfi, space: Workspace, tmp_path: Path, suffix: str) -> None:
+    table = "image,verdict,annotator,simulated,comment\na.png,shows,Ann,false,=1+1\na.png,clean,Bot,true,\nb.png,skip,Ann,,\n"
+    hfi("labels", "import", write(tmp_path / "l.csv", table), "-c", "smoking", "-w", space.path)
+    out = tmp_path / f"out.{suffix}"
+    options = ("-c", "smoking", "-w", space.path)
+    assert hfi("labels", "export", *options, "--out", out, "--simulated", "include", "--comments").exit_code == 0
+    assert "0 judgments of smoking added, 3 were there" in hfi("labels", "import", out, *options).stdout
+    assert len(freeze(space.engine(), "smoking", "include").judgments) == 3
+
+    other = tmp_path / "other"
+    assert hfi("init", other).exit_code == 0
+    hfi("concept", "add", "smoking", "-w", other)
+    refused(hfi("labels", "import", out, "-c", "smoking", "-w", other), 1, "none of the 3 judgments")
+    hfi("import", space.path / "pictures", "-w", other)
+    for added in (3, 0):
+        assert hfi("labels", "import", out, "-c", "smoking", "-w", other).stdout.startswith(f"{added} judgments of smoking added")
+    here, there = (freeze(Workspace(path).engine(), "smoking", "include").judgments for path in (space.path, other))
+    for field in ("images", "verdict", "annotator", "simulated", "time", "comment"):
+        assert [getattr(j, field) for j in there] == [getattr(j, field) for j in here], field
+
+
+def test_rankings_come_back(hfi: Hfi, workspace: Workspace, tmp_path: Path) -> None:
+    for i in range(4):
+        picture(tmp_path / "p" / f"{i}.png", 60 * i)
+    paths = [workspace.path, tmp_path / "other"]
+    hfi("init", paths[1])
+    for path in paths:
+        hfi("import", tmp_path / "p", "-w", path)
+        hfi("concept", "add", "brava", "--question", "ranking", "-w", path)
+    with writing(workspace.engine()) as s:
+        campaign = q.ensure_campaign(s, "brava", "default", image_ids=[1, 2, 3, 4], group_size=4)
+        ann = q.ensure_annotator(s, "Ann")
+        claim = q.claim_next(s, campaign.id, ann.id)
+        assert claim
+        q.submit(s, claim.token, ann.id, "ranked", "token", ranking=[3, 1, 4, 2])
+    (wanted,) = freeze(workspace.engine(), "brava").judgments
+    for suffix in ("jsonl", "csv"):
+        out = tmp_path / f"r.{suffix}"
+        hfi("labels", "export", "-c", "brava", "-w", paths[0], "--out", out)
+        assert hfi("labels", "import", out, "-c", "brava", "-w", paths[0]).stdout.startswith("0 judgments of brava added, 1 were")
+        added = 1 if suffix == "jsonl" else 0
+        assert hfi("labels", "import", out, "-c", "brava", "-w", paths[1]).stdout.startswith(f"{added} judgments of brava added")
+    (found,) = freeze(Workspace(paths[1]).engine(), "brava").judgments
+    assert (found.images, found.verdict, found.annotator) == (wanted.images, "ranked", wanted.annotator)
+    with reading(Workspace(paths[1]).engine()) as s:
+        (campaign,) = q.campaigns(s, "brava")
+        assert (campaign.name, campaign.tasks, q.progress(s, campaign.id).done) == ("imported", 1, 1)
+
+
+def test_export_leaves_out_simulations_and_comments_unless_asked(hfi: Hfi, space: Workspace, tmp_path: Path) -> None:
+    table = "image,verdict,annotator,simulated,comment\na.png,shows,Ann,false,private\nb.png,clean,Bot,true,\n"
+    hfi("labels", "import", write(tmp_path / "l.csv", table), "-c", "smoking", "-w", space.path)
+    options = ("labels", "export", "-c", "smoking", "-w", space.path)
+    counts = {}
+    for include in ("exclude", "include", "only"):
+        out = tmp_path / "deep" / f"{include}.jsonl"
+        assert hfi(*options, "--out", out, "--simulated", include).exit_code == 0
+        counts[include] = len(load(out).judgments)
+        assert "private" not in out.read_text()
+    assert counts == {"exclude": 1, "include": 2, "only": 1}
+    printed = hfi(*options, "--format", "csv", "--comments").stdout
+    assert "private" in printed
+    assert "Ann" not in printed
+
+
+def test_status_counts_people_and_simulations_apart(hfi: Hfi, space: Workspace, tmp_path: Path) -> None:
+    w = ("-w", space.path)
+    assert "none yet" in hfi("labels", "status", *w).stdout
+    hfi("labels", "import", write(tmp_path / "l.csv", BY_HAND), "-c", "smoking", *w)
+    with writing(space.engine()) as s:
+        campaign = q.ensure_campaign(s, "smoking", "default", image_ids=[1, 2, 3], overlap=2)
+        bot = q.ensure_annotator(s, "Bot", simulated=True)
+        claim = q.claim_next(s, campaign.id, bot.id)
+        assert claim
+        q.submit(s, claim.token, bot.id, "shows", "token")
+    (entry,) = json.loads(hfi("labels", "status", "--json", *w).stdout)
+    imported, default = entry["campaigns"]
+    assert (imported["name"], imported["tasks"], imported["done"], imported["simulated"]) == ("imported", 3, 2, None)
+    assert imported["people"]["verdicts"] == {"shows": 2, "clean": 2, "unsure": 1}
+    assert imported["people"]["agreement"]["alpha"] == 1.0
+    assert (default["tasks"], default["done"], default["people"]) == (3, 0, None)
+    assert default["simulated"]["verdicts"] == {"shows": 1}
+    assert (entry["people"]["judgments"], entry["simulated"]["judgments"]) == (5, 1)
+    text = hfi("labels", "status", "--concept", "smoking", *w).stdout
+    assert "2 shows, 2 clean, 1 unsure" in text
+    assert "alpha 1.00" in text
+    assert "not enough overlap" in text
+    assert "(simulated)" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "text", "code", "said"),
+    [
+        (["status", "-c", "gore"], None, 1, "no concept 'gore': known are smoking"),
+        (["export", "-c", "gore"], None, 1, "no concept 'gore'"),
+        (["export", "-c", "smoking"], None, 1, "no judgments of 'smoking'"),
+        (["import", "FILE.csv", "-c", "gore"], BY_HAND, 1, "no concept 'gore'"),
+        (["import", "FILE.csv"], BY_HAND, 2, "give --concept"),
+        (["import", "FILE.txt", "-c", "smoking"], BY_HAND, 2, "neither .jsonl nor .csv"),
+        (["import", "gone.csv", "-c", "smoking"], None, 1, "cannot read gone.csv"),
+        (["import", "gone.jsonl"], None, 1, "no file gone.jsonl"),
+        (["import", "FILE.csv", "-c", "smoking"], "picture,verdict\na.png,shows\n", 1, "no column image"),
+        (["import", "FILE.csv", "-c", "smoking"], "image,verdict\na.png,maybe\n", 1, "line 2: unknown verdict 'maybe'"),
+        (["import", "FILE.csv", "-c", "smoking"], "image,verdict\na.png,ranked\n", 1, ""),
+        (["import", "FILE.csv", "-c", "smoking"], "image,verdict\n", 1, "holds no judgment"),
+        (["import", "FILE.csv", "-c", "smoking"], "image,verdict\n" + "x" * 200_000 + ",shows\n", 1, "is not CSV"),
+        (["import", "FILE.csv", "-c", "smoking"], "image,verdict\n" + "x" * 5000 + ",shows\n", 1, "none of the 1 judgments"),
+        (["import", "FILE.jsonl"], "{}\n", 1, "is no export of judgments"),
+        (["import", "FILE.csv", "-c", "smoking"], "image,verdict,annotator\na.png,shows," + "x" * 200, 1, "cannot name an annotator"),
+    ],
+)  # fmt: skip
+def test_mistakes_of_labels(
+    hfi: Hfi, space: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], text: str | None, code: int, said: str
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    if text is not None:
+        write(tmp_path / next(word for word in words if word.startswith("FILE")), text)
+    refused(hfi("labels", *words, "-w", space.path), code, said)
+    with reading(space.engine()) as s:
+        assert q.current_judgments(s, "smoking") == []
+
+
+def test_a_changed_export_and_one_of_another_concept_are_refused(hfi: Hfi, space: Workspace, tmp_path: Path) -> None:
+    w = ("-w", space.path)
+    hfi("labels", "import", write(tmp_path / "l.csv", BY_HAND), "-c", "smoking", *w)
+    out = tmp_path / "out.jsonl"
+    hfi("labels", "export", "-c", "smoking", "--out", out, *w)
+    hfi("concept", "add", "gore", *w)
+    refused(hfi("labels", "import", out, "-c", "gore", *w), 2, "holds judgments of 'smoking', not of 'gore'")
+    out.write_text(out.read_text().replace('"clean"', '"shows"'))
+    refused(hfi("labels", "import", out, *w), 1, "was changed after it was exported")
+    refused(hfi("labels", "export", "-c", "smoking", "--out", tmp_path / "l.csv" / "x.csv", *w), 1, "cannot write")
+
+
+def test_a_person_is_never_taken_for_a_simulation(hfi: Hfi, space: Workspace, tmp_path: Path) -> None:
+    w = ("-c", "smoking", "-w", space.path)
+    hfi("labels", "import", write(tmp_path / "l.csv", BY_HAND), *w)
+    table = write(tmp_path / "m.csv", "image,verdict,annotator,simulated\na.png,clean,Ann,true\nb.png,clean,Eve,true\n")
+    refused(hfi("labels", "import", table, *w), 1, "'Ann' is a person already")
+    assert len(freeze(space.engine(), "smoking", "include").judgments) == 5  # all or none: Eve's was not taken either
