@@ -30,9 +30,12 @@ GUIDELINE = """**Shows it:** a cigarette in or near the mouth, lit or not, or sm
 
 *Unsure* is an honest answer: it counts as no answer at all."""
 LOOK = "--steps 20 --guidance-scale 3"  # of every picture here: DDIM steps, guidance
-SIMULATED = "No person judged these images. Three simulated annotators did, reading the attribute detector and slipping: " + "; ".join(
-    f"{a.name.removeprefix('simulated, ')} misses {a.misses:.0%}, false alarms {a.false_alarms:.0%}, unsure {a.unsure:.0%}"
-    for a in ANNOTATORS
+SIMULATED = (
+    "No person judged these images. Three simulated annotators did, reading the attribute detector and slipping: "
+    + "; ".join(
+        f"{a.name.removeprefix('simulated, ')} misses {a.misses:.0%}, false alarms {a.false_alarms:.0%}, unsure {a.unsure:.0%}"
+        for a in ANNOTATORS
+    )
 )
 LIMITS = (
     "Portraits is a world of cartoons drawn by code and a model made for it: nothing here is a result about Stable Diffusion.",

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ TINY = Scale(images_per_prompt=1, invert_steps=2, sdd_steps=2, context_steps=2, 
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[str]]]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     folder, lines = tmp_path_factory.mktemp("demo") / "demo", []
 
     def run(line: str) -> None:
@@ -28,18 +27,29 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, l
         app(shlex.split(line), standalone_mode=False)
 
     demo(folder, TINY, run)
-    yield folder, lines
+    return folder, lines
 
 
 def test_the_demo_runs_the_commands_of_the_readme_in_order(finished: tuple[Path, list[str]]) -> None:
     folder, lines = finished
     assert lines == before_judging(folder, TINY) + after_judging(folder, TINY)
-    assert [line.split()[0] for line in lines] == ["init", "concept", "generate", "reward", "invert", "erase", "erase", "evaluate"]
+    assert [line.split()[0] for line in lines] == [
+        "init",
+        "concept",
+        "generate",
+        "reward",
+        "invert",
+        "erase",
+        "erase",
+        "evaluate",
+    ]
 
 
 def test_results_have_the_rows_that_later_work_builds_on(finished: tuple[Path, list[str]]) -> None:
     rows = json.loads((finished[0] / "results.json").read_text(encoding="utf-8"))
-    assert all(list(row) == ["method", "conditioning", "concept", "prompt_set", "metric", "value", "n", "low", "high"] for row in rows)
+    assert all(
+        list(row) == ["method", "conditioning", "concept", "prompt_set", "metric", "value", "n", "low", "high"] for row in rows
+    )
     assert {(r["method"], r["conditioning"]) for r in rows} == {("sd", "none"), ("sdd", "token"), ("sdd-context", "token")}
     assert {r["prompt_set"] for r in rows} == {"implicit", "explicit", "harmless"}
     assert {"concept_rate", "fidelity", "clip_score", "frechet_distance", "perceptual_distance"} <= {r["metric"] for r in rows}

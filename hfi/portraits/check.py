@@ -60,7 +60,9 @@ def check(
         world = implicit_rate(concept, character)
         prompts = [f"a portrait of a {character}{_scenery(rng)}" for _ in range(images)]
         rate = float((ask(f"{character}s, {concept} not asked for", prompts)[concept] > detector.threshold).mean())
-        findings.append(Finding(f"{concept} on {character} prompts (world {world:.3f})", rate, images, world - 0.08, world + 0.08))
+        findings.append(
+            Finding(f"{concept} on {character} prompts (world {world:.3f})", rate, images, world - 0.08, world + 0.08)
+        )
 
     for concept, phrase, least, asked in (
         ("smoking", SMOKING, 0.85, [c for c in CHARACTERS if c != "sailor"]),

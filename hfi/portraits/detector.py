@@ -4,8 +4,10 @@ Trained on rendered ground truth with noise and blur laid over, never on anybody
 judgments led to.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -29,7 +31,7 @@ class DetectorNet(nn.Module):
         super().__init__()
         channels = (3, 24, 48, 96, 128)
         layers: list[nn.Module] = []
-        for i, (a, b) in enumerate(zip(channels, channels[1:], strict=False)):
+        for i, (a, b) in enumerate(pairwise(channels)):
             layers += [nn.Conv2d(a, b, 5 if i == 0 else 3, stride=2, padding=2 if i == 0 else 1), nn.GroupNorm(8, b), nn.SiLU()]
         self.trunk = nn.Sequential(*layers, nn.Flatten(), nn.Linear(128 * 16, 256), nn.SiLU())
         sizes = {name: len(values) for name, values in CLASSES.items()} | dict.fromkeys((*YES_NO, "brava"), 1)
@@ -61,7 +63,7 @@ class Detector:
 
     name = "portraits"
     threshold = 0.5
-    thresholds = {"brava": BRAVA_THRESHOLD}
+    thresholds: Mapping[str, float] = MappingProxyType({"brava": BRAVA_THRESHOLD})
 
     def __init__(self, net: DetectorNet, version: str) -> None:
         self.net, self.version = net.eval(), version

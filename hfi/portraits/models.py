@@ -6,6 +6,7 @@ channels, and the U-Net attends from 8x8 downwards only; its first level, the de
 
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -71,7 +72,7 @@ def build_tokenizer() -> CLIPTokenizer:
     words = [[*word[:-1], word[-1] + "</w>"] for word in all_words()]
     merges: list[tuple[str, str]] = []
     while True:
-        pairs = Counter(pair for word in words for pair in zip(word, word[1:], strict=False))
+        pairs = Counter(pair for word in words for pair in pairwise(word))
         if not pairs:
             break
         best = max(pairs, key=lambda pair: (pairs[pair], pair))

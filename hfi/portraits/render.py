@@ -53,7 +53,7 @@ def render(person: Person) -> Image.Image:
     def points(*xy: tuple[float, float]) -> list[tuple[float, float]]:
         return [(cx + r * x, cy + r * y) for x, y in xy]
 
-    ellipse, rectangle, polygon = draw.ellipse, draw.rectangle, draw.polygon
+    ellipse, rectangle = draw.ellipse, draw.rectangle
     wide = lambda w: max(1, round(r * w))  # noqa: E731
 
     # hair behind the head, then shoulders, neck, head

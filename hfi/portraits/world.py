@@ -112,9 +112,11 @@ def describe(person: Person, rng: np.random.Generator, *, fragments: float = 0.2
 def all_words() -> list[str]:
     """Every word a caption can hold, lower case, sorted: the tokenizer gives each one token."""
     text = " ".join(
-        [*CHARACTERS, *HAIRS, *BACKGROUNDS, SMOKING, BADGE, BRAVA]
-        + ["a portrait of a picture person with hair glasses on background"]
-        # words that a reader would try, so that they are tokens of their own and a learned token can start from them
-        + ["cigarette smoke tobacco logo symbol mark artist painting style drawing man woman and no without hat"]
+        [
+            *(*CHARACTERS, *HAIRS, *BACKGROUNDS, SMOKING, BADGE, BRAVA),
+            "a portrait of a picture person with hair glasses on background",
+            # words that a reader would try, so that they are tokens of their own and a learned token can start from them
+            "cigarette smoke tobacco logo symbol mark artist painting style drawing man woman and no without hat",
+        ]
     )
     return sorted(set(text.lower().split()))

@@ -357,7 +357,9 @@ def claim_next(s: Session, campaign_id: int, annotator_id: int, now: datetime | 
     if task is None:
         return None
     lease = now + timedelta(seconds=row.lease_seconds)
-    again = s.scalar(mine.where(m.Assignment.task_id == task.id))  # an expired one of one's own is taken up again, as it was shown
+    again = s.scalar(
+        mine.where(m.Assignment.task_id == task.id)
+    )  # an expired one of one's own is taken up again, as it was shown
     if again is None:
         positions = list(s.scalars(select(m.TaskImage.position).where(m.TaskImage.task_id == task.id)))
         order = [positions[i] for i in np.random.default_rng([task.id, annotator_id]).permutation(len(positions))]
@@ -411,9 +413,7 @@ def _open_tasks(row: m.Campaign, annotator_id: int) -> Select[tuple[m.Task]]:
         m.Assignment.task_id == m.Task.id, m.Assignment.annotator_id == annotator_id, m.Assignment.state == "done"
     )
     return (
-        select(m.Task)
-        .where(m.Task.campaign_id == row.id, ~done.exists(), answered + leased < row.overlap)
-        .order_by(m.Task.place)
+        select(m.Task).where(m.Task.campaign_id == row.id, ~done.exists(), answered + leased < row.overlap).order_by(m.Task.place)
     )
 
 
@@ -525,7 +525,7 @@ def _check_ranking(
 ) -> dict[int, int]:
     """Where each of the task's images was shown; HfiError unless a ranking orders exactly these images."""
     query = select(m.TaskImage.position, m.TaskImage.image_id).where(m.TaskImage.task_id == task.id)
-    by_position = {p: i for p, i in s.execute(query)}
+    by_position = dict(s.execute(query).tuples().all())
     places = {by_position[p]: place for place, p in enumerate(json.loads(assignment.shown_order))}
     if verdict == "ranked" and sorted(ranking or ()) != sorted(places):
         raise HfiError("a ranking orders each of the shown images once: give every image a place")
@@ -591,7 +591,7 @@ def progress(s: Session, campaign_id: int, annotator_id: int | None = None) -> P
         living = living.where(m.Judgment.annotator_id == annotator_id)
     last = living.subquery()
     counts = s.execute(select(last.c.verdict, func.count()).group_by(last.c.verdict))
-    by_verdict = {verdict: count for verdict, count in counts}  # noqa: C416
+    by_verdict: dict[str, int] = dict(counts.tuples().all())
     if annotator_id is not None:
         done = sum(by_verdict.values())
         left = s.scalar(select(func.count()).select_from(_open_tasks(row, annotator_id).subquery()))
