@@ -26,7 +26,7 @@ from hfi.store import queries
 from hfi.store.migrate import upgrade
 from hfi.store.session import writing
 from hfi.workspace import Workspace
-from tests.tiny import saved
+from tiny import saved
 
 RED, BLUE, BLACK, KING = (200, 10, 10), (10, 10, 200), (0, 0, 0), (10, 60, 200)
 FIELDS = {"method", "conditioning", "concept", "prompt_set", "metric", "value", "n", "low", "high"}

@@ -40,6 +40,7 @@ class LazyGroup(TyperGroup):
             return None
         module, attribute, _ = COMMANDS[name]
         found = getattr(importlib.import_module(module), attribute)
+        command: Any
         if isinstance(found, typer.Typer):
             command = typer.main.get_group(found)
         else:

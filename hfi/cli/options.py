@@ -1,7 +1,7 @@
 """Command-line options read off a configuration's fields, so that each is described once.
 
-    @with_config(RewardConfig)
-    def reward(workspace: WorkspaceOption = Path("."), *, config: RewardConfig) -> None: ...
+@with_config(RewardConfig)
+def reward(workspace: WorkspaceOption = Path("."), *, config: RewardConfig) -> None: ...
 """
 
 import functools

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from sqlalchemy import ColumnElement, Select, case, func, select
@@ -357,9 +357,7 @@ def claim_next(s: Session, campaign_id: int, annotator_id: int, now: datetime | 
     if task is None:
         return None
     lease = now + timedelta(seconds=row.lease_seconds)
-    again = s.scalar(
-        mine.where(m.Assignment.task_id == task.id)
-    )  # an expired one of one's own is taken up again, as it was shown
+    again = s.scalar(mine.where(m.Assignment.task_id == task.id))  # an expired one of one's own, to go on as it was shown
     if again is None:
         positions = list(s.scalars(select(m.TaskImage.position).where(m.TaskImage.task_id == task.id)))
         order = [positions[i] for i in np.random.default_rng([task.id, annotator_id]).permutation(len(positions))]
@@ -386,7 +384,9 @@ def _campaign_row(s: Session, campaign_id: int) -> m.Campaign:
 
 
 # made once: building them costs more than the queries
-_LATER, _ANSWER, _OTHER = aliased(m.Judgment), aliased(m.Judgment), aliased(m.Assignment)
+_LATER: Any = aliased(m.Judgment)
+_ANSWER: Any = aliased(m.Judgment)
+_OTHER: Any = aliased(m.Assignment)
 
 _NO_ANSWER = ("unsure", "skip", "disturbing", "undone")
 
@@ -417,9 +417,9 @@ def _open_tasks(row: m.Campaign, annotator_id: int) -> Select[tuple[m.Task]]:
     )
 
 
-def _is_last(judgment: type[m.Judgment]) -> ColumnElement[bool]:
+def _is_last(judgment: Any) -> ColumnElement[bool]:
     """Whether it is the last revision of its (task, annotator)."""
-    newer = select(_LATER.id).where(
+    newer: Any = select(_LATER.id).where(
         _LATER.task_id == judgment.task_id,
         _LATER.annotator_id == judgment.annotator_id,
         _LATER.revision > judgment.revision,
