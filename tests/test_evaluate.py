@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import saved
 from typer.testing import CliRunner
 
 from hfi.cli import app
@@ -26,7 +27,6 @@ from hfi.store import queries
 from hfi.store.migrate import upgrade
 from hfi.store.session import writing
 from hfi.workspace import Workspace
-from tiny import saved
 
 RED, BLUE, BLACK, KING = (200, 10, 10), (10, 10, 200), (0, 0, 0), (10, 60, 200)
 FIELDS = {"method", "conditioning", "concept", "prompt_set", "metric", "value", "n", "low", "high"}
