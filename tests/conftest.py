@@ -1,7 +1,8 @@
 """What many tests need: no settings of whoever runs them, a workspace, and the command line in this process."""
 
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,21 +31,35 @@ class Done:
         return [line for line in self.stderr.splitlines() if line.startswith("hfi: error: ")]
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_settings() -> Iterator[None]:
+    """No HFI_* setting of whoever runs the tests reaches one."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("HFI_")]:
+            patch.delenv(name)
+        yield
+
+
 @pytest.fixture(autouse=True)
-def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No HFI_* setting reaches a test, and help has one width and no colours."""
-    for name in [name for name in os.environ if name.startswith("HFI_")]:
-        monkeypatch.delenv(name)
+def plain_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Help has one width and no colours."""
     for name, value in {"COLUMNS": "120", "TERM": "dumb", "NO_COLOR": "1"}.items():
         monkeypatch.setenv(name, value)
 
 
+@pytest.fixture(scope="session")
+def empty_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made once: running the migrations takes longer than most tests. Copy it."""
+    space = Workspace.create(tmp_path_factory.mktemp("empty") / "work")
+    upgrade(f"sqlite:///{space.path / 'hfi.db'}")
+    return space.path
+
+
 @pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
+def workspace(empty_workspace: Path, tmp_path: Path) -> Workspace:
     """An empty workspace with an up-to-date database."""
-    space = Workspace.create(tmp_path / "work")
-    upgrade(space.database_url)
-    return space
+    shutil.copytree(empty_workspace, tmp_path / "work")
+    return Workspace(tmp_path / "work")
 
 
 @pytest.fixture
