@@ -1,0 +1,109 @@
+"""`hfi ui`: the labeling page, served to the browser of this computer."""
+
+import os
+import socket
+import sys
+import threading
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hfi.cli.options import WorkspaceOption
+from hfi.concepts import Concept
+from hfi.errors import HfiError, UsageError
+from hfi.store import queries
+from hfi.store.queries import Campaign
+from hfi.store.session import Session, writing
+from hfi.workspace import Workspace
+
+OVERLAP = 3  # people asked about each image of a new campaign: enough for a majority and for their agreement
+
+
+def ui(
+    workspace: WorkspaceOption = Path("."),
+    *,
+    concept: Annotated[
+        str | None, typer.Option("--concept", "-c", help="What to judge (default: the only concept).", show_default=False)
+    ] = None,
+    annotator: Annotated[
+        str | None, typer.Option("--annotator", "-a", help="Who judges (default: the page asks).", show_default=False)
+    ] = None,
+    campaign: Annotated[str, typer.Option(help="The campaign; simulated annotators work in others.")] = "people",
+    host: Annotated[str, typer.Option(help="Address to listen on; only this computer's own.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 7860,
+    open_browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
+) -> None:
+    """Judge the workspace's images in the browser, every image by up to three people. Stop with Ctrl-C at any time."""
+    space = Workspace.open(workspace)
+    engine = space.engine()
+    with writing(engine) as session:
+        chosen = _concept(session, concept)
+        target = _campaign(session, chosen, campaign)
+        person = queries.ensure_annotator(session, annotator) if annotator is not None else None
+    listener = _listen(host, port)
+    address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+    typer.echo("starting the page", err=True)
+
+    import uvicorn
+
+    from ui.app import build_app
+
+    there = "" if workspace.resolve() == Path.cwd() else f" --workspace {workspace}"
+    app = build_app(space, engine, target.id, next_step=f"hfi reward{there} --concept {chosen.slug}", annotator=person)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+    who = f" as {person.name}" if person else ""
+    typer.echo(f"judge {chosen.title!r}{who} at {address} ({target.tasks} to judge; Ctrl-C stops, what is judged is kept)")
+    if open_browser and _has_browser():
+        threading.Timer(0.5, webbrowser.open, [address]).start()
+    try:
+        server.run(sockets=[listener])
+    except KeyboardInterrupt:
+        typer.echo("stopped; every judgment is kept, the same command goes on", err=True)
+
+
+def _concept(session: Session, slug: str | None) -> Concept:
+    if slug is not None:
+        return queries.concept(session, slug)
+    known = queries.concepts_list(session)
+    if not known:
+        raise HfiError("there is no concept to judge by: add one with 'hfi concept add NAME --guideline ...'")
+    if len(known) > 1:
+        raise UsageError(f"several concepts, {', '.join(c.slug for c in known)}: choose one with --concept")
+    return known[0]
+
+
+def _campaign(session: Session, concept: Concept, name: str) -> Campaign:
+    """The campaign over all images of the workspace, those that came since the last time included."""
+    ids = [image.id for image in queries.images(session)]
+    overlap = next((c.overlap for c in queries.campaigns(session, concept.slug) if c.name == name), OVERLAP)
+    found = queries.ensure_campaign(session, concept.slug, name, image_ids=ids, overlap=overlap)
+    if not found.tasks:
+        few = f"{len(ids)} images are too few for ranking questions about five" if ids else "there are no images to judge"
+        raise HfiError(f"{few}: make some with 'hfi generate', or bring your own with 'hfi import'")
+    return found
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket bound before anything slow is loaded, so that a wrong host or a port in use is said at once."""
+    from ui.local import local
+
+    if not local(host):
+        raise UsageError(
+            f"--host {host} would let everyone who reaches it judge under any name, and there are no accounts yet:"
+            " serve this computer only (127.0.0.1), or reach it from elsewhere through an ssh tunnel"
+        )
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as e:
+        listener.close()
+        raise HfiError(f"cannot listen on {host}:{port}: {e.strerror or e}; give another --port, or 0 for a free one") from e
+    return listener
+
+
+def _has_browser() -> bool:
+    """Not on a Linux machine without a screen: a text browser would take over the terminal."""
+    return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

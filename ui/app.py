@@ -1,0 +1,195 @@
+"""The server: FastAPI with the Gradio page mounted on it, for the people at this computer.
+
+    /               who is judging? (or, where that is known, on to the page)
+    /judge/         the page; Gradio's own routes are below it and refuse whoever has not said who they are
+    /api/...        what the page's script asks: the state, a judgment, an undo
+    /img/T/P        image P of task T, for the annotator that has it
+
+Only this computer is served (see `local`): there are no accounts yet, so the name given at the start is taken at its word.
+"""
+
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import gradio as gr
+from fastapi import Depends, FastAPI, Form, HTTPException, Request
+from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel, Field
+from starlette.datastructures import MutableHeaders
+from starlette.requests import HTTPConnection
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from hfi import __version__
+from hfi.errors import HfiError, NotFound
+from hfi.store import queries
+from hfi.store.queries import Annotator
+from hfi.store.session import Engine, reading, writing
+from hfi.workspace import Workspace
+from ui import label
+from ui.identity import Identity, workspace_secret
+from ui.label import ASSETS, Desk
+from ui.local import local
+
+PAGE = "/judge"
+HEAD = f"""<link rel="stylesheet" href="/assets/page.css?v={__version__}">
+<script defer src="/assets/label.js?v={__version__}"></script>"""
+
+
+class Judging(BaseModel):
+    """A judgment as the page sends it."""
+
+    token: str = Field(max_length=64)
+    verdict: str = Field(max_length=16)
+    once: str = Field(min_length=8, max_length=100)
+    ranking: list[int] | None = Field(None, max_length=100)
+    elapsed_ms: int | None = Field(None, ge=0, le=24 * 3600 * 1000)
+
+
+class Undoing(BaseModel):
+    done: int
+
+
+def build_app(
+    workspace: Workspace, engine: Engine, campaign_id: int, *, next_step: str, annotator: Annotator | None = None
+) -> FastAPI:
+    """The app of one campaign. With `annotator` the page opens as that person; without, it asks for a name first.
+
+    `next_step`: the command that the page names when everything is judged.
+    """
+    desk = Desk(engine, workspace.images, campaign_id, next_step)
+    identity = Identity(engine, workspace_secret(workspace), annotator)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(Guard, identity=identity)
+    app.mount("/assets", StaticFiles(directory=ASSETS))
+    app.get("/favicon.ico")(lambda: FileResponse(ASSETS / "icon.svg"))
+    app.get("/manifest.json")(lambda: {"name": "hfi"})
+    _add_start(app, identity)
+    _add_api(app, desk, identity)
+    with reading(engine) as session:
+        concept = queries.campaign(session, campaign_id).concept
+        simulated = bool(queries.current_judgments(session, concept, simulated=True))
+
+    def signed_in(request: Request) -> str | None:
+        person = identity.who(request)
+        return person.pseudonym if person else None
+
+    return gr.mount_gradio_app(
+        app,
+        label.build_page(desk, leave=annotator is None, simulated=simulated),
+        path=PAGE,
+        auth_dependency=signed_in,
+        theme=gr.themes.Base(primary_hue="teal", neutral_hue="zinc", font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+        head=HEAD,
+        app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        enable_monitoring=False,
+    )
+
+
+class Guard:
+    """Turns away requests for another host name (a web page that has its name point here) and writes from another web page, and
+    sends whoever opens the page without a name to the start."""
+
+    def __init__(self, app: ASGIApp, identity: Identity) -> None:
+        self.app, self.identity = app, identity
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            return await self.app(scope, receive, send)
+        request = HTTPConnection(scope)
+        answer: Response | None = None
+        host = request.headers.get("host", "")
+        origin = request.headers.get("origin")
+        reads = scope.get("method") in ("GET", "HEAD")
+        if not local(urlsplit(f"//{host}").hostname or ""):
+            answer = Response("this server answers to the local machine only", 421)
+        elif not reads and origin is not None and urlsplit(origin).netloc != host:
+            answer = Response("another web page may not judge", 403)
+        elif reads and scope["path"].rstrip("/") == PAGE and self.identity.who(request) is None:
+            answer = RedirectResponse("/", 303)
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["X-Content-Type-Options"] = "nosniff"
+                headers["X-Frame-Options"] = "DENY"
+                headers["Referrer-Policy"] = "same-origin"  # with none at all, a form's Origin would be "null"
+                if scope["path"].startswith("/assets/"):
+                    headers["Cache-Control"] = "no-cache"  # asked for anew each time, sent only when changed
+            await send(message)
+
+        await (answer or self.app)(scope, receive, send_with_headers)
+
+
+def _add_start(app: FastAPI, identity: Identity) -> None:
+    def start(message: str = "", status: int = 200) -> Response:
+        with reading(identity.engine) as session:
+            people = [person.name for person in queries.annotators(session) if not person.simulated]
+        known = "".join(label.fill("known", name=name) for name in people[-6:])
+        page = (ASSETS / "start.html").read_text("utf-8").replace("$known", known)
+        return HTMLResponse(page.replace("$message", label.escape(message)), status, headers={"Cache-Control": "no-store"})
+
+    def enter(person: Annotator) -> Response:
+        response = RedirectResponse(f"{PAGE}/", 303)
+        identity.sign_in(response, person)
+        return response
+
+    @app.get("/")
+    def front(request: Request) -> Response:
+        if identity.only:
+            return enter(identity.only)
+        return RedirectResponse(f"{PAGE}/", 303) if identity.who(request) else start()
+
+    @app.post("/enter")
+    def give_name(name: Annotated[str, Form()] = "") -> Response:
+        if identity.only:
+            return enter(identity.only)
+        try:
+            with writing(identity.engine) as session:
+                return enter(queries.ensure_annotator(session, name))
+        except HfiError as e:
+            return start(f"{str(e)[:1].upper()}{str(e)[1:]}.", 400)
+
+    @app.post("/leave")
+    def leave() -> Response:
+        response = RedirectResponse("/", 303)
+        identity.sign_out(response)
+        return response
+
+
+def _add_api(app: FastAPI, desk: Desk, identity: Identity) -> None:
+    def person(request: Request) -> Annotator:
+        found = identity.who(request)
+        if found is None:
+            raise HTTPException(401, "say who is judging first")
+        return found
+
+    Person = Annotated[Annotator, Depends(person)]
+
+    @app.get("/api/state")
+    def state(person: Person) -> dict[str, Any]:
+        return label.state(desk, person)
+
+    @app.post("/api/judge")
+    def judge(person: Person, given: Judging) -> dict[str, Any]:
+        ranking, elapsed = given.ranking, given.elapsed_ms
+        return label.judge(desk, person, given.token, given.verdict, given.once, ranking=ranking, elapsed_ms=elapsed)
+
+    @app.post("/api/undo")
+    def undo(person: Person, given: Undoing) -> dict[str, Any]:
+        return label.undo(desk, person, given.done)
+
+    @app.get("/img/{token}/{position}")
+    def image(person: Person, token: str, position: int) -> Response:
+        png = label.image(desk, person, token, position)
+        return Response(png, media_type="image/png", headers={"Cache-Control": "private, no-store"})
+
+    @app.exception_handler(HfiError)
+    def refuse(request: Request, error: Exception) -> Response:
+        return JSONResponse({"detail": str(error)}, 404 if isinstance(error, NotFound) else 409)
