@@ -51,6 +51,9 @@ def add_judgments(s: Session, concept_slug: str, given: Sequence[Given]) -> int:
     tasks = {shas: task_id for task_id, shas in _pictures(s, m.Campaign.id == campaign.id).items()}
     there = _there(s, owner.id)
     ids = {sha: i for i, sha in s.execute(select(m.Image.id, m.Image.sha256).order_by(m.Image.id.desc()))}
+    tokens = set(s.scalars(select(m.Judgment.idempotency_token).where(m.Judgment.idempotency_token.startswith("import-"))))
+    people = {who: _annotator(s, *who) for who in dict.fromkeys((item.annotator, item.simulated) for item in given)}
+    last = _last(s, campaign.id)
     added = 0
     for item in given:
         if item.verdict not in allowed:
@@ -58,26 +61,33 @@ def add_judgments(s: Session, concept_slug: str, given: Sequence[Given]) -> int:
         if len(set(item.images)) != len(item.images) or (len(item.images) == 1) != (owner.question == "binary"):
             wanted = "one image" if owner.question == "binary" else "several different images"
             raise HfiError(f"a judgment of {len(item.images)} images: a {owner.question} question is about {wanted}")
-        person = _annotator(s, item.annotator, item.simulated)
+        person = people[item.annotator, item.simulated]
+        images = frozenset(item.images)
         token = _token(concept_slug, replace(item, annotator=person.pseudonym))
-        if (person.id, frozenset(item.images), item.verdict, item.time) in there or _known(s, token):
+        if (person.id, images, item.verdict, item.time) in there or token in tokens:
             continue
-        task_id = tasks.get(frozenset(item.images)) or _new_task(s, campaign.id, [ids[sha] for sha in item.images])
-        tasks[frozenset(item.images)] = task_id
-        added += _add(s, task_id, person.id, item, token)
+        if images not in tasks:
+            tasks[images] = _new_task(s, campaign.id, [ids[sha] for sha in item.images])
+        place = (tasks[images], person.id)
+        before = last.get(place)
+        if before is None or item.time is None or before.created_at <= item.time:
+            last[place] = _add(s, *place, item, token, before)
+            tokens.add(token)
+            added += 1
     s.flush()
     return added
 
 
-def _add(s: Session, task_id: int, annotator_id: int, item: Given, token: str) -> bool:
-    """Appends to the annotator's revisions of the task, unless the last one is newer."""
+def _last(s: Session, campaign_id: int) -> dict[tuple[int, int], m.Judgment]:
+    """The last revision of each (task, annotator) of the campaign."""
+    query = select(m.Judgment).join(m.Task, m.Task.id == m.Judgment.task_id).where(m.Task.campaign_id == campaign_id)
+    return {(j.task_id, j.annotator_id): j for j in s.scalars(query.order_by(m.Judgment.revision))}
+
+
+def _add(s: Session, task_id: int, annotator_id: int, item: Given, token: str, before: m.Judgment | None) -> m.Judgment:
+    """Appends to the annotator's revisions of the task."""
     now = queries.now_utc()
-    mine = (m.Judgment.task_id == task_id, m.Judgment.annotator_id == annotator_id)
-    last = s.scalar(select(m.Judgment).where(*mine).order_by(m.Judgment.revision.desc()).limit(1))
-    if last is not None and item.time is not None and last.created_at > item.time:
-        return False
-    own = select(m.Assignment).where(m.Assignment.task_id == task_id, m.Assignment.annotator_id == annotator_id)
-    assignment = s.scalar(own)
+    assignment = s.scalar(select(m.Assignment).where(m.Assignment.task_id == task_id, m.Assignment.annotator_id == annotator_id))
     if assignment is None:
         assignment = m.Assignment(
             task_id=task_id,
@@ -94,7 +104,7 @@ def _add(s: Session, task_id: int, annotator_id: int, item: Given, token: str) -
         task_id=task_id,
         annotator_id=annotator_id,
         assignment_id=assignment.id,
-        revision=last.revision + 1 if last else 1,
+        revision=before.revision + 1 if before else 1,
         verdict=item.verdict,
         comment=item.comment,
         elapsed_ms=item.elapsed_ms,
@@ -104,16 +114,15 @@ def _add(s: Session, task_id: int, annotator_id: int, item: Given, token: str) -
         created_at=item.time or now,
     )
     s.add(judgment)
-    s.flush()
     if item.verdict == "ranked":
+        s.flush()
         held = select(m.Image.sha256, m.Image.id, m.TaskImage.position).join(m.TaskImage, m.TaskImage.image_id == m.Image.id)
         places = {sha: (i, place) for sha, i, place in s.execute(held.where(m.TaskImage.task_id == task_id))}
         order = json.loads(assignment.shown_order)
         for rank, sha in enumerate(item.images, 1):
             i, place = places[sha]
             s.add(m.RankedImage(judgment_id=judgment.id, image_id=i, rank=rank, shown_position=order.index(place)))
-        s.flush()
-    return True
+    return judgment
 
 
 def _annotator(s: Session, name: str, simulated: bool) -> queries.Annotator:
@@ -136,10 +145,6 @@ def _annotator(s: Session, name: str, simulated: bool) -> queries.Annotator:
 def _token(concept_slug: str, item: Given) -> str:
     values = {**asdict(item), "images": list(item.images), "time": item.time and item.time.isoformat(), "concept": concept_slug}
     return "import-" + hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _known(s: Session, token: str) -> bool:
-    return s.scalar(select(m.Judgment.id).where(m.Judgment.idempotency_token == token)) is not None
 
 
 def _there(s: Session, concept_id: int) -> set[tuple[int, frozenset[str], str, datetime | None]]:
