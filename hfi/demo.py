@@ -47,12 +47,12 @@ LIMITS = (
 
 @dataclass(frozen=True)
 class Scale:
-    """How much work a demo does; None takes the method's own number of steps."""
+    """How much work a demo does: what fits into ten minutes on two slow cores."""
 
     images_per_prompt: int = 2
-    invert_steps: int | None = None
-    sdd_steps: int | None = None
-    context_steps: int | None = None
+    invert_steps: int = 250
+    sdd_steps: int = 200
+    context_steps: int = 200
     evaluate_images: int = 64  # for each prompt set
 
 
@@ -73,9 +73,9 @@ def after_judging(workspace: Path, scale: Scale) -> list[str]:
     what = f"{here} --concept {CONCEPT} --simulated include"
     return [
         f"reward {what}",
-        f"invert {what} {model}{_steps(scale.invert_steps)}",
-        f"erase {what} {model} --method sdd {SDD}{_steps(scale.sdd_steps)}",
-        f"erase {what} {model} --method sdd-context --retain {prompts}/retain.csv{_steps(scale.context_steps)}",
+        f"invert {what} {model} --steps {scale.invert_steps}",
+        f"erase {what} {model} --method sdd {SDD} --steps {scale.sdd_steps}",
+        f"erase {what} {model} --method sdd-context --retain {prompts}/retain.csv --steps {scale.context_steps}",
         f"evaluate {here} {model} --concept {CONCEPT} --prompts {prompts} --images {scale.evaluate_images} {LOOK} --batch-size 32",
     ]
 
@@ -89,10 +89,6 @@ def _places(workspace: Path) -> tuple[str, str, str]:
     data = data_dir()
     model, prompts = data / "portraits", data / "prompts" / CONCEPT
     return f"--workspace {shlex.quote(str(workspace))}", f"--model {shlex.quote(str(model))}", shlex.quote(str(prompts))
-
-
-def _steps(steps: int | None) -> str:
-    return "" if steps is None else f" --steps {steps}"
 
 
 def demo(workspace: Path, scale: Scale, run: Callable[[str], None]) -> tuple[list[Row], Path]:

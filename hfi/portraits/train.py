@@ -43,7 +43,7 @@ class Plan:
 PLANS = {
     "vae": Plan(steps=3600, batch=16, lr=2e-3, ema=0.995),
     "detector": Plan(steps=1000, batch=64, lr=2e-3, ema=0.99),
-    "clip": Plan(steps=600, batch=64, lr=1e-3, ema=0.99),
+    "clip": Plan(steps=1400, batch=64, lr=1e-3, ema=0.99),
     "unet": Plan(steps=2800, batch=32, lr=1e-3, ema=0.999),
 }
 
@@ -163,7 +163,7 @@ def train_detector(out: Path, work: Path, plan: Plan, report: Report) -> None:
 
 
 def train_clip(out: Path, work: Path, plan: Plan, report: Report) -> None:
-    """Contrastive, on captions that name each concept more often than the world's do (see `describe(rich=True)`)."""
+    """Contrastive, on captions that name nearly everything that shows (see `describe(rich=True)`)."""
     persons = people()
     pixels, tokenizer = render_all(persons, work / "pixels.npy"), models.build_tokenizer()
     clip = models.build_clip(tokenizer)
