@@ -339,7 +339,10 @@
     if (!button) return;
     if (button.dataset.verdict) judge(button.dataset.verdict);
     else if (button.dataset.do) ACTIONS[button.dataset.do]();
-    else if (button.dataset.place) place(Number(button.dataset.place));
+    else if (button.dataset.place) {
+      if (event.detail) button.blur(); // a mouse: Enter then saves the order, and does not press this image again
+      place(Number(button.dataset.place));
+    }
     else if (button.id === "hfi-keys-open") help();
   }
 
