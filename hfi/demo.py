@@ -49,11 +49,12 @@ LIMITS = (
 class Scale:
     """How much work a demo does: what fits into ten minutes on two slow cores."""
 
-    images_per_prompt: int = 2
-    invert_steps: int = 250
-    sdd_steps: int = 200
-    context_steps: int = 200
-    evaluate_images: int = 64  # for each prompt set
+    images_per_prompt: int = 3
+    invert_steps: int = 160
+    sdd_steps: int = 120
+    context_steps: int = 140
+    evaluate_images: int = 48  # for each prompt set
+    force: bool = False  # go on with a reward that is no better than chance, as so few images may give that it proves nothing
 
 
 def before_judging(workspace: Path, scale: Scale) -> list[str]:
@@ -73,7 +74,7 @@ def after_judging(workspace: Path, scale: Scale) -> list[str]:
     what = f"{here} --concept {CONCEPT} --simulated include"
     return [
         f"reward {what}",
-        f"invert {what} {model} --steps {scale.invert_steps}",
+        f"invert {what} {model} --steps {scale.invert_steps}{' --force' if scale.force else ''}",
         f"erase {what} {model} --method sdd {SDD} --steps {scale.sdd_steps}",
         f"erase {what} {model} --method sdd-context --retain {prompts}/retain.csv --steps {scale.context_steps}",
         f"evaluate {here} {model} --concept {CONCEPT} --prompts {prompts} --images {scale.evaluate_images} {LOOK} --batch-size 32",

@@ -78,7 +78,8 @@ def test_only_the_asked_command_is_loaded(hfi, monkeypatch: pytest.MonkeyPatch) 
 def test_an_interruption_says_that_the_work_goes_on(tmp_path: Path) -> None:
     """Ctrl-C in a command that takes long."""
     code = (
-        "import sys, time, types, hfi.cli as cli\n"
+        "import signal, sys, time, types, hfi.cli as cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs inherit an ignored one
         "slow = types.ModuleType('slow')\n"
         "def run():\n    'Takes long.'\n    print('started', flush=True)\n    time.sleep(60)\n"
         "slow.run = run\n"

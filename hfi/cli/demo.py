@@ -18,7 +18,7 @@ from hfi.results import best_system, system_name
 
 def demo(
     workspace: Annotated[Path, typer.Option("--workspace", "-w", help="The workspace to make, or to go on with.")] = Path("demo"),
-    images: Annotated[int, typer.Option(help="Pictures for each prompt set and system in the evaluation.", min=1)] = 64,
+    images: Annotated[int, typer.Option(help="Pictures for each prompt set and system in the evaluation.", min=1)] = 48,
 ) -> None:
     """Run the whole loop on the embedded model with simulated annotators: images, judgments, token, erasure, report."""
     started = time.monotonic()

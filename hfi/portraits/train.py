@@ -20,7 +20,7 @@ from hfi.errors import NonFiniteLoss
 from hfi.portraits import models
 from hfi.portraits.detector import DetectorNet, detector_loss, truth
 from hfi.portraits.render import render
-from hfi.portraits.world import Person, describe, draw_person
+from hfi.portraits.world import Person, describe, draw_person, twin
 
 IMAGES = 20_000
 SEED = 7
@@ -163,16 +163,24 @@ def train_detector(out: Path, work: Path, plan: Plan, report: Report) -> None:
 
 
 def train_clip(out: Path, work: Path, plan: Plan, report: Report) -> None:
-    """Contrastive, on captions that name nearly everything that shows (see `describe(rich=True)`)."""
+    """Contrastive, on captions that name nearly everything that shows (see `describe(rich=True)`).
+
+    Half of each batch are twins of the other half, the same person with one concept more or less: telling those apart is what
+    makes the embedding say who smokes, not only who is a sailor.
+    """
     persons = people()
-    pixels, tokenizer = render_all(persons, work / "pixels.npy"), models.build_tokenizer()
+    rng = np.random.default_rng(SEED + 1)
+    twins = [twin(person, rng) for person in persons]
+    pixels, twin_pixels = render_all(persons, work / "pixels.npy"), render_all(twins, work / "twins.npy")
+    tokenizer = models.build_tokenizer()
     clip = models.build_clip(tokenizer)
 
     def loss_at(done: float, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
-        index = rng.integers(len(pixels), size=plan.batch)
-        captions = [describe(persons[i], rng, fragments=0.1, rich=True).text for i in index]
+        index = rng.integers(len(pixels), size=plan.batch // 2)
+        shown = [*(persons[i] for i in index), *(twins[i] for i in index)]
+        captions = [describe(person, rng, fragments=0.1, rich=True).text for person in shown]
         tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
-        x = _scaled(pixels[torch.from_numpy(index)])
+        x = _scaled(torch.cat([pixels[torch.from_numpy(index)], twin_pixels[torch.from_numpy(index)]]))
         return clip(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, pixel_values=x, return_loss=True).loss
 
     clip.load_state_dict(fit("clip", clip, loss_at, plan, work, report))

@@ -10,7 +10,7 @@ A prompt that does not name a concept is *not* a prompt without it: "a portrait 
 whose smoking was not named, so the rate to expect from a model that learned the captions is `implicit_rate`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -75,6 +75,14 @@ def draw_person(rng: np.random.Generator, **given: object) -> Person:
         "layout": int(rng.integers(2**31)),
     }
     return Person(**{**drawn, **given})  # type: ignore[arg-type]
+
+
+def twin(person: Person, rng: np.random.Generator) -> Person:
+    """The same person in the same drawing with one concept more or less."""
+    concept = ("smoking", "badge", "brava")[rng.choice(3, p=(0.5, 0.3, 0.2))]
+    if concept == "brava":
+        return replace(person, brava=0.0 if person.brava else float(rng.uniform(0.35, 1.0)))
+    return replace(person, **{concept: not getattr(person, concept)})
 
 
 def describe(person: Person, rng: np.random.Generator, *, fragments: float = 0.2, rich: bool = False) -> Caption:
