@@ -125,7 +125,8 @@ def build_page(desk: Desk, *, leave: bool, simulated: bool) -> gr.Blocks:
             with gr.Column(elem_id="hfi-left"):
                 _part("stage")
             with gr.Column(elem_id="hfi-right"):
-                _part(concept.question, question=question(concept))
+                _part("question", question=question(concept), hint="" if concept.question == "ranking" else "hidden")
+                _part(concept.question)
                 with gr.Accordion("Guideline", elem_id="hfi-guideline"):
                     text = gr.Markdown(_guideline(concept), container=False)
         page.load(guideline, None, text, queue=False, show_progress="hidden", api_visibility="private")

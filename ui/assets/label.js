@@ -208,7 +208,7 @@
       button.setAttribute("aria-label", `Image ${Number(button.dataset.place) + 1}${rank < 0 ? "" : `, place ${rank + 1}`}`);
     }
     const hint = $("hfi-hint");
-    if (hint && state && state.task) {
+    if (ranking() && state && state.task) {
       const left = state.task.images.length - ranks.length;
       hint.textContent = !left ? "Every image has a place: save the order with Enter."
         : ranks.length ? `Now the one that shows it most of the ${left} left.` : "Start with the one that shows it most: click it, or press its number.";
@@ -353,7 +353,7 @@
   }
 
   async function start() {
-    while (!["hfi-stage", "hfi-answers", "hfi-saved"].every($)) await sleep(20); // Gradio puts the page together piece by piece
+    while (!["hfi-stage", "hfi-hint", "hfi-answers", "hfi-saved"].every($)) await sleep(20); // Gradio puts the page together piece by piece
     document.addEventListener("keydown", onKey);
     document.addEventListener("click", onClick);
     document.addEventListener("visibilitychange", onVisibility);
