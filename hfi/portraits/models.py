@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -21,7 +22,7 @@ WIDTH = 96  # of the text encoder
 LATENT_CHANNELS = 4
 
 
-def build_vae() -> AutoencoderKL:
+def build_vae() -> Any:
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
@@ -34,7 +35,7 @@ def build_vae() -> AutoencoderKL:
     )
 
 
-def build_unet() -> UNet2DConditionModel:
+def build_unet() -> Any:
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=LATENT_CHANNELS,
@@ -49,7 +50,7 @@ def build_unet() -> UNet2DConditionModel:
     )
 
 
-def build_scheduler() -> DDIMScheduler:
+def build_scheduler() -> Any:
     """Stable Diffusion's scaled-linear schedule."""
     return DDIMScheduler(
         num_train_timesteps=1000,
@@ -62,7 +63,7 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
-def build_tokenizer() -> CLIPTokenizer:
+def build_tokenizer() -> Any:
     """CLIP's byte-level BPE with just the merges that make every word of the captions one token.
 
     The merges are learned on the word list, most frequent pair first, until each word is a single token; other words still
@@ -70,7 +71,7 @@ def build_tokenizer() -> CLIPTokenizer:
     """
     byte_chars = _byte_alphabet()
     words = [[*word[:-1], word[-1] + "</w>"] for word in all_words()]
-    merges: list[tuple[str, str]] = []
+    merges: Any = []  # pairs of symbols
     while True:
         pairs = Counter(pair for word in words for pair in pairwise(word))
         if not pairs:
@@ -100,7 +101,7 @@ def _byte_alphabet() -> list[str]:
     return [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
 
 
-def _text_config(tokenizer: CLIPTokenizer) -> dict[str, object]:
+def _text_config(tokenizer: Any) -> dict[str, Any]:
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": WIDTH,
@@ -115,14 +116,15 @@ def _text_config(tokenizer: CLIPTokenizer) -> dict[str, object]:
     }
 
 
-def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+def build_text_encoder(tokenizer: Any) -> Any:
     encoder = CLIPTextModel(CLIPTextConfig(**_text_config(tokenizer)))
-    nn.init.normal_(encoder.get_input_embeddings().weight, std=0.05)
+    table: Any = encoder.get_input_embeddings().weight
+    nn.init.normal_(table, std=0.05)
     return encoder
 
 
-def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
-    vision = {
+def build_clip(tokenizer: Any) -> Any:
+    vision: dict[str, Any] = {
         "image_size": 64,
         "patch_size": 8,
         "hidden_size": 128,
@@ -134,7 +136,7 @@ def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
     return CLIPModel(CLIPConfig(text_config=_text_config(tokenizer), vision_config=vision, projection_dim=64))
 
 
-def save_half(module: nn.Module, folder: Path) -> None:
+def save_half(module: Any, folder: Path) -> None:
     """Saves weights in fp16, to load in fp32: the config keeps saying float32, or transformers would load halves."""
     state = {name: value.clone() for name, value in module.state_dict().items()}
     module.half().save_pretrained(folder, safe_serialization=True)

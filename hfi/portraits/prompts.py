@@ -40,7 +40,7 @@ def prompt_sets(concept: str) -> dict[str, list[tuple[str, str, str, str]]]:
     unasked = _shuffled(rng, rule.implies)
     spared = _shuffled(rng, rule.spared)
     others = _shuffled(rng, [c for c in CHARACTERS if c not in rule.implies])
-    explicit = [(f"{text} {rule.phrase}", *rest) for text, *rest in others]
+    explicit = [(f"{text} {rule.phrase}", character, hair, ground) for text, character, hair, ground in others]
     return {
         "judge": unasked[:40] + spared[:24] + explicit[:16],
         "implicit": unasked[40:],

@@ -202,6 +202,9 @@ _PREPROCESSOR = """{
 class TextToImage(nn.Module):
     """The text encoder and the U-Net, trained together."""
 
+    text_encoder: Any
+    unet: Any
+
     def __init__(self) -> None:
         super().__init__()
         self.tokenizer = models.build_tokenizer()
@@ -220,7 +223,7 @@ def train_unet(out: Path, work: Path, plan: Plan, report: Report) -> None:
     persons = people()
     cache = work / "latents.pt"
     if not cache.exists():
-        vae = AutoencoderKL.from_pretrained(out / "vae").eval().float()
+        vae: Any = AutoencoderKL.from_pretrained(out / "vae").eval().float()
         pixels = render_all(persons, work / "pixels.npy")
         mean, std = (part * vae.config.scaling_factor for part in _latents(vae, pixels))
         torch.save({"mean": mean, "std": std}, cache)

@@ -82,7 +82,7 @@ def twin(person: Person, rng: np.random.Generator) -> Person:
     concept = ("smoking", "badge", "brava")[rng.choice(3, p=(0.5, 0.3, 0.2))]
     if concept == "brava":
         return replace(person, brava=0.0 if person.brava else float(rng.uniform(0.35, 1.0)))
-    return replace(person, **{concept: not getattr(person, concept)})
+    return replace(person, **{concept: not getattr(person, concept)})  # type: ignore[arg-type]
 
 
 def describe(person: Person, rng: np.random.Generator, *, fragments: float = 0.2, rich: bool = False) -> Caption:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import numpy as np
-from sqlalchemy import ColumnElement, Select, case, func, select
+from sqlalchemy import ColumnElement, case, func, select
 from sqlalchemy.orm import Session, aliased
 
 from hfi import __version__, concepts
@@ -391,7 +391,7 @@ _OTHER: Any = aliased(m.Assignment)
 _NO_ANSWER = ("unsure", "skip", "disturbing", "undone")
 
 
-def _open_tasks(row: m.Campaign, annotator_id: int) -> Select[tuple[m.Task]]:
+def _open_tasks(row: m.Campaign, annotator_id: int) -> Any:
     """Tasks that this annotator may judge next, in order."""
     answered = (
         select(func.count(_ANSWER.id))
