@@ -49,7 +49,7 @@ LIMITS = (
 class Scale:
     """How much work a demo does: what fits into ten minutes on two slow cores."""
 
-    images_per_prompt: int = 3
+    images_per_prompt: int = 4
     invert_steps: int = 160
     sdd_steps: int = 120
     context_steps: int = 140
