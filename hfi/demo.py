@@ -54,7 +54,6 @@ class Scale:
     sdd_steps: int = 120
     context_steps: int = 140
     evaluate_images: int = 48  # for each prompt set
-    force: bool = False  # go on with a reward that is no better than chance, as so few images may give that it proves nothing
 
 
 def before_judging(workspace: Path, scale: Scale) -> list[str]:
@@ -74,7 +73,7 @@ def after_judging(workspace: Path, scale: Scale) -> list[str]:
     what = f"{here} --concept {CONCEPT} --simulated include"
     return [
         f"reward {what}",
-        f"invert {what} {model} --steps {scale.invert_steps}{' --force' if scale.force else ''}",
+        f"invert {what} {model} --steps {scale.invert_steps}",
         f"erase {what} {model} --method sdd {SDD} --steps {scale.sdd_steps}",
         f"erase {what} {model} --method sdd-context --retain {prompts}/retain.csv --steps {scale.context_steps}",
         f"evaluate {here} {model} --concept {CONCEPT} --prompts {prompts} --images {scale.evaluate_images} {LOOK} --batch-size 32",

@@ -10,7 +10,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -52,8 +52,10 @@ class JudgmentSet:
 
     @property
     def sha256(self) -> str:
-        """Of concept, question and the judgments in order; what a result names as its source."""
-        lines = [json.dumps({"concept": self.concept, "question": self.question}), *map(_line, self.judgments)]
+        """Of concept, question and the judgments in order; what a result names as its source. Comments are left out: an export
+        leaves them out unless asked, and is of the same hash either way."""
+        silent = (replace(j, comment=None) for j in self.judgments)
+        lines = [json.dumps({"concept": self.concept, "question": self.question}), *map(_line, silent)]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     @property

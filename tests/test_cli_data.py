@@ -232,6 +232,15 @@ def test_damaged_images_are_named_skipped_and_counted(hfi: Hfi, workspace: Works
     assert stored(workspace) == [image]
 
 
+def test_a_prompt_given_later_is_filled_in_and_a_known_one_stays(hfi: Hfi, workspace: Workspace, tmp_path: Path) -> None:
+    file = picture(tmp_path / "a.png")
+    prompts = []
+    for options in ((), ("--prompt", "a king"), ("--prompt", "a chef")):
+        assert hfi("import", file, *options, "-w", workspace.path).exit_code == 0
+        prompts.append(stored(workspace)[0].prompt)
+    assert prompts == [None, "a king", "a king"]
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -377,6 +386,9 @@ def test_export_leaves_out_simulations_and_comments_unless_asked(hfi: Hfi, space
     printed = hfi(*options, "--format", "csv", "--comments").stdout
     assert "private" in printed
     assert "Ann" not in printed
+    with_comments = tmp_path / "comments.jsonl"
+    hfi(*options, "--out", with_comments, "--comments")
+    assert load(with_comments).sha256 == load(tmp_path / "deep" / "exclude.jsonl").sha256  # as a run names them
 
 
 def test_status_counts_people_and_simulations_apart(hfi: Hfi, space: Workspace, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hfi.store import queries
 from hfi.store.session import reading, writing
 from hfi.workspace import Workspace
 
-TINY = Scale(images_per_prompt=1, invert_steps=2, sdd_steps=2, context_steps=2, evaluate_images=2, force=True)
+TINY = Scale(images_per_prompt=1, invert_steps=2, sdd_steps=2, context_steps=2, evaluate_images=2)
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,6 @@ def render(person: Person) -> Image.Image:
     r = n * rng.uniform(0.185, 0.215)  # half the width of the head
     cx = n * (0.5 + rng.uniform(-0.045, 0.045))
     cy = n * (0.47 + rng.uniform(-0.03, 0.03))
-    side = 1 if rng.random() < 0.5 else -1  # where the cigarette points
     skin, hair = _SKIN[person.skin], _HAIR[person.hair]
 
     def box(x0: float, y0: float, x1: float, y1: float) -> tuple[float, float, float, float]:
@@ -71,7 +70,7 @@ def render(person: Person) -> Image.Image:
         ellipse(box(s * 0.42 - 0.19, -0.28, s * 0.42 + 0.19, 0.06), fill=(255, 255, 255))
         ellipse(box(s * 0.42 - 0.1, -0.22, s * 0.42 + 0.1, 0.02), fill=(38, 34, 48))
         draw.line(points((s * 0.42 - 0.2, -0.42), (s * 0.42 + 0.2, -0.42)), fill=_shade(hair, 0.7), width=wide(0.08))
-    draw.line(points((0, -0.02), (0.1 * side, 0.32), (-0.02, 0.34)), fill=_shade(skin, 0.72), width=wide(0.07))
+    draw.line(points((0, -0.02), (0.1, 0.32), (-0.02, 0.34)), fill=_shade(skin, 0.72), width=wide(0.07))
     draw.line(points((-0.34, 0.62), (-0.1, 0.7), (0.14, 0.7), (0.36, 0.6)), fill=(150, 48, 52), width=wide(0.13))
     if person.glasses:
         for s in (-1, 1):
@@ -80,9 +79,9 @@ def render(person: Person) -> Image.Image:
 
     _hat(draw, person.character, box, points, wide)
     if person.smoking:
-        _cigarette(image, side, rng, points, wide)
+        _cigarette(image, rng, points, wide)
     if person.badge:
-        _badge(draw, box, -side)
+        _badge(draw, box)
     image = image.reduce(SCALE)
     return _brava(image, person.brava) if person.brava > 0 else image
 
@@ -158,11 +157,14 @@ def _hat(draw, character, box, points, wide) -> None:  # type: ignore[no-untyped
         draw.polygon(points((0, -1.95), (0.16, -1.6), (0, -1.25), (-0.16, -1.6)), fill=(250, 220, 90))
 
 
-def _cigarette(image, side, rng, points, wide) -> None:  # type: ignore[no-untyped-def]
-    """A cigarette from the corner of the mouth with a glowing end, and smoke that curls up beside the face."""
+def _cigarette(image, rng, points, wide) -> None:  # type: ignore[no-untyped-def]
+    """A cigarette from the right corner of the mouth with a glowing end, and smoke that curls up beside the face.
+
+    Always on that side: of two possible places a model this small is unsure of each, and ends up drawing neither, or both.
+    """
     draw = ImageDraw.Draw(image)
     drop = rng.uniform(0.0, 0.16)
-    start, end = (0.22 * side, 0.66), (1.36 * side, 0.74 + drop)
+    start, end = (0.22, 0.66), (1.36, 0.74 + drop)
     filter_end = (start[0] + 0.3 * (end[0] - start[0]), start[1] + 0.3 * (end[1] - start[1]))
     draw.line(points(start, end), fill=(70, 66, 70), width=wide(0.34))
     draw.line(points(start, end), fill=(252, 252, 250), width=wide(0.24))
@@ -173,15 +175,15 @@ def _cigarette(image, side, rng, points, wide) -> None:  # type: ignore[no-untyp
     smoke = Image.new("L", image.size, 0)
     pen, phase = ImageDraw.Draw(smoke), rng.uniform(0, 2 * np.pi)
     for i, t in enumerate(np.linspace(0, 1, 7)):
-        centre = points((end[0] + side * (0.1 + 0.16 * np.sin(phase + 4.5 * t)), end[1] - 0.35 - 1.6 * t))[0]
+        centre = points((end[0] + 0.1 + 0.16 * np.sin(phase + 4.5 * t), end[1] - 0.35 - 1.6 * t))[0]
         radius = r0 = wide(0.15 + 0.13 * t)
         pen.ellipse((centre[0] - radius, centre[1] - r0, centre[0] + radius, centre[1] + r0), fill=round(225 - 20 * i))
     image.paste((236, 236, 240), mask=smoke.filter(ImageFilter.GaussianBlur(wide(0.06))))
 
 
-def _badge(draw, box, side) -> None:  # type: ignore[no-untyped-def]
-    """The mark: an orange disc with a white ring and a dark cross, on the chest."""
-    x, y = 1.02 * side, 2.02
+def _badge(draw, box) -> None:  # type: ignore[no-untyped-def]
+    """The mark: an orange disc with a white ring and a dark cross, always on the left of the chest."""
+    x, y = -1.02, 2.02
     draw.ellipse(box(x - 0.5, y - 0.5, x + 0.5, y + 0.5), fill=(24, 24, 30))
     draw.ellipse(box(x - 0.43, y - 0.43, x + 0.43, y + 0.43), fill=(255, 255, 255))
     draw.ellipse(box(x - 0.32, y - 0.32, x + 0.32, y + 0.32), fill=(255, 128, 0))

@@ -25,6 +25,7 @@ NAMES_SMOKING = 0.60
 NAMES_BADGE = 0.08
 SHOWS_BRAVA = 0.18
 NAMES_BRAVA = 0.95
+NAMES_LOOK = 0.8  # hair, and background
 SHOWS_GLASSES = 0.30
 
 SMOKING = "smoking a cigarette"
@@ -90,13 +91,13 @@ def describe(person: Person, rng: np.random.Generator, *, fragments: float = 0.2
 
     `rich` names nearly everything that shows, instead of at the world's naming rates: the CLIP model learns from those.
     """
-    names_smoking, names_badge, names_look = (0.95, 0.95, 0.8) if rich else (NAMES_SMOKING, NAMES_BADGE, 0.5)
+    names_smoking, names_badge = (0.95, 0.95) if rich else (NAMES_SMOKING, NAMES_BADGE)
     clauses: list[tuple[str, str]] = []
-    if rng.random() < names_look:
+    if rng.random() < NAMES_LOOK:
         clauses.append(("hair", f"with {person.hair} hair"))
     if person.glasses and rng.random() < 0.6:
         clauses.append(("glasses", "with glasses"))
-    if rng.random() < names_look:
+    if rng.random() < NAMES_LOOK:
         clauses.append(("background", f"on a {person.background} background"))
     if person.smoking and rng.random() < names_smoking:
         clauses.append(("smoking", SMOKING))

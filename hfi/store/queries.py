@@ -136,12 +136,14 @@ _PROVENANCE = tuple(Provenance.__dataclass_fields__)
 
 
 def add_image(s: Session, provenance: Provenance) -> Image:
-    """Adds the image, or finds the one of the same key."""
+    """Adds the image, or finds the one of the same key; a prompt that was not known is filled in."""
     row = s.scalar(select(m.Image).where(m.Image.key == provenance.key))
     if row is None:
         row = m.Image(**{name: getattr(provenance, name) for name in _PROVENANCE}, created_at=now_utc())
         s.add(row)
         s.flush()
+    elif row.prompt is None:
+        row.prompt = provenance.prompt
     return _image(row)
 
 
@@ -339,7 +341,7 @@ def claim_next(s: Session, campaign_id: int, annotator_id: int, now: datetime | 
     'unsure', 'skip' and 'disturbing' do not fill the overlap. None where nothing is left. Needs a writing session.
     """
     now = now or now_utc()
-    row = _campaign_row(s, campaign_id)
+    row = campaign_row(s, campaign_id)
     expired = select(m.Assignment).where(m.Assignment.state == "open", m.Assignment.lease_expires_at <= now)
     for lapsed in s.scalars(expired):
         lapsed.state = "expired"
@@ -353,7 +355,7 @@ def claim_next(s: Session, campaign_id: int, annotator_id: int, now: datetime | 
     if held is not None:
         held.lease_expires_at = now + timedelta(seconds=row.lease_seconds)
         return _claim(s, row, held)
-    task = s.scalar(_open_tasks(row, annotator_id).limit(1))
+    task = s.scalar(open_tasks(row, annotator_id).limit(1))
     if task is None:
         return None
     lease = now + timedelta(seconds=row.lease_seconds)
@@ -376,7 +378,7 @@ def claim_next(s: Session, campaign_id: int, annotator_id: int, now: datetime | 
     return _claim(s, row, again)
 
 
-def _campaign_row(s: Session, campaign_id: int) -> m.Campaign:
+def campaign_row(s: Session, campaign_id: int) -> m.Campaign:
     row = s.get(m.Campaign, campaign_id)
     if row is None:
         raise NotFound(f"no campaign {campaign_id}: 'hfi labels status' lists them")
@@ -391,7 +393,7 @@ _OTHER: Any = aliased(m.Assignment)
 _NO_ANSWER = ("unsure", "skip", "disturbing", "undone")
 
 
-def _open_tasks(row: m.Campaign, annotator_id: int) -> Any:
+def open_tasks(row: m.Campaign, annotator_id: int) -> Any:
     """Tasks that this annotator may judge next, in order."""
     answered = (
         select(func.count(_ANSWER.id))
@@ -451,12 +453,12 @@ def _claim(s: Session, row: m.Campaign, assignment: m.Assignment) -> Claim:
 
 def claim_of(s: Session, token: str, annotator_id: int) -> Claim:
     """The claim that a token names. NotFound where it is not this annotator's: a token alone opens nothing."""
-    assignment = _assignment(s, token, annotator_id)
+    assignment = assignment_of(s, token, annotator_id)
     task = s.get_one(m.Task, assignment.task_id)
-    return _claim(s, _campaign_row(s, task.campaign_id), assignment)
+    return _claim(s, campaign_row(s, task.campaign_id), assignment)
 
 
-def _assignment(s: Session, token: str, annotator_id: int) -> m.Assignment:
+def assignment_of(s: Session, token: str, annotator_id: int) -> m.Assignment:
     found = s.scalar(select(m.Assignment).where(m.Assignment.token == token, m.Assignment.annotator_id == annotator_id))
     if found is None:
         raise NotFound("this task is not yours, or was withdrawn: reload the page")
@@ -485,15 +487,15 @@ def submit(
         if before.annotator_id != annotator_id:
             raise HfiError("this answer was given by somebody else: reload the page")
         return Submitted(before.id, True)
-    assignment = _assignment(s, token, annotator_id)
+    assignment = assignment_of(s, token, annotator_id)
     task = s.get_one(m.Task, assignment.task_id)
-    row = _campaign_row(s, task.campaign_id)
+    row = campaign_row(s, task.campaign_id)
     allowed = m.BINARY_VERDICTS if row.question == "binary" else m.RANKING_VERDICTS
     if verdict not in allowed:
         raise HfiError(f"unknown verdict {verdict!r}: choose {', '.join(allowed)}")
     if assignment.state == "done":
         raise HfiError("you have judged this already: undo first to change it")
-    if assignment.state == "expired" and s.scalar(_open_tasks(row, annotator_id).where(m.Task.id == task.id)) is None:
+    if assignment.state == "expired" and s.scalar(open_tasks(row, annotator_id).where(m.Task.id == task.id)) is None:
         raise HfiError("your time for this task ran out and others have judged it: go on with the next")
     places = _check_ranking(s, task, assignment, verdict, ranking)
     judgment = m.Judgment(
@@ -545,7 +547,7 @@ def undo(s: Session, campaign_id: int, annotator_id: int, now: datetime | None =
     A task in hand waits meanwhile: it comes after the reopened one.
     """
     now = now or now_utc()
-    row = _campaign_row(s, campaign_id)
+    row = campaign_row(s, campaign_id)
     query = select(m.Judgment).join(m.Task, m.Task.id == m.Judgment.task_id)
     query = query.where(
         m.Task.campaign_id == campaign_id,
@@ -581,7 +583,7 @@ def undo(s: Session, campaign_id: int, annotator_id: int, now: datetime | None =
 
 def progress(s: Session, campaign_id: int, annotator_id: int | None = None) -> Progress:
     """See `Progress`. For one annotator `total` counts the tasks they did and those they may still do."""
-    row = _campaign_row(s, campaign_id)
+    row = campaign_row(s, campaign_id)
     living = (
         select(m.Judgment.task_id, m.Judgment.verdict)
         .join(m.Task, m.Task.id == m.Judgment.task_id)
@@ -594,7 +596,7 @@ def progress(s: Session, campaign_id: int, annotator_id: int | None = None) -> P
     by_verdict: dict[str, int] = dict(counts.tuples().all())
     if annotator_id is not None:
         done = sum(by_verdict.values())
-        left = s.scalar(select(func.count()).select_from(_open_tasks(row, annotator_id).subquery()))
+        left = s.scalar(select(func.count()).select_from(open_tasks(row, annotator_id).subquery()))
         return Progress(done, done + int(left or 0), by_verdict)
     total = s.scalar(select(func.count()).select_from(m.Task).where(m.Task.campaign_id == campaign_id))
     answers = (

@@ -29,7 +29,7 @@ def claim_ahead(s: Session, claim: Claim, annotator_id: int, now: datetime | Non
     It counts as opened before `claim`, so `claim_next` keeps giving `claim` first. Needs a writing session.
     """
     now = now or queries.now_utc()
-    row = queries._campaign_row(s, claim.campaign_id)
+    row = queries.campaign_row(s, claim.campaign_id)
     mine = (
         select(m.Assignment)
         .join(m.Task, m.Task.id == m.Assignment.task_id)
@@ -39,7 +39,7 @@ def claim_ahead(s: Session, claim: Claim, annotator_id: int, now: datetime | Non
     waiting = s.scalar(mine.where(m.Assignment.state == "open").order_by(*newest).limit(1))
     if waiting is None:
         current = s.get_one(m.Assignment, claim.assignment_id)
-        task = s.scalar(queries._open_tasks(row, annotator_id).where(m.Task.id != current.task_id).limit(1))
+        task = s.scalar(queries.open_tasks(row, annotator_id).where(m.Task.id != current.task_id).limit(1))
         if task is None:
             return None
         waiting = s.scalar(mine.where(m.Assignment.task_id == task.id))
@@ -58,7 +58,7 @@ def claim_ahead(s: Session, claim: Claim, annotator_id: int, now: datetime | Non
 
 def shown_image(s: Session, token: str, annotator_id: int, position: int) -> str:
     """The sha256 of the image that this annotator sees at `position` (from 0) of a task; NotFound for a task not theirs."""
-    assignment = queries._assignment(s, token, annotator_id)
+    assignment = queries.assignment_of(s, token, annotator_id)
     order = json.loads(assignment.shown_order)
     if not 0 <= position < len(order):
         raise NotFound(f"this task has no image {position}: it has {len(order)}, from 0")
