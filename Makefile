@@ -13,7 +13,7 @@ demo: $(VENV)/.core
 	$(BIN)/hfi demo
 
 test: $(VENV)/.test
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -1,6 +1,10 @@
 """What many tests need: no settings of whoever runs them, a workspace, and the command line in this process."""
 
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: workers that share cores must not each want all of them
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
