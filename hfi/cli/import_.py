@@ -24,7 +24,7 @@ def import_(
     paths: Annotated[list[Path], typer.Argument(help="Image files, and folders to look for them in.", show_default=False)],
     workspace: WorkspaceOption = Path("."),
     *,
-    prompt: Annotated[str | None, typer.Option(help="The prompt that they were made from, where none is known yet.", show_default=False)] = None,
+    prompt: Annotated[str | None, typer.Option(help="Their prompt, where none is known yet.", show_default=False)] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Bring images of your own into the workspace. What is no sound image is named and skipped; the same image counts once."""
