@@ -61,7 +61,7 @@ def before_judging(workspace: Path, scale: Scale) -> list[str]:
     here, model, prompts = _places(workspace)
     return [
         f"init {shlex.quote(str(workspace))}",
-        f"concept add {CONCEPT} {here} --title Smoking --prompt 'smoking a cigarette' --initial-word cigarette"
+        f"concept add {CONCEPT} {here} --title Smoking --prompt 'smoking a cigarette' --initial-word smoking"
         f" --guideline {shlex.quote(GUIDELINE)}",
         f"generate {here} {model} --prompts {prompts}/judge.csv --images-per-prompt {scale.images_per_prompt} {LOOK} --batch-size 32",
     ]
@@ -75,15 +75,17 @@ def after_judging(workspace: Path, scale: Scale) -> list[str]:
         f"reward {what}",
         f"invert {what} {model} {INVERT} --steps {scale.invert_steps}",
         f"erase {what} {model} --method sdd {SDD} --steps {scale.sdd_steps}",
-        f"erase {what} {model} --method sdd-context --retain {prompts}/retain.csv --steps {scale.context_steps}",
+        f"erase {what} {model} --method sdd-context --retain {prompts}/retain.csv {CONTEXT} --steps {scale.context_steps}",
         f"evaluate {here} {model} --concept {CONCEPT} --prompts {prompts} --images {scale.evaluate_images} {LOOK} --batch-size 32",
     ]
 
 
-# A token of this small text encoder starts to mean something at a norm of about four ordinary words: at the default 5e-3 it does not
-# get there in so few updates (0 of 32 doctors smoke when it is added, 32 of 32 at 2e-2). The best 64 images would be half explicit
-# prompts, which leave the token nothing to explain.
-INVERT = "--learning-rate 2e-2 --top-k 128"
+# More images than the default's 64: the best-scoring ones are half of explicit prompts, which leave the token little to explain.
+INVERT = "--top-k 128"
+
+# Twice the default learning rate and more explicit prompts among the contexts: Portraits follows its captions closely, and what it
+# was asked for in so many words goes last.
+CONTEXT = "--learning-rate 4e-4 --explicit 0.4"
 
 # The paper's SDD on a model this small: its settings for Stable Diffusion (1500 updates of one latent at 1e-5) would take an hour
 # here and move nothing; these keep its loss and its loop, with more latents an update and a larger step.
