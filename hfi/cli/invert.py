@@ -1,5 +1,6 @@
 """`hfi invert`: the judgments of a concept, condensed into a token."""
 
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -83,6 +84,7 @@ def invert(
         "judgments": found.judgments.sha256,
         "labels": labels,
         "reward": about.get("judgments", ""),
+        "reward_content": hashlib.sha256(reward_file.read_bytes()).hexdigest(),
         "reward_backbone": about.get("backbone_content", ""),
         **asdict(config),
     }

@@ -217,8 +217,8 @@ def train_unet(out: Path, work: Path, plan: Plan, report: Report) -> None:
 
     Errors are weighed by 1 / alpha-bar, which makes the loss that of v-prediction (Salimans & Ho 2022, section 4 and appendix D):
     colours are decided at the noisiest timesteps, where the picture's share in epsilon is a few percent of it. Unweighted, the
-    network learns who smokes as fast, and "on a pink background" hardly at all. Half of the timesteps lie between 400 and 900,
-    where small things, a badge, come about or do not: otherwise they appear on too few people.
+    network learns who smokes as fast, and "on a pink background" hardly at all. Half of the timesteps are drawn from 400
+    to 899, where small things, a badge, come about or do not; the rest from all. Otherwise they appear on too few people.
     """
     from diffusers import AutoencoderKL
 
