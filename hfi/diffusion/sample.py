@@ -75,11 +75,6 @@ def predict_guided(
     return guided(of_null, of_cond, scale)
 
 
-def evaluations_per_latent(scale: float) -> int:
-    """U-Net evaluations of one `predict_guided` and latent."""
-    return 1 if scale == 1 else 2
-
-
 @torch.inference_mode()
 def sample_latents(sd: StableDiffusion, cond: Tensor, null: Tensor, x: Tensor, *, steps: int, guidance_scale: float) -> Tensor:
     """From noise x [B, C, h, w] to clean latents, toward cond [B, L, D] and away from null [1, L, D]."""
