@@ -167,7 +167,11 @@ def erase(
             }
             Erasure(result.weights, metadata).save(file)
             run.finish(
-                {"unet_evaluations": result.evaluations, "tensors": len(result.weights), "contexts": len(removal.contexts)}
+                {
+                    "unet_evaluations": result.evaluations,
+                    "tensors": len(result.weights),
+                    "contexts": sum(map(len, removal.contexts)),
+                }
             )
             clear_state(run)
         export_unet(apply(sd, Erasure.load(file)), unet)
