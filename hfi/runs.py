@@ -25,9 +25,10 @@ class Run:
 
     @classmethod
     def start(cls, runs: Path, command: str, name: str, config: dict[str, Any]) -> "Run":
-        """A new run, or an unfinished one of the same configuration to go on with.
+        """A new run, or the one of this name and configuration to go on with.
 
-        HfiError where the name is taken by a run of another configuration, naming the difference, or by a finished one.
+        A finished run of the same configuration comes back as it is: see `finished`. HfiError where the name is taken by a run of
+        another configuration, naming the difference.
         """
         run = cls(runs / command / name)
         wanted = json.loads(json.dumps(config, default=str))

@@ -369,6 +369,38 @@ def test_an_interrupted_inversion_ends_as_if_it_had_not_been(hfi: Hfi, space: Pa
     assert one.metadata == two.metadata
 
 
+def test_kill_9_while_inverting(hfi: Hfi, space: Path, tmp_path: Path, model: Path) -> None:
+    shutil.copytree(space, tmp_path / "other")
+    steps = 60
+    command = ["invert", "-m", model, "-c", "fog", "--steps", steps, "--top-k", 6, *FAST]
+    run = Run(space / "runs" / "invert" / "fog")
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    words = [sys.executable, "-m", "hfi", *map(str, command), "-w", str(space)]
+    process = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(3000):
+        if len(run.metrics()) > 3:
+            break
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 3 <= len(run.metrics()) < steps
+    assert not run.finished
+    assert hfi(*command, "-w", space)[0] == 0
+    assert hfi(*command, "-w", tmp_path / "other")[0] == 0
+    assert [line["step"] for line in run.metrics()] == list(range(1, steps + 1))
+    one, two = (LearnedToken.load(p / "tokens" / "fog.safetensors") for p in (space, tmp_path / "other"))
+    assert torch.equal(one.embeddings, two.embeddings)
+
+
+def test_another_reward_is_another_run(hfi: Hfi, space: Path, model: Path) -> None:
+    """Two rewards from the same judgments: the second token must not be taken from the first's finished run."""
+    command = ["invert", "-w", space, "-m", model, "-c", "fog", "--steps", 1, "--top-k", 6, *FAST, "--json"]
+    first = json.loads(hfi(*command)[1])
+    assert json.loads(hfi(*command)[1])["run"] == first["run"] == "fog"
+    assert hfi("reward", "-w", space, "-c", "fog", "--seed", 1)[0] == 0
+    assert json.loads(hfi(*command)[1])["run"] == "fog-2"
+
+
 def test_a_reward_that_knows_nothing_stops_the_inversion(hfi: Hfi, space: Path, model: Path) -> None:
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
@@ -514,6 +546,20 @@ def test_an_interrupted_erasure_goes_on(hfi: Hfi, with_token: Path, tmp_path: Pa
     one, two = (Erasure.load(p / "erasures" / "fog-sdd-context-token.safetensors") for p in (with_token, tmp_path / "other"))
     assert one.content == two.content
     assert one.metadata == two.metadata
+
+
+def test_weights_of_a_removed_run_are_not_left_beside_new_ones(hfi: Hfi, with_token: Path, model: Path) -> None:
+    command = ["erase", "-w", with_token, "-m", model, "-c", "fog", "--steps", 1, "--ddim-steps", 4, *FAST]
+    assert hfi(*command)[0] == 0
+    unet = with_token / "erasures" / "fog-sdd-token" / "unet"
+    assert unet.exists()
+    shutil.rmtree(with_token / "runs" / "erase" / "fog-sdd-token")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hfi.erase.erasure.export_unet", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert hfi(*command, "--seed", 1)[0] == 130
+    assert not unet.exists()
+    assert hfi(*command, "--seed", 1)[0] == 0
+    assert unet.exists()
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,14 @@ def test_what_is_no_model_is_refused_before_weights_are_read(root: Path, tmp_pat
     (tmp_path / "xl" / "model_index.json").write_text(json.dumps({"text_encoder_2": ["transformers", "x"]}))
     with pytest.raises(ModelError, match="two text encoders"):
         load_sd(tmp_path / "xl")
+    shutil.copytree(saved(root, "epsilon"), tmp_path / "inpainting")
+    config = tmp_path / "inpainting" / "unet" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "in_channels": 9}))
+    with pytest.raises(ModelError, match="reads 9 channels and gives 4, its VAE has 4: hfi works with text-to-image models"):
+        load_sd(tmp_path / "inpainting")
+    config.write_text("[")
+    with pytest.raises(ModelError, match=r"unet/config\.json is unreadable"):
+        load_sd(tmp_path / "inpainting")
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,8 @@ def test_parts_are_disjoint_complete_and_hold_both_classes() -> None:
     assert all(0 < labels.y[part].mean() < 1 for part in parts)
     assert len(parts[2]) == pytest.approx(8, abs=1)
     few = Labels(np.array([1.0, 1, 1, 0, 0, 0, 0.5]), np.ones(7))
-    assert all(0 < few.y[part].mean() < 1 for part in split(few, 0.2, 0.15, seed=0))
+    for shares in ((0.2, 0.15), (0.5, 0.49)):
+        assert all(0 < few.y[part].mean() < 1 for part in split(few, *shares, seed=0))
 
 
 def test_images_ranked_together_stay_together() -> None:
@@ -125,6 +126,11 @@ def test_one_great_cluster_is_split_by_image() -> None:
     parts = split(chain, 0.2, 0.15, seed=0)
     assert sorted(np.concatenate(parts).tolist()) == list(range(32))
     assert all(len(part) > 3 for part in parts)
+
+
+def test_two_clusters_are_split_by_image() -> None:
+    two = Labels(np.zeros(0), np.zeros(0), [list(range(10)), list(range(10, 20))])
+    assert all(len(part) > 1 for part in split(two, 0.2, 0.15, seed=0))
 
 
 # --- training ---
@@ -180,6 +186,10 @@ def test_many_opinions_on_the_same_images_are_not_more_evidence() -> None:
     labels = Labels(np.zeros(0), np.zeros(0), rankings)
     figures = measure(np.array([5.0, 4, 3, 2, 1]), labels, np.arange(5))
     assert figures["chance_limit"] == pytest.approx(pair_chance_limit([5]))
+    # also where another set has one opinion only: by ranking it would be 50 rights of 51
+    figures = measure(np.array([5.0, 4, 3, 2, 1, 0, 1]), Labels(np.zeros(0), np.zeros(0), [*rankings, [5, 6]]), np.arange(7))
+    assert figures["pair_accuracy"] == 0.5
+    assert figures["chance_limit"] == pytest.approx(pair_chance_limit([5, 2]))
 
 
 @pytest.mark.parametrize(
@@ -203,6 +213,8 @@ def test_too_few_rankings() -> None:
 def test_bad_settings() -> None:
     with pytest.raises(UsageError, match=r"--held-out is 0\.9"):
         RewardConfig(held_out=0.9)
+    with pytest.raises(UsageError, match="leave no image to learn from"):
+        RewardConfig(held_out=0.5, validation=0.5)
 
 
 # --- the backbone ---

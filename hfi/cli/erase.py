@@ -1,6 +1,7 @@
 """`hfi erase`: a concept, taken out of a model's weights."""
 
 import json
+import shutil
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -142,6 +143,7 @@ def erase(
     if not run.finished or not unet.exists():
         sd = load_sd(model, pick_device(device))
         if not run.finished:
+            shutil.rmtree(unet, ignore_errors=True)  # of a run of this name that was removed: these weights will be others
             named = sd
             for t in called.tokens:
                 named = install(named, t)

@@ -141,7 +141,25 @@ def find_model(model: str | Path) -> Path:
     missing += [f"the weights of {n}" for n in _WEIGHTS if n not in missing and not _weight_files(folder, n)]
     if missing:
         raise ModelError(f"{model} is no Stable Diffusion model: it lacks {', '.join(missing)}")
+    _check_channels(folder, str(model))
     return folder
+
+
+def _check_channels(folder: Path, model: str) -> None:
+    """ModelError for a U-Net of another kind: for inpainting, depth or upscaling it reads more than noisy latents."""
+    config = {}
+    for name in ("unet", "vae"):
+        try:
+            config[name] = dict(json.loads((folder / name / "config.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as e:
+            raise ModelError(f"{folder} is no model: {name}/config.json is unreadable ({_line(e)})") from None
+    reads, gives = (config["unet"].get(key, 4) for key in ("in_channels", "out_channels"))
+    latents = config["vae"].get("latent_channels", 4)
+    if not reads == gives == latents:
+        raise ModelError(
+            f"the U-Net of {model} reads {reads} channels and gives {gives}, its VAE has {latents}: hfi works with text-to-image "
+            "models, where the three are equal (not with those for inpainting, depth or upscaling)"
+        )
 
 
 def _download(model: str) -> Path:

@@ -4,7 +4,8 @@ Images are split, never judgments: an image that two people judged is on one sid
 stops training early; and a held-out part that nothing but the reported figures ever sees.
 
 Rankings: images that were ranked together stay together (the connected parts of "appeared in one ranking" are split as wholes).
-If one such part holds more than half of all images, single images are split instead, and pairs that cross the split are dropped.
+If there are fewer than three such parts, or one holds more than half of all images, single images are split instead, and pairs
+that cross the split are dropped.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hfi.config import check, option
-from hfi.errors import NoJudgments, NonFiniteLoss
+from hfi.errors import NoJudgments, NonFiniteLoss, UsageError
 from hfi.reward.loss import auc, auc_chance_limit, binary_loss, pair_accuracy, pair_chance_limit, ranking_loss
 from hfi.reward.model import Head
 
@@ -36,6 +37,11 @@ class RewardConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.held_out + self.validation >= 1:
+            raise UsageError(
+                f"--held-out {self.held_out} and --validation {self.validation} leave no image to learn from: "
+                "give shares that add up to less than 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -113,11 +119,15 @@ def measure(scores: np.ndarray, labels: Labels, rows: np.ndarray) -> dict[str, f
             "chance_limit": limit,
             "better_than_chance": bool(value > limit),
         }
-    held = [[i for i in ranking if i in set(rows.tolist())] for ranking in labels.rankings]
+    inside = set(rows.tolist())
+    held = [[i for i in ranking if i in inside] for ranking in labels.rankings]
     held = [ranking for ranking in held if len(ranking) > 1]
-    value = pair_accuracy([scores[ranking] for ranking in held])
-    # several people's orders of the same images are not independent evidence: each set of images counts once
-    limit = pair_chance_limit([len(images) for images in {frozenset(ranking) for ranking in held}])
+    # several people's orders of the same images are not independent evidence: each set of images counts once, by its mean
+    shares: dict[frozenset[int], list[float]] = {}
+    for ranking in held:
+        shares.setdefault(frozenset(ranking), []).append(pair_accuracy([scores[ranking]]))
+    value = float(np.mean([np.mean(of_one_set) for of_one_set in shares.values()])) if shares else float("nan")
+    limit = pair_chance_limit([len(images) for images in shares])
     return {
         "held_out_images": len(rows),
         "held_out_rankings": len(held),
@@ -155,13 +165,15 @@ def split(labels: Labels, held_out: float, validation: float, seed: int) -> tupl
     else:
         groups = [_components(labels.rankings)]
         total = sum(map(len, groups[0]))
-        if max(map(len, groups[0])) > total / 2:
+        if len(groups[0]) < 3 or max(map(len, groups[0])) > total / 2:
             groups = [[[i] for component in groups[0] for i in component]]
     parts: tuple[list[int], list[int], list[int]] = ([], [], [])
     for units in groups:
         count = len(units)
-        # at least one of each part where there are three units or more
-        out, val = (max(1, round(share * count)) if count >= 3 else 0 for share in (held_out, validation))
+        out = val = 0
+        if count >= 3:  # then at least one in each part
+            out = min(max(1, round(held_out * count)), count - 2)
+            val = min(max(1, round(validation * count)), count - out - 1)
         shuffled = [units[i] for i in rng.permutation(count)]
         for part, some in zip(parts, (shuffled[out + val :], shuffled[out : out + val], shuffled[:out]), strict=True):
             part += [i for unit in some for i in unit]
