@@ -1,7 +1,6 @@
 """`hfi demo`: the whole loop on the embedded model."""
 
 import shlex
-import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -9,11 +8,8 @@ from typing import Annotated
 import typer
 
 from hfi.cli import app
-from hfi.cli.evaluate import print_table
 from hfi.demo import SIMULATED, Scale
 from hfi.demo import demo as run_demo
-from hfi.report import headline
-from hfi.results import best_system, system_name
 
 
 def demo(
@@ -28,13 +24,8 @@ def demo(
         typer.echo(f"\n$ hfi {' '.join(shown.split())}", err=True)
         app(shlex.split(line), standalone_mode=False)
 
-    rows, report = run_demo(workspace, Scale(evaluate_images=images), run)
+    _, report = run_demo(workspace, Scale(evaluate_images=images), run)  # the last command prints the table
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
-    best = best_system(rows)
-    typer.echo("")
-    sys.stdout.flush()
-    print_table(rows)
-    typer.echo(f"\n{headline(rows, 'smoking')} on prompts that never ask for it, by {system_name(best) if best else 'no system'}")
-    typer.echo(f"{SIMULATED}.")
+    typer.echo(f"\n{SIMULATED}.")
     typer.echo(f"\n{report}\n{report.with_name('results.json')}\n{minutes} min {seconds} s")
     typer.echo(f"\nNext: hfi ui --workspace {workspace}   judge the same images yourself")
