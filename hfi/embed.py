@@ -1,7 +1,6 @@
 """Images and texts in the space of a CLIP model."""
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from hfi.diffusion.sd import hash_files, load_part
 from hfi.errors import ModelError
+from hfi.files import whole
 from hfi.images import ImageStore
 
 _LAYERS = 4  # at most this many layers, evenly spaced, in `layers`
@@ -144,8 +144,6 @@ def embed_stored(
         advance(len(part), "")
     if missing:
         cache.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        with open(scratch, "wb") as file:
+        with whole(path) as scratch, open(scratch, "wb") as file:
             np.savez(file, shas=np.array(list(known)), rows=np.stack(list(known.values())))
-        os.replace(scratch, path)
     return np.stack([known[sha] for sha in shas]) if shas else np.zeros((0, backbone.width), dtype=np.float32)

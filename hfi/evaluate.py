@@ -9,7 +9,6 @@ goes on at the first missing one. Beside `results.json` (rows only) the folder g
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +21,7 @@ from PIL import Image
 
 from hfi.config import check, option
 from hfi.errors import HfiError
+from hfi.files import whole, write_text
 from hfi.metrics import (
     Interval,
     attribute_scores,
@@ -167,7 +167,7 @@ def evaluate(
                         f"frechet_distance on {name}: {n} images for {width} dimensions; the value is too high in itself and "
                         f"compares only with others of {n} images"
                     )
-    _write(folder / "scores.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_text(folder / "scores.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     about = {
         "concept": concept,
         "detector": detector
@@ -184,7 +184,7 @@ def evaluate(
         "scores": "scores.jsonl",
         "warnings": warnings,
     }
-    _write(folder / "evaluation.json", json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / "evaluation.json", json.dumps(about, indent=2, ensure_ascii=False) + "\n")
     order = {pair: i for i, pair in enumerate(columns(rows))}
     places = {(s.method, s.conditioning): i for i, s in enumerate(ordered)}
     rows.sort(key=lambda row: (places[row.system], order[row.prompt_set, row.metric]))
@@ -337,7 +337,7 @@ def _missing(system: System, name: str, job: list[tuple[Prompt, int]], folder: P
             _file(folder, system, name, i).unlink(missing_ok=True)
     if held != wanted:
         cell.mkdir(parents=True, exist_ok=True)
-        _write(cell / "cell.json", json.dumps(wanted, ensure_ascii=False))
+        write_text(cell / "cell.json", json.dumps(wanted, ensure_ascii=False))
     return [i for i in range(len(job)) if not _file(folder, system, name, i).exists()]
 
 
@@ -453,12 +453,5 @@ def _load(files: Sequence[Path]) -> list[Image.Image]:
 
 def _write_png(path: Path, image: Image.Image) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
-    image.save(scratch, format="PNG")
-    os.replace(scratch, path)
-
-
-def _write(path: Path, text: str) -> None:
-    scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
+    with whole(path) as scratch:
+        image.save(scratch, format="PNG")

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hfi.errors import HfiError
+from hfi.files import whole
 
 MAX_PIXELS = 50_000_000  # larger pictures are refused: a small file can unpack to more than the memory holds
 
@@ -32,9 +32,8 @@ class ImageStore:
         if not path.exists() or path.stat().st_size != len(data):  # a power failure can leave a file short
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-                scratch.write_bytes(data)
-                os.replace(scratch, path)
+                with whole(path) as scratch:
+                    scratch.write_bytes(data)
             except OSError as e:
                 raise HfiError(f"cannot write to the image store {self.root}: {e.strerror or e}") from e
         return sha

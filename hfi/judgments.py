@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hfi.errors import HfiError, NoJudgments
-from hfi.runs import write_text
+from hfi.files import write_text
 from hfi.store import queries
 from hfi.store.models import VERDICTS
 from hfi.store.session import Engine, reading

@@ -8,7 +8,6 @@ comes from outside and is escaped.
 import base64
 import io
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -17,6 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from hfi import plots
+from hfi.files import write_text
 from hfi.results import (
     BASE,
     METRICS,
@@ -135,9 +135,7 @@ class Report:
 
 def write_report(path: Path, report: Report) -> Path:
     """Writes the page atomically and returns its path."""
-    scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(render(report), encoding="utf-8")
-    os.replace(scratch, path)
+    write_text(path, render(report))
     return path
 
 

@@ -1,12 +1,12 @@
 """The rows of results.json, and the questions that a table, a headline and a plot ask of them."""
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from hfi.errors import HfiError
+from hfi.files import write_text
 from hfi.prompts import PROMPT_SETS
 
 BASE = "sd"  # the untouched model
@@ -71,9 +71,7 @@ def show(metric: str, value: float | None, *, unit: bool = True) -> str:
 def write_results(path: Path, rows: Iterable[Row]) -> None:
     """results.json, atomically: a list of objects with exactly the fields of `Row`."""
     text = json.dumps([asdict(row) for row in rows], indent=2, allow_nan=False)
-    scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(text + "\n", encoding="utf-8")
-    os.replace(scratch, path)
+    write_text(path, text + "\n")
 
 
 def read_results(path: Path) -> list[Row]:

@@ -13,6 +13,7 @@ from typing import Any
 from hfi import __version__
 from hfi.config import to_toml
 from hfi.errors import HfiError
+from hfi.files import write_text
 
 _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "sqlalchemy", "gradio", "pillow", "numpy")
 
@@ -84,13 +85,6 @@ class Run:
     def config(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
         return found
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a whole file or nothing."""
-    scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
 
 
 def environment() -> dict[str, Any]:

@@ -10,6 +10,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from hfi.errors import HfiError, NotFound
+from hfi.files import whole
 from hfi.store import queries
 from hfi.store.queries import Annotator
 from hfi.store.session import Engine, reading
@@ -60,10 +61,8 @@ def workspace_secret(workspace: Workspace) -> bytes:
     path = workspace.path / _FILE
     try:
         if not path.exists():
-            scratch = path.with_name(f"{_FILE}.{os.getpid()}.tmp")
-            with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            with whole(path) as scratch, open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
                 file.write(secrets.token_hex(32))
-            os.replace(scratch, path)
         secret = path.read_bytes().strip()
     except OSError as e:
         raise HfiError(f"cannot keep the sign-in secret in {path}: {e.strerror or e}; check the folder's permissions") from e

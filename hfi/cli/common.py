@@ -12,6 +12,7 @@ import typer
 from hfi.aggregate import Method, rankings, soft_labels
 from hfi.concepts import Concept
 from hfi.errors import HfiError, NoJudgments, NotFound, UsageError
+from hfi.files import whole
 from hfi.judgments import Include, JudgmentSet, freeze, save
 from hfi.runs import Run
 from hfi.store import queries
@@ -122,10 +123,9 @@ def check_writable(*folders: Path) -> None:
 
 def copy_file(source: Path, target: Path) -> None:
     """Copies a result of a run to where the next command looks for it, whole or not at all."""
-    scratch = target.with_name(target.name + ".tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_bytes(source.read_bytes())
-        os.replace(scratch, target)
+        with whole(target) as scratch:
+            scratch.write_bytes(source.read_bytes())
     except OSError as e:
         raise HfiError(f"cannot write {target}: {e.strerror or e}") from e

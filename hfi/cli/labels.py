@@ -19,9 +19,9 @@ from hfi.cli.common import SimulatedOption
 from hfi.cli.import_ import keep_image
 from hfi.cli.options import JsonOption, WorkspaceOption
 from hfi.errors import HfiError, NoJudgments, UsageError
+from hfi.files import write_text
 from hfi.images import safe_open
 from hfi.judgments import Judgment, JudgmentSet, freeze, from_csv, load, save, to_csv, to_jsonl
-from hfi.runs import write_text
 from hfi.store import queries
 from hfi.store.imports import Given, add_judgments
 from hfi.store.session import Engine, reading, writing

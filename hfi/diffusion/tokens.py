@@ -6,7 +6,6 @@ in a prompt.
 
 import copy
 import hashlib
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hfi.errors import HfiError, ModelError, UsageError
+from hfi.files import whole
 
 if TYPE_CHECKING:
     from hfi.diffusion.sd import StableDiffusion
@@ -127,11 +127,10 @@ def expand(tokenizer: Any, prompt: str) -> str:
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Writes a whole file or nothing."""
-    scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(dict(tensors), scratch, metadata=dict(metadata) or None)
-        os.replace(scratch, path)
+        with whole(path) as scratch:
+            save_file(dict(tensors), scratch, metadata=dict(metadata) or None)
     except (OSError, SafetensorError) as e:
         raise HfiError(f"cannot write {path}: {e}") from e
 

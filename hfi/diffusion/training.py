@@ -4,7 +4,6 @@ A training loop is a generator of `Step`s. It does no input or output: it starts
 give the state that the next one starts from. `drive` shows progress, logs, and keeps states.
 """
 
-import os
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 
 from hfi.errors import HfiError
+from hfi.files import whole
 from hfi.progress import progress
 from hfi.runs import Run
 
@@ -53,10 +53,9 @@ def drive(start: Callable[[State | None], Generator[Step, None, T]], run: Run, *
 
 def save_state(path: Path, state: State) -> None:
     """Writes a whole file or nothing."""
-    scratch = path.with_name(path.name + ".tmp")
     try:
-        torch.save(state, scratch)
-        os.replace(scratch, path)
+        with whole(path) as scratch:
+            torch.save(state, scratch)
     except (OSError, RuntimeError) as e:
         raise HfiError(f"cannot write {path}: {e}") from e
 

@@ -7,13 +7,13 @@ concept, so nothing is evaluated on a prompt that it was trained on.
 
 import csv
 import io
-import os
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 
+from hfi.files import write_text
 from hfi.portraits.world import BACKGROUNDS, BADGE, BRAVA, CHARACTERS, HAIRS, SMOKING
 
 COLUMNS = ("prompt", "character", "hair", "background")
@@ -73,7 +73,6 @@ def write_prompt_sets(folder: Path) -> list[Path]:
                 text = io.StringIO()
                 writer = csv.writer(text, lineterminator="\n")
                 writer.writerows([COLUMNS, *rows])
-                path.with_suffix(".tmp").write_text(text.getvalue(), encoding="utf-8")
-                os.replace(path.with_suffix(".tmp"), path)
+                write_text(path, text.getvalue())
                 written.append(path)
     return written

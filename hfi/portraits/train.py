@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hfi.errors import NonFiniteLoss
+from hfi.files import whole
 from hfi.portraits import models
 from hfi.portraits.detector import DetectorNet, detector_loss, truth
 from hfi.portraits.render import render
@@ -107,8 +108,8 @@ def fit(
         report(step, loss.item())
         if step % save_every == 0 or step == plan.steps:
             state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "average": average, "step": step}
-            torch.save(state, path.with_suffix(".tmp"))
-            os.replace(path.with_suffix(".tmp"), path)
+            with whole(path) as scratch:
+                torch.save(state, scratch)
     return average
 
 
