@@ -426,6 +426,7 @@ def test_a_reward_that_knows_nothing_stops_the_inversion(hfi: Hfi, space: Path, 
         (["-c", "fog", "-m", "nowhere"], 1, "no model 'nowhere'"),
         (["-c", "fog", "--template", "x"], 2, "--template"),
         (["-c", "fog", "--top-k", "0"], 2, "--top-k is 0"),
+        (["-c", "fog", "--weighting", "best"], 2, "--weighting"),
     ],
 )
 def test_mistakes_of_invert(

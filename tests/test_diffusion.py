@@ -25,6 +25,7 @@ from hfi.diffusion.sd import (
     to_images,
     to_pixels,
     tokenize,
+    velocity_weight,
 )
 from hfi.diffusion.tokens import LearnedToken, expand, install
 from hfi.diffusion.trainable import ema_update, masters, select
@@ -189,6 +190,17 @@ def test_a_step_equals_the_scheduler(models: dict[str, StableDiffusion], kind: s
     for i, k in enumerate(rows.tolist()):
         alone = theirs.step(out[i : i + 1], int(theirs.timesteps[k]), x[i : i + 1]).prev_sample
         torch.testing.assert_close(together[i : i + 1], alone)
+
+
+def test_errors_become_those_of_the_velocity(models: dict[str, StableDiffusion]) -> None:
+    """v of the same x_t and x0 by diffusers' scheduler, for two predictions of epsilon."""
+    sd, t = models["epsilon"], torch.tensor([20, 500, 999])
+    x_t, one, two = (torch.randn(3, *sd.latent_shape, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    a = sd.scheduler.alphas_cumprod[t].reshape(-1, 1, 1, 1)
+    v = [sd.scheduler.get_velocity((x_t - (1 - a).sqrt() * eps) / a.sqrt(), eps, t) for eps in (one, two)]
+    errors = [(p - q).pow(2).flatten(1).mean(1) for p, q in (v, (one, two))]
+    torch.testing.assert_close(errors[0], velocity_weight(sd, t) * errors[1], rtol=1e-4, atol=0)
+    assert velocity_weight(models["v_prediction"], t).tolist() == [1, 1, 1]
 
 
 def test_a_step_by_hand() -> None:

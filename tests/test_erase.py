@@ -59,8 +59,8 @@ def finish(training: Generator[Any, None, Distilled]) -> tuple[Distilled, list[f
 def test_targets_by_hand() -> None:
     e_c, e_0 = torch.tensor([[[[1.0, 2.0]]], [[[0.0, 0.0]]]]), torch.tensor([[[[0.0, 4.0]]], [[[3.0, 4.0]]]])
     assert sdd_loss(e_c, e_0).tolist() == [2.5, 12.5]  # (1 + 4)/2, (9 + 16)/2
-    e_p, e_pv = torch.tensor([[[[1.0, 2.0]]]]), torch.tensor([[[[1.5, 0.0]]]])
-    assert context_target(e_p, e_pv, 6.0).tolist() == [[[[-2.0, 14.0]]]]  # 1 - 6 (.5), 2 - 6 (-2)
+    e_p, e_hv, e_h = (torch.tensor([[[pair]]]) for pair in ([1.0, 2.0], [3.5, 0.0], [3.0, 2.0]))
+    assert context_target(e_p, e_hv, e_h, 6.0).tolist() == [[[[-2.0, 14.0]]]]  # 1 - 6 (.5), 2 - 6 (-2)
 
 
 def test_no_gradient_reaches_the_null_branch() -> None:
@@ -215,9 +215,11 @@ def test_sdd_equals_a_plain_loop_with_three_networks(
         torch.testing.assert_close(value, expected[name].detach(), rtol=1e-3, atol=1e-5)
 
 
-def test_context_equals_a_plain_loop(root: Path, sd: StableDiffusion) -> None:
-    removal = Removal(("dog",), (("a cat", "a cat", "hat"),), ("a hat",))
-    config = ContextConfig(**FAST, eta=2.0, explicit=0.25, retain_weight=0.5, rollouts="fresh", weight_decay=0.0)
+@pytest.mark.parametrize("error", ["prediction", "velocity"])
+def test_context_equals_a_plain_loop(root: Path, sd: StableDiffusion, error: Any) -> None:
+    """Two concepts, each subtracted from its own flagged prompts only."""
+    removal = Removal(("dog", "cat"), (("a cat", "a cat", "hat"), ("a dog",)), ("a hat",))
+    config = ContextConfig(**FAST, eta=2.0, explicit=0.25, retain_weight=0.5, rollouts="fresh", weight_decay=0.0, error=error)
     ours, losses = finish(erase_context(sd, removal, config))
 
     def unet() -> Any:
@@ -227,25 +229,25 @@ def test_context_equals_a_plain_loop(root: Path, sd: StableDiffusion) -> None:
     trained = {name: p for name, p in student.named_parameters() if "attn2" in name}
     optimizer = torch.optim.AdamW(trained.values(), lr=1e-3, weight_decay=0.0)
     generator = torch.Generator().manual_seed(0)
-    prompts, retained = ["a cat", "hat"], ["", "a hat"]
-    cases = [("a cat", "a cat"), ("hat", "hat"), ("a cat dog", "a cat"), ("hat dog", "hat")]  # (asked, p)
-    shares = torch.tensor([2 * 0.75, 0.75, 2 * 0.25, 0.25])
-    enc = {p: encode_prompts(sd, [p]) for p in {*prompts, *retained, *(a for a, _ in cases)}}
+    cases = [("a cat", "a cat", "dog"), ("hat", "hat", "dog"), ("a dog", "a dog", "cat")]  # (asked, p, v)
+    cases += [("a cat dog", "a cat", "dog"), ("hat dog", "hat", "dog"), ("a dog cat", "a dog", "cat")]
+    shares = torch.tensor([2 * 0.75, 0.75, 0.75, 2 * 0.25, 0.25, 0.25])
     for step in range(3):
         x = torch.randn(3, *sd.latent_shape, generator=generator)
         which = torch.multinomial(shares, 3, replacement=True, generator=generator)
         k = torch.multinomial(torch.full((4,), 0.25, dtype=torch.float64), 3, replacement=True, generator=generator)
-        keep = torch.randint(2, (3,), generator=generator)
+        harmless = torch.randint(2, (3,), generator=generator)
         loss = torch.zeros(())
         for i in range(3):
-            asked, p = cases[which[i]]
+            asked, p, v = cases[which[i]]
+            h = ("", "a hat")[harmless[i]]
+            enc = {text: encode_prompts(sd, [text]) for text in (asked, p, h, f"{h} {v}")}
             z, t = reference_rollout(sd, teacher, x[i : i + 1], int(k[i]), enc[asked], 3.0, 4)
-            h = enc[retained[keep[i]]]
             with torch.no_grad():
-                e_p, e_pv = frozen(z, t, enc[p]).sample, frozen(z, t, enc[p + " dog"]).sample
-                held = frozen(z, t, h).sample
-            loss = loss + F.mse_loss(student(z, t, enc[asked]).sample, e_p - 2.0 * (e_pv - e_p)) / 3
-            loss = loss + 0.5 * F.mse_loss(student(z, t, h).sample, held) / 3
+                e_p, e_h, e_hv = (frozen(z, t, enc[text]).sample for text in (p, h, f"{h} {v}"))
+            scale = 1 / sd.scheduler.alphas_cumprod[t] if error == "velocity" else 1
+            loss = loss + scale * F.mse_loss(student(z, t, enc[asked]).sample, e_p - 2.0 * (e_hv - e_h)) / 3
+            loss = loss + scale * 0.5 * F.mse_loss(student(z, t, enc[h]).sample, e_h) / 3
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)

@@ -14,7 +14,7 @@ from hfi.diffusion.tokens import LearnedToken, install
 from hfi.diffusion.training import drive, load_state
 from hfi.errors import HfiError, NoJudgments, NonFiniteLoss, UsageError
 from hfi.invert.train import PLAIN, Examples, InvertConfig, initial_vectors, injected, inversion_loss, invert
-from hfi.invert.weights import flagged, sample_weights
+from hfi.invert.weights import choose, flagged
 from hfi.runs import Run
 
 FAST = {"steps": 4, "batch_size": 3, "learning_rate": 0.05, "weight_decay": 0.0, "save_every": 1}  # only gradients move v
@@ -57,11 +57,33 @@ def test_the_loss_by_hand() -> None:
 
 
 def test_weights_by_hand() -> None:
-    np.testing.assert_allclose(sample_weights(np.array([0.9, 0.6]), np.array([0.0]), binary=True), [1.2, 0.8])
-    everyone = np.array([-1.0, 0.0, 1.0])  # mean 0: sigmoid(log 3) = 3/4, sigmoid(0) = 1/2
-    found = sample_weights(np.array([np.log(3), 0.0]), everyone, binary=False)
-    np.testing.assert_allclose(found, [1.2, 0.8])
-    assert (sample_weights(np.array([-5.0, -6.0]), np.array([-7.0]), binary=False) > 0).all()
+    prompts = ["a", "a", "b", None]
+    rows, weights = choose(np.array([0.2, 0.9, 0.6, 0.1]), prompts, 9, "reward", binary=True)
+    assert rows.tolist() == [1, 2]
+    np.testing.assert_allclose(weights, [1.2, 0.8])
+    rows, weights = choose(np.array([0.2, 0.9, 0.6, 0.1]), prompts, 9, "equal", binary=True)
+    assert (rows.tolist(), weights.tolist()) == ([1, 2], [1, 1])
+    scores = np.array([np.log(3), 0.0, -np.log(3)])  # mean 0: sigmoid is 3/4, 1/2, 1/4
+    rows, weights = choose(scores, prompts[:3], 2, "reward", binary=False)
+    assert rows.tolist() == [0, 1]
+    np.testing.assert_allclose(weights, [1.2, 0.8])
+
+
+def test_contrast_by_hand() -> None:
+    """a: .9 and .3, mean .6; b: .8 alone, so 0; c has nothing flagged; the last image has no prompt."""
+    scores, prompts = np.array([0.9, 0.3, 0.8, 0.1, 0.7]), ["a", "a", "b", "c", None]
+    rows, weights = choose(scores, prompts, 9, "contrast", binary=True)
+    assert rows.tolist() == [0, 2, 1]
+    np.testing.assert_allclose(weights, [1.5, 0.0, -1.5])
+    # a ranking: the best two of the three and what shares a prompt with them; sigmoid 3/4, 1/2, 1/4, mean of a 1/2
+    rows, weights = choose(np.array([np.log(3), 0.0, -np.log(3)]), ["a", "b", "a"], 2, "contrast", binary=False)
+    assert rows.tolist() == [0, 1, 2]
+    np.testing.assert_allclose(weights, [1.5, 0.0, -1.5])
+    # a flagged image beyond the best k is no clean one
+    assert choose(scores, ["a", "a", "a", "a", None], 1, "contrast", binary=True)[0].tolist() == [0, 1, 3]
+    for alone in (["a", "b", "c", "d", "e"], [None] * 5):
+        with pytest.raises(NoJudgments, match="nothing to contrast"):
+            choose(scores, alone, 9, "contrast", binary=True)
 
 
 def test_the_best_images_are_taken() -> None:
@@ -105,14 +127,14 @@ def test_injection_equals_installed_rows_and_touches_no_table(sd: StableDiffusio
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("template", ["prompt", "plain"])
+@pytest.mark.parametrize(("template", "error"), [("prompt", "velocity"), ("plain", "prediction")])
 def test_training_equals_textual_inversion_on_the_whole_table(
-    models: dict[str, StableDiffusion], kind: str, template: Any
+    models: dict[str, StableDiffusion], kind: str, template: Any, error: Any
 ) -> None:
     """The usual implementation: the embedding table is the parameter, the other rows are put back after every step."""
     sd = models[kind]
     data = examples(sd)
-    config = InvertConfig(**(FAST | {"weight_decay": 0.1}), vectors=2, template=template, ema_decay=0.5)
+    config = InvertConfig(**(FAST | {"weight_decay": 0.1}), vectors=2, template=template, error=error, ema_decay=0.5)
     token, losses = finish(invert(sd, data, "<hfi>", "cat dog", config))
 
     named = install(sd, LearnedToken("<hfi>", initial_vectors(sd, "cat dog", 2)))
@@ -139,7 +161,8 @@ def test_training_equals_textual_inversion_on_the_whole_table(
             target = noise[b] if kind == "epsilon" else a.sqrt() * noise[b] - (1 - a).sqrt() * z0[b]
             cond = named.text_encoder(tokenize(named, [texts[b]])).last_hidden_state
             out = sd.unet(z_t[None], t[b], cond).sample[0]
-            loss = loss + data.weights[pick[b]] * F.mse_loss(out, target) / 3
+            scale = 1 / a if error == "velocity" and kind == "epsilon" else 1
+            loss = loss + scale * data.weights[pick[b]] * F.mse_loss(out, target) / 3
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -56,7 +56,7 @@ def invert(
     from hfi.diffusion.training import clear_state, drive
     from hfi.embed import embed_stored
     from hfi.invert.train import invert as train
-    from hfi.invert.weights import flagged, sample_weights
+    from hfi.invert.weights import choose
     from hfi.reward.model import RewardModel
 
     space = Workspace.open(workspace)
@@ -95,12 +95,11 @@ def invert(
         prompts = found.judgments.prompts
         shas = sorted(found.labels(labels))
         scores = reward_model.score_embeddings(embed_stored(reward_model.backbone, space.images, shas, space.path / "embeddings"))
-        binary = reward_model.question == "binary"
-        best = flagged(scores, config.top_k, binary=binary)
-        weights = sample_weights(scores[best], scores, binary=binary)
+        known = [prompts[sha] for sha in shas]
+        best, weights = choose(scores, known, config.top_k, config.weighting, binary=reward_model.question == "binary")
         sd = load_sd(model, pick_device(device))
         mean, std = encode_images(sd, [space.images.load(shas[i]) for i in best])
-        examples = Examples(mean, std, torch.from_numpy(weights).to(mean), [prompts[shas[i]] for i in best])
+        examples = Examples(mean, std, torch.from_numpy(weights).to(mean), [known[i] for i in best])
         learned = drive(
             lambda state: train(sd, examples, placeholder, phrase, config, state),
             run,

@@ -370,3 +370,14 @@ def predict(unet: Any, weights: Mapping[str, Tensor] | None, x: Tensor, t: Tenso
     here = {name: value.to(x.dtype) for name, value in weights.items()}
     swapped: Tensor = torch.func.functional_call(unet, here, (x, t, cond)).sample
     return swapped
+
+
+def velocity_weight(sd: StableDiffusion, t: Tensor) -> Tensor:
+    """[B]: the squared error of a prediction at timesteps t [B], times this, is that of the velocity (Salimans & Ho 2022).
+
+    At a given x_t, v = (eps - sqrt(1-a) x_t) / sqrt(a): 1/a for a model that predicts epsilon, 1 for one that predicts v. Errors
+    of epsilon are small where an image is nearly all noise, which is where its content is decided; those of v are not.
+    """
+    if sd.prediction_type == "v_prediction":
+        return torch.ones(len(t), device=t.device)
+    return 1 / sd.scheduler.alphas_cumprod.to(t.device)[t]

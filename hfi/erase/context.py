@@ -1,14 +1,16 @@
 """SDD in context (beyond the paper): people's feedback says which prompts went wrong, so the concept is removed inside those.
 
-For a flagged prompt p and the concept's text v, with the frozen model eps and z_t from the teacher's rollout on c:
+For a flagged prompt p, a harmless prompt h and the concept's text v, with the frozen model eps and z_t from the teacher's
+rollout on c:
 
-    target(p) = eps(z_t, p) - eta (eps(z_t, p + v) - eps(z_t, p))
+    target(p) = eps(z_t, p) - eta (eps(z_t, h + v) - eps(z_t, h))
     loss      = || eps_student(z_t, c) - target(p) ||^2,     c = p, or c = p + v in a share of the rollouts (`explicit`)
-              + retain_weight || eps_student(z_t, h) - eps(z_t, h) ||^2,     h a harmless prompt or ""
+              + retain_weight || eps_student(z_t, h) - eps(z_t, h) ||^2
 
-What v adds to p is subtracted eta times; what else p asks for stays. With c = p + v, asking for the concept leads to the same
-place. The retained prompts see the same z_t. As in sdd.py the teacher is the student's moving average, makes z_t, and is the
-result; and the formula is linear in what the network predicts.
+What v adds to h is subtracted eta times from p; what else p asks for stays. The difference is taken at h because at p it can
+vanish: where p already asks for the concept, v adds nothing to it. h is drawn from the retained prompts, the empty one among
+them. With c = p + v, asking for the concept leads to the same place. As in sdd.py the teacher is the student's moving average,
+makes z_t, and is the result; and the formula is linear in what the network predicts.
 """
 
 from collections import Counter
@@ -37,14 +39,17 @@ class ContextConfig(DistilConfig):
     batch_size: int = option(8, "latents in one update", low=1)
     ddim_steps: int = option(25, "steps of a whole rollout", low=2)
     rollouts: Literal["fresh", "staggered"] = option("staggered", "new rollouts for each update, or a pool moved on by one step")
-    eta: float = option(6.0, "how many times the concept's part is subtracted", above=0)
+    error: Literal["prediction", "velocity"] = option(
+        "velocity", "what errors are measured in: the network's prediction (SDD), or the velocity, where noisy steps count more"
+    )
+    eta: float = option(4.0, "how many times the concept's part is subtracted", above=0)
     explicit: float = option(0.3, "share of the rollouts on prompts that name the concept", low=0, high=1)
     retain_weight: float = option(1.0, "weight of holding harmless prompts to the frozen model", low=0)
 
 
-def context_target(eps_prompt: Tensor, eps_with: Tensor, eta: float) -> Tensor:
-    """eps_prompt - eta (eps_with - eps_prompt): [B, C, h, w] x2 -> [B, C, h, w]."""
-    return eps_prompt - eta * (eps_with - eps_prompt)
+def context_target(eps_prompt: Tensor, eps_with: Tensor, eps_harmless: Tensor, eta: float) -> Tensor:
+    """eps_prompt - eta (eps_with - eps_harmless): [B, C, h, w] x3 -> [B, C, h, w]."""
+    return eps_prompt - eta * (eps_with - eps_harmless)
 
 
 def contexts(removal: Removal) -> tuple[list[str], list[str], Tensor]:
@@ -60,24 +65,29 @@ def erase_context(
 ) -> Generator[Step, None, Distilled]:
     """`removal.contexts` are the flagged prompts of each concept; the empty prompt is always among those retained."""
     prompts, texts, counts = contexts(removal)
-    n = len(prompts)
+    harmless = ["", *dict.fromkeys(p for p in removal.retain if p)]
+    n, m = len(prompts), len(harmless)
     plain = encode_prompts(sd, prompts)
     naming = torch.cat([encode_prompts(sd, [p], suffix=v) for p, v in zip(prompts, texts, strict=True)])
     conditions = torch.cat([plain, naming])  # [2N, L, D]
     shares = torch.cat([counts * (1 - config.explicit), counts * config.explicit])
     null = encode_prompts(sd, [""])
-    retained = encode_prompts(sd, ["", *dict.fromkeys(p for p in removal.retain if p)])
+    retained = encode_prompts(sd, harmless)  # [M, L, D]
+    concepts = list(dict.fromkeys(texts))
+    with_concept = torch.cat([encode_prompts(sd, harmless, suffix=v) for v in concepts])  # [K M, L, D]
+    first = torch.tensor([concepts.index(v) * m for v in texts])  # [N]: where the rows of a flagged prompt's concept begin
 
     def objective(student: Predict, frozen: Predict, z: Tensor, t: Tensor, c: Tensor, generator: torch.Generator) -> Tensor:
-        b, c = len(z), c.to(conditions.device)
-        keep = retained[torch.randint(len(retained), (b,), generator=generator).to(conditions.device)]
-        asked = [plain[c % n], naming[c % n]]
-        wanted, heard = [conditions[c]], 2
-        if config.retain_weight:
-            asked, wanted, heard = [*asked, keep], [*wanted, keep], 3
-        fixed = frozen(torch.cat([z] * heard), torch.cat([t] * heard), torch.cat(asked)).chunk(heard)
-        got = student(torch.cat([z] * len(wanted)), torch.cat([t] * len(wanted)), torch.cat(wanted)).chunk(len(wanted))
-        loss = squared_error(got[0], context_target(fixed[0], fixed[1], config.eta))
-        return loss + config.retain_weight * squared_error(got[1], fixed[2]) if config.retain_weight else loss
+        h = torch.randint(m, (len(z),), generator=generator)
+        device = conditions.device
+        at_p, at_h, at_hv = (c % n).to(device), h.to(device), (first[c % n] + h).to(device)
+        asked = torch.cat([plain[at_p], with_concept[at_hv], retained[at_h]])
+        eps_p, eps_hv, eps_h = frozen(torch.cat([z] * 3), torch.cat([t] * 3), asked).chunk(3)
+        target = context_target(eps_p, eps_hv, eps_h, config.eta)
+        if not config.retain_weight:
+            return squared_error(student(z, t, conditions[c.to(device)]), target)
+        wanted = torch.cat([conditions[c.to(device)], retained[at_h]])
+        got, kept = student(torch.cat([z] * 2), torch.cat([t] * 2), wanted).chunk(2)
+        return squared_error(got, target) + config.retain_weight * squared_error(kept, eps_h)
 
     return distil(sd, conditions, shares, null, objective, config, state)

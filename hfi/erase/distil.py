@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hfi.config import check, option
 from hfi.diffusion.sample import predict_guided, schedule
-from hfi.diffusion.sd import StableDiffusion, predict
+from hfi.diffusion.sd import StableDiffusion, predict, velocity_weight
 from hfi.diffusion.trainable import ema_update, masters, select
 from hfi.diffusion.training import State, Step
 from hfi.erase.rollouts import Latents, fresh, move_on, roll, spread, start, timestep_law
@@ -40,6 +40,9 @@ class DistilConfig:
     ddim_steps: int = option(50, "steps of a whole rollout", low=2)
     timesteps: Literal["uniform", "beta"] = option("uniform", "law of the trained step: uniform (SDD) or Beta(3,3) (HFI)")
     rollouts: Literal["fresh", "staggered"] = option("fresh", "new rollouts for each update, or a pool moved on by one step")
+    error: Literal["prediction", "velocity"] = option(
+        "prediction", "what errors are measured in: the network's prediction (SDD), or the velocity, where noisy steps count more"
+    )
     train: Literal["xattn", "noxattn", "selfattn", "full"] = option(
         "xattn", "trained parameters: cross-attention, all else, self-attention or all"
     )
@@ -131,6 +134,8 @@ def distil(
             latents = pool
             weight = (law * len(law))[pool.k].float()
         t = plan.timesteps[latents.k.to(plan.timesteps.device)]
+        if config.error == "velocity":
+            weight = weight * velocity_weight(sd, t).cpu()
         losses = objective(counted(student, True), counted(None, False), latents.x, t, latents.c, generator)
         loss = (weight.to(losses) * losses).mean()
         optimizer.zero_grad()

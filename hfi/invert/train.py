@@ -3,7 +3,8 @@
     v* = argmin_v  E_{x ~ p(x|c)} [ -r(x) log p(x|v) ]
 
 With the usual bound of -log p(x|v): minimise  mean_i w_i || target - model(z_t, t, text(v)) ||^2  over the K best-scoring
-images the model made, w_i their rewards scaled to mean 1. The target is the noise, or the velocity for v-prediction.
+images the model made, w_i their rewards scaled to mean 1 (weights.py has others). The target is the noise, or the velocity for
+v-prediction.
 
 The text around v (`template`): 'plain' is one of a few neutral sentences, as in textual inversion; 'prompt' is the image's own
 prompt followed by v, so that v explains only what the prompt does not (beyond the paper). Images without a prompt use plain
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from hfi.config import check, option
-from hfi.diffusion.sd import StableDiffusion, encode_ids, predict, tokenize
+from hfi.diffusion.sd import StableDiffusion, encode_ids, predict, tokenize, velocity_weight
 from hfi.diffusion.tokens import LearnedToken, install
 from hfi.diffusion.training import State, Step
 from hfi.errors import NonFiniteLoss, UsageError
@@ -36,6 +37,12 @@ class InvertConfig:
 
     vectors: int = option(1, "vectors of the token", low=1)
     template: Literal["prompt", "plain"] = option("prompt", "text around the token: the image's own prompt, or plain sentences")
+    weighting: Literal["equal", "reward", "contrast"] = option(
+        "reward", "how much an image counts: all the same, its reward, or its reward against the clean images of its prompt"
+    )
+    error: Literal["prediction", "velocity"] = option(
+        "prediction", "what errors are measured in: the network's prediction, or the velocity, where noisy steps count more"
+    )
     top_k: int = option(64, "learn from this many best-scoring images", low=1)
     steps: int = option(300, "optimizer updates", low=1)
     batch_size: int = option(16, "images in one update", low=1)
@@ -53,7 +60,7 @@ class InvertConfig:
 
 @dataclass(frozen=True)
 class Examples:
-    """The K images to learn from: latents z = mean + std * noise, [K, C, h, w] each; weights [K] with mean 1; prompts, None where
+    """The K images to learn from: latents z = mean + std * noise, [K, C, h, w] each; weights [K]; prompts, None where
     unknown."""
 
     mean: Tensor
@@ -129,6 +136,8 @@ def invert(
         target = sd.scheduler.get_velocity(z0, noise, t) if sd.prediction_type == "v_prediction" else noise
         with injected(named.text_encoder, first, v):
             cond = encode_ids(named, torch.stack(words))
+        if config.error == "velocity":
+            weight = weight * velocity_weight(sd, t).to(weight)
         loss = inversion_loss(predict(sd.unet, None, z_t, t, cond).float(), target.float(), weight)
         optimizer.zero_grad()
         loss.backward()
