@@ -66,6 +66,11 @@ class Workspace:
         return self.path / "erasures"
 
     @property
+    def exports(self) -> Path:
+        """Made by the first export."""
+        return self.path / "exports"
+
+    @property
     def runs(self) -> Path:
         return self.path / "runs"
 

@@ -162,6 +162,14 @@ def _check_channels(folder: Path, model: str) -> None:
         )
 
 
+def text_width(folder: Path) -> int:
+    """D of a model folder's text encoder, read off its configuration."""
+    try:
+        return int(json.loads((folder / "text_encoder" / "config.json").read_text(encoding="utf-8"))["hidden_size"])
+    except (OSError, ValueError, TypeError, KeyError) as e:
+        raise ModelError(f"{folder} is no model: text_encoder/config.json names no width ({_line(e)})") from None
+
+
 def _download(model: str) -> Path:
     try:
         with quiet():
