@@ -527,6 +527,54 @@ def test_several_concepts_and_what_is_retained(hfi: Hfi, with_token: Path, model
     assert len(json.loads(made.metadata["judgments"])[0]) == 64
 
 
+def test_going_on_from_an_erasure_keeps_what_it_removed(hfi: Hfi, with_token: Path, model: Path) -> None:
+    """The second starts at the first: with a learning rate of nearly nothing it is the first again, in its own file."""
+    space = with_token
+    common = ["-w", space, "-m", model, "--steps", 1, "--ddim-steps", 4, "--batch-size", 4, "--ema-decay", 0]
+    assert hfi("erase", *common, "-c", "fog", "--learning-rate", 0.01, "--name", "one")[0] == 0
+    second = ["erase", *common, "-c", "mist", "--text", "hat", "--from", "one", "--train", "selfattn"]
+    code, _, err = hfi(*second, "--learning-rate", 1e-12, "--weight-decay", 0, "--name", "two")
+    assert code == 0, err
+    one, two = (Erasure.load(space / "erasures" / f"{name}.safetensors") for name in ("one", "two"))
+    assert two.concepts == ["fog", "mist"]
+    assert [step["texts"] for step in two.history] == ['["<fog>"]', '["hat"]']
+    assert two.history[0]["content"] == one.content
+    assert json.loads((space / "runs" / "erase" / "two" / "config.json").read_text())["from"] == one.content
+    assert set(one.tensors) < set(two.tensors)
+    assert all(torch.equal(two.tensors[name], value) for name, value in one.tensors.items())
+    unets = [UNet2DConditionModel.from_pretrained(space / "erasures" / name / "unet").state_dict() for name in ("one", "two")]
+    for name, value in unets[0].items():
+        torch.testing.assert_close(unets[1][name], value, rtol=0, atol=1e-6)
+    code, _, err = hfi("erase", *common, "-c", "fog", "--text", "hat", "--from", "nothing")
+    assert (code, "no erasure 'nothing'" in err) == (1, True)
+
+
+def test_going_on_in_the_same_tensors_starts_where_the_first_ended(hfi: Hfi, with_token: Path, model: Path) -> None:
+    common = ["-w", with_token, "-m", model, "--steps", 1, "--ddim-steps", 4, "--batch-size", 4, "--ema-decay", 0, "-c", "fog"]
+    assert hfi("erase", *common, "--learning-rate", 0.01, "--name", "one")[0] == 0
+    assert hfi("erase", *common, "--from", "one", "--learning-rate", 1e-9, "--weight-decay", 0, "--name", "two")[0] == 0
+    one, two = (Erasure.load(with_token / "erasures" / f"{name}.safetensors") for name in ("one", "two"))
+    base = UNet2DConditionModel.from_pretrained(model, subfolder="unet").state_dict()
+    assert set(two.tensors) == set(one.tensors)
+    for name, value in two.tensors.items():
+        torch.testing.assert_close(value, one.tensors[name], rtol=0, atol=1e-6)
+        assert (value - base[name]).abs().max() > 1e-4
+
+
+def test_generating_with_two_erasures_in_either_order(hfi: Hfi, with_token: Path, model: Path) -> None:
+    space = with_token
+    common = ["-w", space, "-m", model, "--steps", 1, "--ddim-steps", 4, "--batch-size", 4, "--learning-rate", 0.01]
+    for name, word in (("one", "hat"), ("two", "dog")):
+        assert hfi("erase", *common, "-c", "fog", "--text", word, "--name", name, "--ema-decay", 0)[0] == 0
+    command = ["generate", "-w", space, "-m", model, "--prompt", "a cat", "--steps", 2]
+    for names in (["one"], ["two"], ["one", "two"]):
+        assert hfi(*command, *(word for name in names for word in ("--erasure", name)))[0] == 0
+    made = stored(space)[-3:]
+    assert len({i.sha256 for i in made}) == len({i.erasure for i in made}) == 3
+    assert "0 images made, 1 were there already" in hfi(*command, "--erasure", "two", "--erasure", "one")[1]
+    assert "would count twice" in hfi(*command, "--erasure", "two", "--erasure", "two")[2]
+
+
 def test_an_interrupted_erasure_goes_on(hfi: Hfi, with_token: Path, tmp_path: Path, model: Path) -> None:
     shutil.copytree(with_token, tmp_path / "other")
     command = ["erase", "-m", model, "-c", "fog", "--method", "sdd-context", "--steps", 4, "--ddim-steps", 4, *FAST]

@@ -1,4 +1,6 @@
 import dataclasses
+import itertools
+import json
 from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
@@ -19,7 +21,7 @@ from hfi.diffusion.training import drive
 from hfi.erase import METHODS, Removal
 from hfi.erase.context import ContextConfig, context_target, contexts, erase_context
 from hfi.erase.distil import Distilled
-from hfi.erase.erasure import Erasure, apply, export_unet
+from hfi.erase.erasure import Erasure, apply, check_together, compose, export_unet, identity
 from hfi.erase.rollouts import Latents, fresh, move_on, roll, spread, start, timestep_law
 from hfi.erase.sdd import SDDConfig, erase_sdd, sdd_loss
 from hfi.errors import ModelError, NoJudgments, NonFiniteLoss, UsageError
@@ -413,3 +415,60 @@ def test_an_erasure_is_saved_applied_and_exported(root: Path, sd: StableDiffusio
     save_file({"w": torch.ones(1)}, tmp_path / "other.safetensors")
     with pytest.raises(ModelError, match="no erasure of hfi"):
         Erasure.load(tmp_path / "other.safetensors")
+
+
+# --- several erasures ---
+
+
+def made(seed: int, *names: str, before: Erasure | None = None, base: str = "b") -> Erasure:
+    generator = torch.Generator().manual_seed(seed)
+    values = {name: torch.randn(3, 2, generator=generator) for name in names}
+    metadata = {"base": base, "method": "sdd", "concepts": f'["c{seed}"]'}
+    if before:
+        metadata["from"] = json.dumps(before.history)
+    return Erasure({**(before.tensors if before else {}), **values}, metadata)
+
+
+def test_changes_of_several_erasures_add_up_in_any_order() -> None:
+    base = {name: torch.full((3, 2), 0.1) for name in "xyzw"}
+    several = [made(1, "x", "y"), made(2, "y", "z"), made(3, "y")]
+    a, b, c = (e.tensors for e in several)
+    got = compose(base, several)
+    assert set(got) == {"x", "y", "z"}
+    assert torch.equal(got["x"], a["x"]) and torch.equal(got["z"], b["z"])
+    torch.testing.assert_close(got["y"], a["y"] + b["y"] + c["y"] - 0.2)
+    for order in itertools.permutations(several):
+        again = compose(base, order)
+        assert list(again) == list(got)
+        assert all(torch.equal(again[name], got[name]) for name in got)
+        assert identity(order) == identity(several)
+    assert identity([]) is None
+    assert identity(several[:1]) == several[0].content
+    assert len({identity(several[:1]), identity(several[:2]), identity(several)}) == 3
+    assert compose(base, []) == {}
+
+
+def test_nothing_is_removed_twice_or_from_another_model() -> None:
+    first = made(1, "x")
+    second, sibling = made(2, "y", before=first), made(3, "x", before=first)
+    third = made(4, "z", before=second)
+    assert third.concepts == ["c1", "c2", "c4"]
+    assert [step["content"] for step in third.history] == [e.content for e in (first, second, third)]
+    assert all("from" not in step for step in third.history)
+    check_together([third, made(5, "x")], "b", "m")
+    for pair in ([first, first], [first, third], [third, second], [second, sibling]):
+        with pytest.raises(UsageError, match="would count twice"):
+            check_together(pair, "b", "m")
+    with pytest.raises(ModelError, match=r"sdd of c6 .* was made for another model"):
+        check_together([first, made(6, "x", base="other")], "b", "m")
+
+
+def test_two_erasures_applied_to_a_model(sd: StableDiffusion) -> None:
+    names = [name for name in sd.unet.state_dict() if "attn2.to_k" in name]
+    w = sd.unet.state_dict()[names[0]]
+    about = {"base": sd.content, "method": "sdd", "concepts": "[]"}
+    one, two = Erasure({names[0]: w + 1}, about), Erasure({names[0]: w + 2, names[1]: sd.unet.state_dict()[names[1]] * 0}, about)
+    both, other = apply(sd, one, two).unet.state_dict(), apply(sd, two, one).unet.state_dict()
+    torch.testing.assert_close(both[names[0]], w + 3)
+    assert all(torch.equal(both[name], other[name]) for name in both)
+    assert {name for name, value in sd.unet.state_dict().items() if not torch.equal(value, both[name])} == set(names[:2])

@@ -16,7 +16,7 @@ from hfi.concepts import Concept
 from hfi.diffusion.sample import sample
 from hfi.diffusion.sd import load_sd
 from hfi.embed import ClipBackbone
-from hfi.erase.erasure import Erasure
+from hfi.erase.erasure import Erasure, identity
 from hfi.errors import HfiError
 from hfi.evaluate import System, evaluate, grids, plan
 from hfi.metrics import wilson
@@ -296,13 +296,26 @@ def test_one_method_twice_gives_two_systems(space):
     assert {r.method for r in rows} == {"sd", "sdd", "sdd-2"}
 
 
+def test_erasures_together_are_one_system_of_their_own(space):
+    names = ["--erasure", "red-sdd", "--erasure", "red-sdd-context"]
+    result = command(space, *names, "--together", "--images", "1")
+    assert result.exit_code == 0, result.output
+    run = space.runs / "evaluate" / "red"
+    assert {r.system for r in read_results(run / "results.json")} == {("sd", "none"), ("sdd+sdd-context", "token")}
+    both, one = (Erasure.load(space.erasures / f"{name}.safetensors") for name in names[1::2])
+    (about,) = json.loads((run / "evaluation.json").read_text())["systems"][1:]
+    assert about["settings"]["erasure content"] == identity([one, both])[:16]
+    refused = command(space, "--erasure", "red-sdd", "--erasure", "red-sdd", "--together", "--name", "twice")
+    assert "would count twice" in str(refused.exception)
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
         (["--concept", "green"], "green"),
         (["--prompts", "nowhere.csv"], "no prompts file nowhere.csv"),
         (["--model", "nowhere/at/all"], "nowhere/at/all"),
-        (["--erasure", "nowhere.safetensors"], "no erasure file nowhere.safetensors"),
+        (["--erasure", "nowhere.safetensors"], "no erasure 'nowhere.safetensors'"),
         (["--detector", "nudenet"], "unknown detector 'nudenet'"),
         (["--detector", "auto"], "hfi reward"),
         (["--detector", "reward"], "hfi reward"),

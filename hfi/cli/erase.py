@@ -18,6 +18,7 @@ from hfi.cli.common import (
     SimulatedOption,
     check_writable,
     copy_file,
+    find_file,
     judged,
     load_tokens,
     start_run,
@@ -84,6 +85,12 @@ def erase(
             show_default=False,
         ),
     ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from", help="Go on from this erasure, by name or file: what it removed stays removed.", show_default=False
+        ),
+    ] = None,
     labels: LabelOption = "majority",
     simulated: SimulatedOption = "exclude",
     name: NameOption = None,
@@ -96,7 +103,7 @@ def erase(
     from hfi.diffusion.tokens import install
     from hfi.diffusion.training import clear_state, drive
     from hfi.erase.context import contexts
-    from hfi.erase.erasure import Erasure, apply, export_unet
+    from hfi.erase.erasure import Erasure, apply, check_base, export_unet
 
     if method not in METHODS:
         raise UsageError(f"unknown erasure method {method!r}: choose {' or '.join(METHODS)}")
@@ -106,6 +113,7 @@ def erase(
         raise UsageError(f"--retain is for sdd-context: {method} holds no prompts")
     space = Workspace.open(workspace)
     concepts = _concepts(space, concept)
+    before = Erasure.load(find_file(space.erasures, start, "erasure", "hfi erase")) if start else None
     called = _conditioning(space, concepts, token, text)
     kept = [p.text for p in load_prompts(retain)] if retain else []
     found: list[Judged] = []
@@ -117,6 +125,8 @@ def erase(
     if in_context:
         contexts(removal)  # refuses what it could not work with, before a model is loaded
     content = content_id(find_model(model))
+    if before:
+        check_base(before, content, model)
     check_writable(space.erasures, space.runs)
     for t in called.tokens:
         if t.metadata.get("base", content) != content:
@@ -135,6 +145,7 @@ def erase(
         "judgments": [j.judgments.sha256 for j in found] or [t.metadata.get("judgments", "") for t in called.tokens],
         "labels": labels,
         "retain": removal.retain,
+        **({"from": before.content} if before else {}),
         **asdict(settings),
     }
     run = start_run(space, "erase", name, f"{'+'.join(c.slug for c in concepts)}-{method}-{called.kind}", everything)
@@ -144,7 +155,7 @@ def erase(
         sd = load_sd(model, pick_device(device))
         if not run.finished:
             shutil.rmtree(unet, ignore_errors=True)  # of a run of this name that was removed: these weights will be others
-            named = sd
+            named = apply(sd, before) if before else sd
             for t in called.tokens:
                 named = install(named, t)
             for words in called.texts:
@@ -166,8 +177,9 @@ def erase(
                 "hfi": __version__,
                 "config": json.dumps(as_dict(settings)),
                 **{key: json.dumps(everything[key]) for key in ("concepts", "texts", "tokens", "judgments", "retain")},
+                **({"from": json.dumps(before.history)} if before else {}),
             }
-            Erasure(result.weights, metadata).save(file)
+            Erasure({**(before.tensors if before else {}), **result.weights}, metadata).save(file)
             run.finish(
                 {
                     "unet_evaluations": result.evaluations,

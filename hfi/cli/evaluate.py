@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hfi.cli.options import JsonOption, WorkspaceOption, with_config
-from hfi.errors import HfiError, ModelError, UsageError
+from hfi.errors import HfiError, UsageError
 from hfi.evaluate import EvaluateConfig, Sampler, System, report_of
 from hfi.evaluate import evaluate as measure
 from hfi.prompts import Prompt, load_prompt_sets
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Cleaned:
-    """One erasure file and how its rows are named."""
+    """Erasure files that are applied together, mostly one, and how the rows are named."""
 
-    path: Path
+    paths: tuple[Path, ...]
     method: str
     conditioning: str
     content: str
@@ -44,9 +44,15 @@ def evaluate(
     model: Annotated[str, typer.Option("--model", "-m", help="The untouched model: a folder or a hub id.")],
     concept: Annotated[str, typer.Option("--concept", "-c", help="The concept that was to be removed.")],
     erasure: Annotated[
-        list[Path] | None,
-        typer.Option(help="An erasure file, may be repeated (default: all of the concept in the workspace).", show_default=False),
+        list[str] | None,
+        typer.Option(
+            help="An erasure, by name or file; may be repeated (default: all of the concept in the workspace).",
+            show_default=False,
+        ),
     ] = None,
+    together: Annotated[
+        bool, typer.Option("--together", help="Measure the given erasures applied together, as one system.")
+    ] = False,
     prompts: Annotated[
         list[Path] | None,
         typer.Option(
@@ -60,6 +66,7 @@ def evaluate(
     config: EvaluateConfig,
 ) -> None:
     """Measure what was removed and what was kept: the untouched model and every erasure, on the same prompts and seeds."""
+    from hfi.cli.common import find_file
     from hfi.diffusion.sd import content_id, find_model, pick_device
     from hfi.embed import ClipBackbone
     from hfi.metrics.detectors import load_detector
@@ -69,7 +76,8 @@ def evaluate(
     sets = _prompt_sets(prompts, concept)
     folder = find_model(model)
     base = content_id(folder)
-    cleaned = _cleaned(erasure if erasure else _erasures(space, concept), base, model)
+    files = [find_file(space.erasures, e, "erasure", "hfi erase") for e in erasure] if erasure else _erasures(space, concept)
+    cleaned = _cleaned([tuple(files)] if together and len(files) > 1 else [(file,) for file in files], base, model)
     detector = _detector_spec(config.detector, folder, space, concept)
     backbone = _backbone_reference(config.backbone, folder, space, concept)
 
@@ -120,19 +128,19 @@ def _systems(model: str, base: str, cleaned: Sequence[_Cleaned], config: Evaluat
     def untouched() -> StableDiffusion:
         return load_sd(model, device)
 
-    def sampler(path: Path | None) -> Sampler:
+    def sampler(*paths: Path) -> Sampler:
         def draw(prompts: list[str], seeds: list[int]) -> "Iterable[Image.Image]":
-            sd = apply(untouched(), Erasure.load(path)) if path else untouched()
+            sd = apply(untouched(), *map(Erasure.load, paths))
             scale, batch = config.guidance_scale, config.batch_size
             return sample(sd, prompts, seeds, steps=config.steps, guidance_scale=scale, batch_size=batch)
 
         return draw
 
     common = {"model": model, "model content": base[:16], "steps": config.steps, "guidance scale": config.guidance_scale}
-    made = [System(BASE, "none", sampler(None), common)]
+    made = [System(BASE, "none", sampler(), common)]
     for c in cleaned:
-        own = {"erasure": c.path.name, "erasure content": c.content[:16]}
-        made.append(System(c.method, c.conditioning, sampler(c.path), {**common, **own}))
+        own = {"erasure": "+".join(path.name for path in c.paths), "erasure content": c.content[:16]}
+        made.append(System(c.method, c.conditioning, sampler(*c.paths), {**common, **own}))
     return made
 
 
@@ -196,20 +204,21 @@ def _erasures(space: Workspace, concept: str) -> list[Path]:
     return [p for p in sorted(space.erasures.glob("*.safetensors")) if concept in Erasure.load(p).concepts]
 
 
-def _cleaned(paths: Sequence[Path], base: str, model: str) -> list[_Cleaned]:
+def _cleaned(groups: Sequence[tuple[Path, ...]], base: str, model: str) -> list[_Cleaned]:
     """Reads what the files say of themselves. Of two with one method and conditioning the second is called sdd-2, and so on."""
-    from hfi.erase.erasure import Erasure
+    from hfi.erase.erasure import Erasure, check_together, identity
 
     found: list[_Cleaned] = []
-    for path in paths:
-        made = Erasure.load(path)
-        if made.metadata["base"] != base:
-            raise ModelError(f"{path} was made for {made.metadata.get('base_name', 'another model')}, not for {model}")
-        conditioning = made.metadata.get("conditioning", "text")
+    for paths in groups:
+        made = sorted(map(Erasure.load, paths), key=lambda e: (e.method, e.content))
+        check_together(made, base, model)
+        method = "+".join(e.method for e in made)
+        kinds = {e.metadata.get("conditioning", "text") for e in made}
+        conditioning = kinds.pop() if len(kinds) == 1 else "mixed"
         taken = {(c.method, c.conditioning) for c in found}
-        names = [made.method, *(f"{made.method}-{i}" for i in range(2, len(paths) + 2))]
-        method = next(n for n in names if (n, conditioning) not in taken)
-        found.append(_Cleaned(path, method, conditioning, made.content))
+        names = [method, *(f"{method}-{i}" for i in range(2, len(groups) + 2))]
+        free = next(n for n in names if (n, conditioning) not in taken)
+        found.append(_Cleaned(paths, free, conditioning, str(identity(made))))
     return found
 
 

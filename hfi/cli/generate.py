@@ -56,7 +56,8 @@ def generate(
         typer.Option(help="A learned token that prompts name, by name or file; may be repeated.", show_default=False),
     ] = None,
     erasure: Annotated[
-        str | None, typer.Option(help="Generate with this erasure applied, by name or file.", show_default=False)
+        list[str] | None,
+        typer.Option(help="Generate with this erasure applied, by name or file; several add up.", show_default=False),
     ] = None,
     run_name: Annotated[str | None, typer.Option(help="Name to find these images by.", show_default=False)] = None,
     as_json: JsonOption = False,
@@ -66,7 +67,7 @@ def generate(
     from hfi.cli.common import check_writable, find_file, load_tokens, start_run
     from hfi.diffusion.sd import check_placeholders, content_id, find_model, load_sd, pick_device, tokenize
     from hfi.diffusion.tokens import install
-    from hfi.erase.erasure import Erasure, apply, check_base
+    from hfi.erase.erasure import Erasure, apply, check_together, identity
     from hfi.store import queries
     from hfi.store.queries import Provenance
     from hfi.store.session import reading, writing
@@ -75,12 +76,11 @@ def generate(
     engine = space.engine()
     wanted = _prompts(prompts, prompt)
     tokens = load_tokens(space, token or [])
-    removal = Erasure.load(find_file(space.erasures, erasure, "erasure", "hfi erase")) if erasure else None
+    removals = [Erasure.load(find_file(space.erasures, name, "erasure", "hfi erase")) for name in erasure or []]
     check_writable(space.images.root, space.runs)
     device = pick_device(config.device)
     content = content_id(find_model(model))
-    if removal:
-        check_base(removal, content, model)
+    check_together(removals, content, model)
 
     common = {
         "model": content,
@@ -88,13 +88,19 @@ def generate(
         "steps": config.steps,
         "guidance_scale": config.guidance_scale,
         "scheduler": "DDIM",
-        "erasure": removal.content if removal else None,
+        "erasure": identity(removals),
     }
     named = {t.placeholder: t.content for t in tokens}
     job = plan(wanted, config.images_per_prompt, config.seed, common, named)
     settings = {k: v for k, v in asdict(config).items() if k not in ("batch_size", "device")}
     digest = hashlib.sha256("\n".join(p.key for p in job).encode()).hexdigest()
-    settings |= {"model": model, "model_content": content, "erasure": erasure, "tokens": token or [], "images": digest}
+    settings |= {
+        "model": model,
+        "model_content": content,
+        "erasure": "+".join(erasure or []) or None,
+        "tokens": token or [],
+        "images": digest,
+    }
     run = start_run(space, "generate", run_name, prompts.stem if prompts else "images", settings)
 
     with reading(engine) as session:
@@ -104,8 +110,7 @@ def generate(
         sd = load_sd(model, device)
         for t in tokens:
             sd = install(sd, t)
-        if removal:
-            sd = apply(sd, removal)
+        sd = apply(sd, *removals)
         for text in (*(p.prompt for p in todo), config.negative_prompt):
             check_placeholders(sd, text)
         tokenize(sd, [p.prompt for p in todo])  # says which prompts are cut before the bar starts
@@ -126,7 +131,7 @@ def generate(
                     guidance_scale=config.guidance_scale,
                     scheduler="DDIM",
                     run=run.path.name,
-                    erasure=removal.content if removal else None,
+                    erasure=identity(removals),
                 )
                 with writing(engine) as session:
                     queries.add_image(session, made)

@@ -1,10 +1,18 @@
-"""The result of a method: the changed tensors alone, in one file with its provenance."""
+"""The result of a method: the changed tensors alone, in one file with its provenance. And several results on one model.
+
+An erasure that goes on from another holds that one's tensors too, so a file always stands for the whole way from the base model.
+Several erasures of one base add up: where more than one changes a tensor, with values v_i where the base has w, it becomes
+
+    w + sum_i (v_i - w)
+
+which no order changes. What is known of this: each v_i was trained alone, so the sum is a guess that an evaluation must confirm.
+"""
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,13 +22,13 @@ from torch import Tensor
 
 from hfi.diffusion.sd import StableDiffusion, quiet
 from hfi.diffusion.tokens import read_safetensors, share_copy, write_safetensors
-from hfi.errors import HfiError, ModelError
+from hfi.errors import HfiError, ModelError, UsageError
 
 
 @dataclass(frozen=True)
 class Erasure:
     """New values, float32, of some of a U-Net's tensors, by name. Metadata: base (the model's content hash), method, config,
-    concepts, judgments, ... ; lists and dicts are JSON."""
+    concepts, judgments, ..., and `from` where it goes on from another erasure; lists and dicts are JSON."""
 
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -30,9 +38,20 @@ class Erasure:
         return self.metadata["method"]
 
     @property
+    def history(self) -> list[dict[str, str]]:
+        """Metadata and content of every step that led to it: those of the erasures it goes on from, then its own."""
+        before: list[dict[str, str]] = json.loads(self.metadata.get("from", "[]"))
+        own = {key: value for key, value in self.metadata.items() if key != "from"}
+        return [*before, {**own, "content": self.content}]
+
+    @property
     def concepts(self) -> list[str]:
-        found: list[str] = json.loads(self.metadata["concepts"])
-        return found
+        """All that it removes, what it goes on from included."""
+        return list(dict.fromkeys(slug for step in self.history for slug in json.loads(step["concepts"])))
+
+    @property
+    def title(self) -> str:
+        return f"{self.method} of {', '.join(self.concepts)} ({self.content[:12]})"
 
     @cached_property
     def content(self) -> str:
@@ -57,14 +76,52 @@ def check_base(erasure: Erasure, content: str, name: str) -> None:
     """ModelError unless the erasure was made for the model of this content."""
     if erasure.metadata["base"] != content:
         made_for = erasure.metadata.get("base_name", "another model")
-        raise ModelError(f"this erasure was made for {made_for} (content {erasure.metadata['base'][:12]}), not for {name}")
+        raise ModelError(
+            f"the erasure {erasure.title} was made for {made_for} (content {erasure.metadata['base'][:12]}), not for {name}"
+        )
 
 
-def apply(sd: StableDiffusion, erasure: Erasure) -> StableDiffusion:
-    """The cleaned model. `sd` itself does not change, and all other tensors are shared with it. ModelError for another base."""
-    check_base(erasure, sd.content, sd.name)
+def check_together(erasures: Sequence[Erasure], content: str, name: str) -> None:
+    """ModelError for another base. UsageError where something would be removed twice."""
+    for erasure in erasures:
+        check_base(erasure, content, name)
+    holds: dict[str, Erasure] = {}  # content of each step -> the erasure that holds it
+    for erasure in erasures:
+        for step in erasure.history:
+            if other := holds.get(step["content"]):
+                raise UsageError(
+                    f"{other.title} and {erasure.title} both hold {step['method']} of {', '.join(json.loads(step['concepts']))} "
+                    f"({step['content'][:12]}), which would count twice: give one of them, or go on from it with 'hfi erase --from'"
+                )
+            holds[step["content"]] = erasure
+
+
+def identity(erasures: Sequence[Erasure]) -> str | None:
+    """What stands for this set of erasures, in any order: the content of one; None for none."""
+    if len(erasures) < 2:
+        return erasures[0].content if erasures else None
+    return hashlib.sha256("\n".join(sorted(e.content for e in erasures)).encode()).hexdigest()
+
+
+def compose(base: Mapping[str, Tensor], erasures: Sequence[Erasure]) -> dict[str, Tensor]:
+    """The tensors that the erasures change in a U-Net with the tensors `base`, float32; see the formula above."""
+    ordered = sorted(erasures, key=lambda e: e.content)  # floating-point sums depend on their order
+    changed: dict[str, Tensor] = {}
+    for name in sorted({name for e in ordered for name in e.tensors}):
+        values = [e.tensors[name] for e in ordered if name in e.tensors]
+        if len(values) == 1:
+            changed[name] = values[0].float()
+        else:
+            w = base[name].detach().cpu().double()
+            changed[name] = (w + torch.stack([v.double() - w for v in values]).sum(0)).float()
+    return changed
+
+
+def apply(sd: StableDiffusion, *erasures: Erasure) -> StableDiffusion:
+    """The cleaned model. `sd` itself does not change, and all other tensors are shared with it. See `check_together`."""
+    check_together(erasures, sd.content, sd.name)
     unet = share_copy(sd.unet)
-    for name, value in erasure.tensors.items():
+    for name, value in compose(sd.unet.state_dict(), erasures).items():
         owner, _, last = name.rpartition(".")
         module = unet.get_submodule(owner)
         old = getattr(module, last)
