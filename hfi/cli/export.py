@@ -1,20 +1,124 @@
 """`hfi export`: what comes out, in the formats of other programs."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from hfi import __version__
+from hfi.cli.common import ModelOption, check_writable, find_file, load_tokens
 from hfi.cli.options import JsonOption, WorkspaceOption
 from hfi.errors import HfiError
+from hfi.progress import progress
 from hfi.workspace import Workspace
+
+if TYPE_CHECKING:
+    from hfi.erase.erasure import Erasure
 
 app = typer.Typer(help="Write what comes out in the formats of other programs.", no_args_is_help=True)
 
 OutOption = Annotated[
     Path | None, typer.Option("--out", "-o", help="Where to write it (default: the workspace's exports).", show_default=False)
 ]
+
+
+ErasureOption = Annotated[list[str], typer.Option("--erasure", help="An erasure, by name or file; several add up.")]
+HalfOption = Annotated[bool, typer.Option("--half", help="Write 16-bit floats: half the size, rounded.")]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is exported: erasures that go together, and the model that they were made for."""
+
+    folder: Path
+    model: str
+    erasures: "Sequence[Erasure]"
+    name: str
+
+
+def _source(space: Workspace, model: str, names: Sequence[str]) -> _Source:
+    """Everything that can be said before weights are read."""
+    from hfi.diffusion.sd import content_id, find_model
+    from hfi.erase.erasure import Erasure, check_together
+
+    files = [find_file(space.erasures, name, "erasure", "hfi erase") for name in names]
+    erasures = [Erasure.load(file) for file in files]
+    folder = find_model(model)
+    check_together(erasures, content_id(folder), model)
+    return _Source(folder, model, erasures, "+".join(file.stem for file in files))
+
+
+@app.command("lora")
+def export_lora(
+    workspace: WorkspaceOption = Path("."),
+    *,
+    model: ModelOption,
+    erasure: ErasureOption,
+    format: Annotated[
+        Literal["diffusers", "webui"],
+        typer.Option(
+            help="diffusers' load_lora_weights (which needs peft), or A1111's web UI and ComfyUI, which hold no biases."
+        ),
+    ] = "diffusers",
+    rank: Annotated[
+        int | None,
+        typer.Option(help="Rank of every matrix (default: the smallest within --max-error).", min=1, show_default=False),
+    ] = None,
+    max_error: Annotated[
+        float, typer.Option(help="How far each matrix may be from the erasure's, relative to its change.", min=0, max=1)
+    ] = 0.01,
+    without_biases: Annotated[
+        bool, typer.Option("--without-biases", help="Leave changed biases out; the stated error counts them.")
+    ] = False,
+    half: HalfOption = False,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write an erasure as a LoRA, whose strength is chosen when it is used; says how near it comes to the erasure."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    from hfi.diffusion.sd import load_part
+    from hfi.diffusion.tokens import write_safetensors
+    from hfi.erase.erasure import compose
+    from hfi.export.about import metadata
+    from hfi.export.lora import lora
+
+    space = Workspace.open(workspace)
+    source = _source(space, model, erasure)
+    target = _target(out or space.exports / f"lora-{format}" / f"{source.name}.safetensors")
+    base = load_part(UNet2DConditionModel, source.folder, "unet", model).state_dict()
+    changed = compose(base, source.erasures)
+    with progress("taking apart", sum(value.ndim > 1 for value in changed.values()), "matrices") as advance:
+        made = lora(
+            base,
+            changed,
+            format=format,
+            rank=rank,
+            max_error=max_error,
+            without_biases=without_biases,
+            dtype=torch.float16 if half else torch.float32,
+            watch=lambda name: advance(1, ""),
+        )
+    error = {"total_error": f"{made.total:.3g}", "worst_error": f"{made.worst:.3g}", "left_out": json.dumps(made.left_out)}
+    write_safetensors(target, made.tensors, {**metadata(source.erasures, __version__), **made.metadata, **error})
+    ranks = sorted(made.ranks.values())
+    result = {
+        "file": str(target),
+        "format": format,
+        "matrices": len(ranks),
+        "ranks": [ranks[0], ranks[-1]] if ranks else [],
+        "total_error": made.total,
+        "worst_error": made.worst,
+        "left_out": made.left_out,
+    }
+    words = f"{len(ranks)} matrices of rank {ranks[0]} to {ranks[-1]}" if ranks else "biases alone"
+    lost = f", {len(made.left_out)} biases left out" if made.left_out else ""
+    error_line = f"relative error {made.total:.2g} in all, {made.worst:.2g} in the worst matrix{lost}"
+    _say(result, f"{target}\n{words}; {error_line}", as_json)
 
 
 @app.command("token")
@@ -30,8 +134,8 @@ def export_token(
     as_json: JsonOption = False,
 ) -> None:
     """Write a learned token as one safetensors file for diffusers, A1111's web UI or ComfyUI."""
-    from hfi.cli.common import load_tokens
     from hfi.diffusion.tokens import write_safetensors
+    from hfi.export.about import public_name
     from hfi.export.tokens import ONE, encode
 
     space = Workspace.open(workspace)
@@ -39,7 +143,10 @@ def export_token(
     tensors = encode(token.placeholder, {ONE: token.embeddings}, format)
     word = token.placeholder.strip("<>")
     target = _target(out or space.exports / format / f"{word}.safetensors")
-    write_safetensors(target, tensors, {**token.metadata, "placeholder": token.placeholder})
+    about = {**token.metadata, "placeholder": token.placeholder}
+    if "base_name" in about:
+        about["base_name"] = public_name(about["base_name"])
+    write_safetensors(target, tensors, about)
     result = {"file": str(target), "format": format, "token": token.placeholder, "vectors": len(token.embeddings)}
     use = f"a prompt names it {token.placeholder}"
     if format == "webui":
@@ -49,8 +156,6 @@ def export_token(
 
 def _target(path: Path) -> Path:
     """A place that is free: an export never replaces what lies there."""
-    from hfi.cli.common import check_writable
-
     if path.exists():
         raise HfiError(f"{path} is there already: remove it, or give another --out")
     check_writable(path.parent)

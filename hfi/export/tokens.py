@@ -23,7 +23,6 @@ from hfi.errors import ModelError
 Vectors = dict[str, Tensor]
 ONE = "emb_params"
 SDXL = ("clip_l", "clip_g")
-FORMATS = ("diffusers", "webui")
 SUFFIXES = (".safetensors", ".pt", ".bin")
 
 
