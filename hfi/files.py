@@ -1,6 +1,7 @@
-"""Files are written whole or not at all."""
+"""Files and folders are written whole or not at all."""
 
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,12 +14,30 @@ def whole(path: Path) -> Iterator[Path]:
 
     Whoever reads `path` sees the old file or the new one. Two writers at once do not meet: each has its own scratch file.
     """
-    scratch = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    scratch = _scratch(path)
     try:
         yield scratch
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A scratch folder to write into, which becomes `path` when the block ends; an older folder there is replaced."""
+    scratch = _scratch(path)
+    try:
+        scratch.mkdir(parents=True)
+        yield scratch
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(scratch, path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _scratch(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
 
 
 def write_text(path: Path, text: str) -> None:

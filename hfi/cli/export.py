@@ -1,7 +1,7 @@
 """`hfi export`: what comes out, in the formats of other programs."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,6 +17,7 @@ from hfi.workspace import Workspace
 
 if TYPE_CHECKING:
     from hfi.erase.erasure import Erasure
+    from hfi.export.card import Judged, Measured
 
 app = typer.Typer(help="Write what comes out in the formats of other programs.", no_args_is_help=True)
 
@@ -49,6 +50,73 @@ def _source(space: Workspace, model: str, names: Sequence[str]) -> _Source:
     folder = find_model(model)
     check_together(erasures, content_id(folder), model)
     return _Source(folder, model, erasures, "+".join(file.stem for file in files))
+
+
+@app.command("folder")
+def export_folder(
+    workspace: WorkspaceOption = Path("."),
+    *,
+    model: ModelOption,
+    erasure: ErasureOption,
+    token: Annotated[
+        list[str] | None,
+        typer.Option(help="A learned token to install, by name or file; may be repeated.", show_default=False),
+    ] = None,
+    half: HalfOption = False,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the cleaned model as a folder for diffusers, with a model card that says what was removed and what was measured."""
+    from hfi.diffusion.sd import load_sd
+    from hfi.diffusion.tokens import install
+    from hfi.erase.erasure import apply
+    from hfi.export.card import card
+    from hfi.export.folder import write_folder
+
+    space = Workspace.open(workspace)
+    tokens = load_tokens(space, token or [])
+    source = _source(space, model, erasure)
+    target = _target(out or space.exports / "folder" / source.name)
+    steps = [step for e in source.erasures for step in e.history]
+    judged, measured = _judged(space, steps), _measured(space, source.erasures)
+    sd = apply(load_sd(model), *source.erasures)
+    for t in tokens:
+        sd = install(sd, t)
+    placeholders = [t.placeholder for t in tokens]
+    text = card(target.name, steps, judged, measured, placeholders, prediction_type=sd.prediction_type, half=half)
+    write_folder(sd, source.folder, target, text, half=half)
+    result = {"folder": str(target), "tokens": placeholders, "evaluations": [m.run for m in measured]}
+    _say(result, f"{target}\n{target / 'README.md'}", as_json)
+
+
+@app.command("single-file")
+def export_single_file(
+    workspace: WorkspaceOption = Path("."),
+    *,
+    model: ModelOption,
+    erasure: ErasureOption,
+    half: HalfOption = False,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the cleaned model as one safetensors file in the original layout, for A1111's web UI, Forge and ComfyUI."""
+    from hfi.diffusion.sd import load_sd
+    from hfi.diffusion.tokens import write_safetensors
+    from hfi.erase.erasure import apply
+    from hfi.export.about import metadata
+    from hfi.export.compvis import check_layout, checkpoint
+
+    space = Workspace.open(workspace)
+    source = _source(space, model, erasure)
+    target = _target(out or space.exports / "single-file" / f"{source.name}.safetensors")
+    check_layout(source.folder)
+    sd = apply(load_sd(model), *source.erasures)
+    configs = {"unet": sd.unet.config, "vae": sd.vae.config, "text_encoder": sd.text_encoder.config.to_dict()}
+    tensors = checkpoint(sd.unet.state_dict(), sd.vae.state_dict(), sd.text_encoder.state_dict(), configs)
+    if half:
+        tensors = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
+    write_safetensors(target, tensors, {**metadata(source.erasures, __version__), "prediction_type": sd.prediction_type})
+    _say({"file": str(target), "tensors": len(tensors)}, str(target), as_json)
 
 
 @app.command("lora")
@@ -152,6 +220,38 @@ def export_token(
     if format == "webui":
         use = f"a prompt names the file: {target.stem} in A1111's web UI, embedding:{target.stem} in ComfyUI"
     _say(result, f"{target}\n{use}", as_json)
+
+
+def _judged(space: Workspace, steps: Sequence[Mapping[str, str]]) -> "dict[str, Judged]":
+    """What the workspace knows of the judgments that the steps name, by hash."""
+    from hfi.export.card import Judged
+    from hfi.judgments import load
+
+    found = {}
+    for sha in {sha for step in steps for sha in json.loads(step.get("judgments", "[]")) if sha}:
+        for file in space.judgments.glob(f"*-{sha[:12]}.jsonl"):
+            judgments = load(file).judgments
+            people = len({j.annotator for j in judgments})
+            found[sha] = Judged(sha, len(judgments), people, sum(j.simulated for j in judgments))
+    return found
+
+
+def _measured(space: Workspace, erasures: "Sequence[Erasure]") -> "list[Measured]":
+    """The workspace's evaluations of exactly these erasures together."""
+    from hfi.erase.erasure import identity
+    from hfi.export.card import Measured
+    from hfi.results import BASE, read_results
+
+    content, found = str(identity(erasures))[:16], []
+    for file in sorted((space.runs / "evaluate").glob("*/evaluation.json")):
+        about = json.loads(file.read_text(encoding="utf-8"))
+        for system in about["systems"]:
+            if system["settings"].get("erasure content") == content:
+                name = (system["method"], system["conditioning"])
+                rows = [r for r in read_results(file.with_name("results.json")) if r.system in (name, (BASE, "none"))]
+                seen_by = about["detector"] or {"name": "nobody", "version": ""}
+                found.append(Measured(file.parent.name, f"{seen_by['name']} {seen_by['version']}".strip(), name, rows))
+    return found
 
 
 def _target(path: Path) -> Path:

@@ -10,8 +10,6 @@ which no order changes. What is known of this: each v_i was trained alone, so th
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -23,6 +21,7 @@ from torch import Tensor
 from hfi.diffusion.sd import StableDiffusion, quiet
 from hfi.diffusion.tokens import read_safetensors, share_copy, write_safetensors
 from hfi.errors import HfiError, ModelError, UsageError
+from hfi.files import whole_folder
 
 
 @dataclass(frozen=True)
@@ -131,15 +130,8 @@ def apply(sd: StableDiffusion, *erasures: Erasure) -> StableDiffusion:
 
 def export_unet(sd: StableDiffusion, folder: Path) -> None:
     """The U-Net as a folder that diffusers' UNet2DConditionModel.from_pretrained reads; an older one there is replaced."""
-    scratch = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with quiet():
+        with quiet(), whole_folder(folder) as scratch:
             sd.unet.save_pretrained(scratch)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(scratch, folder)
     except OSError as e:
         raise HfiError(f"cannot write {folder}: {e}") from e
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
