@@ -128,7 +128,8 @@ def export_lora(
     format: Annotated[
         Literal["diffusers", "webui"],
         typer.Option(
-            help="diffusers' load_lora_weights (which needs peft), or A1111's web UI and ComfyUI, which hold no biases."
+            help="For diffusers' load_lora_weights (which needs peft; its fuse_lora cannot merge the biases), or for A1111's web UI, "
+            "Forge, ComfyUI and diffusers, without biases.",
         ),
     ] = "diffusers",
     rank: Annotated[

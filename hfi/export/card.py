@@ -55,9 +55,9 @@ def card(
     parts = [
         "\n".join(("---", *head, "---")),
         f"# {name}",
-        f"A Stable Diffusion model from which {_listed(concepts)} was removed with hfi (Human Feedback Inversion). It "
-        f"was made from `{public_name(base)}` (content `{steps[0]['base'][:16]}`), predicts {prediction_type} and is stored in "
-        f"{'16' if half else '32'}-bit floats.",
+        f"A text-to-image model in Stable Diffusion's layout, from which {_listed(concepts)} was removed with hfi (Human Feedback "
+        f"Inversion). It was made from `{public_name(base)}` (content `{steps[0]['base'][:16]}`), predicts {prediction_type} and "
+        f"is stored in {'16' if half else '32'}-bit floats.",
         "## What was removed, and how",
         *(_step(step, judged) for step in steps),
         "## Measured effect",

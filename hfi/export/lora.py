@@ -100,8 +100,9 @@ def lora(
     off = math.hypot(*(p.off for p in pairs.values()), *(float(changes[name].norm()) for name in left_out))
     total = off / math.hypot(*(float(change.norm()) for change in changes.values()))
     ranks = {module: pair.rank for module, pair in pairs.items()}
+    metadata: dict[str, str] = {}
     if format == "webui":
-        tensors, metadata = _kohya(pairs), {}
+        tensors = _kohya(pairs)
     else:
         tensors, metadata = _peft(pairs, {} if without_biases else biases, base, dtype)
     return Lora(tensors, metadata, ranks, errors, total, left_out)
