@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_MASK = os.umask(0)
+os.umask(_MASK)  # the only way to read it is to set it
+
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
@@ -38,6 +41,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 def _scratch(path: Path) -> Path:
     return path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+
+
+def share(path: Path) -> None:
+    """Gives a file the permissions of other new files: safetensors writes for the owner alone, a web UI may be another user."""
+    path.chmod(0o666 & ~_MASK)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -272,6 +272,7 @@ def test_a_folder_gives_the_same_image_and_says_what_it_is(hfi: Call, workspace:
     assert "33" not in text
     for file in folder.rglob("*"):
         if file.is_file():
+            assert file.stat().st_mode == (folder / "README.md").stat().st_mode, file
             assert str(model.parent).encode() not in file.read_bytes(), file
     done = hfi(*command)
     assert (done.exit_code, "is there already" in done.stderr) == (1, True)

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hfi.errors import HfiError, ModelError, UsageError
-from hfi.files import whole
+from hfi.files import share, whole
 
 if TYPE_CHECKING:
     from hfi.diffusion.sd import StableDiffusion
@@ -131,6 +131,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole(path) as scratch:
             save_file(dict(tensors), scratch, metadata=dict(metadata) or None)
+            share(scratch)
     except (OSError, SafetensorError) as e:
         raise HfiError(f"cannot write {path}: {e}") from e
 
