@@ -30,6 +30,7 @@ from hfi.store import queries
 from hfi.store.session import reading, writing
 from hfi.workspace import Workspace
 
+LIGHT = ["--precision", "bfloat16", "--gradient-checkpointing", "--attention-slicing"]
 FAST = ["--batch-size", "4", "--save-every", "1", "--learning-rate", "0.001"]
 Hfi = Callable[..., tuple[int, str, str]]
 
@@ -344,6 +345,13 @@ def test_inverting_gives_a_token_for_diffusers(hfi: Hfi, space: Path, model: Pat
     assert hfi(*command)[0] == 0  # finished: nothing is trained again
     assert not (space / "runs" / "invert" / "fog" / "checkpoint.pt").exists()
 
+    code, out, err = hfi(*command, *LIGHT, "--json")
+    assert code == 0, err
+    assert json.loads(out)["run"] == "fog-2"
+    light = LearnedToken.load(space / "tokens" / "fog.safetensors")
+    assert (token.metadata["precision"], light.metadata["precision"]) == ("float32", "bfloat16")
+    assert 0 < (light.embeddings - token.embeddings).abs().max() < 0.1 * token.embeddings.abs().max()
+
 
 def test_an_interrupted_inversion_ends_as_if_it_had_not_been(hfi: Hfi, space: Path, tmp_path: Path, model: Path) -> None:
     """Killed between two updates; the second workspace is never interrupted."""
@@ -484,6 +492,7 @@ def with_token(space: Path, model: Path) -> Path:
         (["--method", "sdd"], "fog-sdd-token", "token", ["<fog>"]),
         (["--method", "sdd-context", "--text", "a hat"], "fog-sdd-context-text", "text", ["a hat"]),
         (["--method", "sdd-context", "--rollouts", "fresh"], "fog-sdd-context-token", "token", ["<fog>"]),
+        (["--method", "sdd", *LIGHT], "fog-sdd-token", "token", ["<fog>"]),
     ],
 )
 def test_erasing_writes_the_changed_tensors_and_a_unet_for_diffusers(

@@ -1,6 +1,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny import WIDTH, saved
+from torch.utils.checkpoint import CheckpointError
 
 from hfi.diffusion import sd as sd_module
+from hfi.diffusion.memory import lighten, unrounded
 from hfi.diffusion.sample import ddim_step, guided, noise, sample, schedule
 from hfi.diffusion.sd import (
     StableDiffusion,
@@ -366,6 +369,8 @@ def test_selections(sd: StableDiffusion) -> None:
     assert not x & rest
     assert all("attn1" in name for name in select(sd.unet, "selfattn"))
     assert set(select(sd.unet, "full")) == names
+    assert {name.rpartition("attn2.")[2] for name in select(sd.unet, "kv")} == {"to_k.weight", "to_v.weight"}
+    assert len(select(sd.unet, "kv")) == 2 * sum(name.endswith("attn2") for name, _ in sd.unet.named_modules())
     with pytest.raises(ModelError, match="no xattn parameters"):
         select(sd.vae, "xattn")
 
@@ -384,6 +389,66 @@ def test_swapped_weights_are_used_and_leave_no_trace(sd: StableDiffusion) -> Non
     other.sum().backward()
     assert all(value.grad is not None for value in weights.values())
     assert torch.equal(predict(sd.unet, None, x, t, cond), before)
+
+
+def gradients(sd: StableDiffusion, part: Any) -> tuple[list[torch.Tensor | None], int]:
+    """Of swapped weights far from the network's own, and of the condition; and how often a block was computed."""
+    calls: list[str] = []
+    for name, module in sd.unet.named_modules():
+        if name.endswith("transformer_blocks.0"):
+            module.register_forward_pre_hook(lambda module, args, name=name: calls.append(name))
+    generator = torch.Generator().manual_seed(0)
+    x, cond = torch.randn(2, *sd.latent_shape, generator=generator), torch.randn(2, 5, WIDTH, generator=generator)
+    weights = {name: (1.5 * value).requires_grad_() for name, value in masters(select(sd.unet, part)).items()}
+    predict(sd.unet, weights, x, torch.tensor([5, 900]), cond.requires_grad_()).pow(2).sum().backward()
+    return [cond.grad, *(value.grad for value in weights.values())], len(calls)
+
+
+@pytest.mark.parametrize("part", ["xattn", "full"])
+def test_checkpointing_computes_twice_and_gives_the_same_gradients(root: Path, part: Any) -> None:
+    """The backward pass comes after the swapped weights have left the network; what it computes again must have seen them."""
+    plain, light = load_sd(saved(root, "epsilon")), load_sd(saved(root, "epsilon"))
+    lighten(light.unet, gradient_checkpointing=True)
+    (kept, once), (again, twice) = gradients(plain, part), gradients(light, part)
+    assert twice == 2 * once
+    for mine, theirs in zip(again, kept, strict=True):
+        assert mine is not None and theirs is not None and theirs.abs().max() > 0
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_why_checkpointing_is_not_left_to_diffusers(root: Path) -> None:
+    sd = load_sd(saved(root, "epsilon"))
+    sd.unet.enable_gradient_checkpointing()
+    with pytest.raises(CheckpointError):
+        gradients(sd, "xattn")
+
+
+def test_sliced_attention_is_the_same_attention(root: Path) -> None:
+    sd, sliced = load_sd(saved(root, "epsilon")), load_sd(saved(root, "epsilon"))
+    lighten(sliced.unet, attention_slicing=True)
+    assert {type(p).__name__ for p in sliced.unet.attn_processors.values()} == {"SlicedAttnProcessor"}
+    x, t, cond = torch.randn(2, *sd.latent_shape), torch.tensor([5, 900]), torch.randn(2, 5, WIDTH)
+    torch.testing.assert_close(predict(sliced.unet, None, x, t, cond), predict(sd.unet, None, x, t, cond))
+
+
+def test_around_a_network_in_half_precision_all_is_float32(root: Path) -> None:
+    half = load_sd(saved(root, "epsilon"), dtype=torch.bfloat16)
+    assert {p.dtype for p in half.unet.parameters()} == {torch.bfloat16}
+    x, t, cond = torch.randn(2, *half.latent_shape), torch.tensor([5, 900]), encode_prompts(half, ["a cat", "a dog"])
+    assert cond.dtype == torch.bfloat16
+    weights = masters(select(half.unet, "kv"))
+    assert predict(half.unet, None, x, t, cond).dtype == predict(half.unet, weights, x, t, cond).dtype == torch.float32
+    pictures = [Image.new("RGB", (16, 16), color) for color in ("red", "blue")]
+    assert {part.dtype for part in encode_images(half, pictures)} == {torch.float32}
+
+
+def test_what_rounding_took_is_given_back() -> None:
+    """1 + 2^-10 is 1 in bfloat16; trained to 1.25 it is 1.25 + 2^-10. A value that bfloat16 has stays as trained."""
+    unet = torch.nn.Linear(2, 1, bias=False)
+    unet.weight.data = torch.tensor([[1 + 2**-10, 0.5]])
+    trained = {"weight": torch.tensor([[1.25, 0.1]])}
+    assert torch.equal(unrounded(trained, unet, torch.bfloat16)["weight"], torch.tensor([[1.25 + 2**-10, 0.1]]))
+    assert torch.equal(unrounded(trained, unet, torch.float32)["weight"], trained["weight"])
 
 
 def test_the_average_has_one_decay_from_the_first_step_on() -> None:

@@ -14,10 +14,11 @@ from safetensors.torch import save_file
 from scipy import stats
 from tiny import WIDTH, saved
 
+from hfi.diffusion.memory import lighten
 from hfi.diffusion.sample import schedule
 from hfi.diffusion.sd import StableDiffusion, encode_prompts, load_sd
 from hfi.diffusion.tokens import LearnedToken, install
-from hfi.diffusion.training import drive
+from hfi.diffusion.training import drive, load_state, save_state
 from hfi.erase import METHODS, Removal
 from hfi.erase.context import ContextConfig, context_target, contexts, erase_context
 from hfi.erase.distil import Distilled
@@ -86,7 +87,7 @@ def test_laws() -> None:
 def test_drawn_steps_follow_the_law(sd: StableDiffusion) -> None:
     plan, law = schedule(sd, 10), timestep_law("beta", 10)
     generator = torch.Generator().manual_seed(0)
-    latents = start((1, 1, 1), 4000, torch.ones(1), generator, torch.zeros(1))
+    latents = start((1, 1, 1), 4000, torch.ones(1), generator, "cpu")
     fresh(latents, law, plan, lambda x, t, c: torch.zeros_like(x), generator)
     found = torch.bincount(latents.k, minlength=10) / 4000
     assert (found - law).abs().max() < 0.03
@@ -130,7 +131,7 @@ def test_the_pool_holds_what_fresh_rollouts_hold(sd: StableDiffusion) -> None:
     begun: list[torch.Tensor] = []
 
     def new(count: int) -> Latents:
-        made = start((2, 3, 3), count, torch.tensor([1.0, 1.0]), generator, torch.zeros(1))
+        made = start((2, 3, 3), count, torch.tensor([1.0, 1.0]), generator, "cpu")
         begun.extend(made.x.clone())
         return made
 
@@ -154,7 +155,7 @@ def test_the_pool_holds_what_fresh_rollouts_hold(sd: StableDiffusion) -> None:
 
 
 def test_conditions_are_drawn_by_their_shares() -> None:
-    drawn = start((1, 1, 1), 3000, torch.tensor([1.0, 0.0, 3.0]), torch.Generator().manual_seed(0), torch.zeros(1)).c
+    drawn = start((1, 1, 1), 3000, torch.tensor([1.0, 0.0, 3.0]), torch.Generator().manual_seed(0), "cpu").c
     assert (drawn == 1).sum() == 0
     assert (drawn == 2).float().mean() == pytest.approx(0.75, abs=0.03)
 
@@ -334,10 +335,15 @@ def test_battery(models: dict[str, StableDiffusion], tmp_path: Path, method: str
     assert any(not torch.equal(value, other.weights[name]) for name, value in whole.weights.items())
 
 
-@pytest.mark.parametrize("train", ["noxattn", "selfattn", "full"])
+@pytest.mark.parametrize("train", ["noxattn", "selfattn", "full", "kv"])
 def test_other_selections_change_exactly_those(sd: StableDiffusion, train: Any) -> None:
     result, _ = finish(erase_sdd(sd, REMOVAL, SDDConfig(**{**FAST, "steps": 1}, train=train)))
-    wanted = {"noxattn": lambda n: "attn2" not in n, "selfattn": lambda n: "attn1" in n, "full": lambda n: True}[train]
+    wanted = {
+        "noxattn": lambda n: "attn2" not in n,
+        "selfattn": lambda n: "attn1" in n,
+        "full": lambda n: True,
+        "kv": lambda n: n.endswith(("attn2.to_k.weight", "attn2.to_v.weight")),
+    }[train]
     assert set(result.weights) == {n for n, _ in sd.unet.named_parameters() if wanted(n)}
 
 
@@ -369,6 +375,44 @@ def test_a_half_precision_model_is_trained_in_float32(root: Path, method: str) -
         assert value.dtype == torch.float32
         moved = (value - before[name].float()).abs().max()
         assert 0 < moved < 1e-5
+    large = [name for name in result.weights if before[name].abs().mean() > 0.01]
+    assert large
+    for name in large:  # weights of bfloat16 would be where they were
+        assert (result.weights[name].bfloat16() == before[name]).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("rollouts", ["fresh", "staggered"])
+@pytest.mark.parametrize("method", list(METHODS))
+def test_light_training_goes_on_exactly(root: Path, tmp_path: Path, method: str, rollouts: str) -> None:
+    """bfloat16, checkpointing and slicing together, interrupted after the second step."""
+    light = load_sd(saved(root, "epsilon"), dtype=torch.bfloat16)
+    lighten(light.unet, gradient_checkpointing=True, attention_slicing=True)
+    config_class, erase = METHODS[method]
+    config = config_class(**FAST, rollouts=rollouts)
+    whole, losses = finish(erase(light, REMOVAL, config))
+    training = erase(light, REMOVAL, config)
+    next(training)
+    second = next(training)
+    save_state(tmp_path / "state.pt", {**second.state(), "step": 2})
+    state = load_state(tmp_path / "state.pt")
+    assert state is not None
+    if rollouts == "staggered":
+        assert state["pool"]["x"].dtype == torch.float32
+    again, last = finish(erase(light, REMOVAL, config, state))
+    assert last == losses[2:]
+    assert all(torch.equal(value, again.weights[name]) for name, value in whole.weights.items())
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_checkpointing_changes_no_result(root: Path, method: str) -> None:
+    plain, light = load_sd(saved(root, "epsilon")), load_sd(saved(root, "epsilon"))
+    lighten(light.unet, gradient_checkpointing=True)
+    config_class, erase = METHODS[method]
+    (one, losses), (two, same) = (finish(erase(sd, REMOVAL, config_class(**FAST))) for sd in (plain, light))
+    assert same == pytest.approx(losses, rel=1e-5)
+    assert one.evaluations == two.evaluations
+    for name, value in one.weights.items():
+        torch.testing.assert_close(two.weights[name], value, rtol=1e-4, atol=1e-6)
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(sd: StableDiffusion, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="The model: a folder in diffusers' layout, or a hub id.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")]
+PrecisionOption = Annotated[
+    Literal["float32", "bfloat16"], typer.Option(help="Of the frozen weights; what is trained is kept in float32.")
+]
+CheckpointingOption = Annotated[
+    bool, typer.Option("--gradient-checkpointing", help="Less memory, slower: compute activations twice instead of keeping them.")
+]
+SlicingOption = Annotated[
+    bool, typer.Option("--attention-slicing", help="Compute attention in parts: only where attention has no kernel of its own.")
+]
 SimulatedOption = Annotated[
     Include, typer.Option(help="Judgments of simulated annotators: leave them out, take them too, or take only those.")
 ]

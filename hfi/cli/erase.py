@@ -10,12 +10,15 @@ import typer
 
 from hfi import __version__
 from hfi.cli.common import (
+    CheckpointingOption,
     DeviceOption,
     Judged,
     LabelOption,
     ModelOption,
     NameOption,
+    PrecisionOption,
     SimulatedOption,
+    SlicingOption,
     check_writable,
     copy_file,
     find_file,
@@ -95,10 +98,14 @@ def erase(
     simulated: SimulatedOption = "exclude",
     name: NameOption = None,
     device: DeviceOption = "auto",
+    precision: PrecisionOption = "float32",
+    gradient_checkpointing: CheckpointingOption = False,
+    attention_slicing: SlicingOption = False,
     as_json: JsonOption = False,
     config: Any,
 ) -> None:
     """Remove one or several concepts from the model's weights; writes the changed tensors, and the U-Net for diffusers."""
+    from hfi.diffusion.memory import PRECISIONS, lighten, unrounded
     from hfi.diffusion.sd import check_placeholders, content_id, find_model, load_sd, pick_device
     from hfi.diffusion.tokens import install
     from hfi.diffusion.training import clear_state, drive
@@ -146,49 +153,64 @@ def erase(
         "labels": labels,
         "retain": removal.retain,
         **({"from": before.content} if before else {}),
+        "precision": precision,
+        "gradient_checkpointing": gradient_checkpointing,
+        "attention_slicing": attention_slicing,
         **asdict(settings),
     }
     run = start_run(space, "erase", name, f"{'+'.join(c.slug for c in concepts)}-{method}-{called.kind}", everything)
     file, unet = run.path / "erasure.safetensors", space.erasures / run.path.name / "unet"
     saved = space.erasures / f"{run.path.name}.safetensors"
     if not run.finished or not unet.exists():
-        sd = load_sd(model, pick_device(device))
-        if not run.finished:
-            shutil.rmtree(unet, ignore_errors=True)  # of a run of this name that was removed: these weights will be others
-            named = apply(sd, before) if before else sd
+
+        def trained() -> Any:
+            """In a function of its own, so that this model is gone before the next is loaded."""
+            sd = load_sd(model, pick_device(device), PRECISIONS[precision])
+            sd = apply(sd, before) if before else sd
+            lighten(sd.unet, gradient_checkpointing=gradient_checkpointing, attention_slicing=attention_slicing)
             for t in called.tokens:
-                named = install(named, t)
+                sd = install(sd, t)
             for words in called.texts:
-                check_placeholders(named, words)
+                check_placeholders(sd, words)
             train: Any = METHODS[method][1]
-            result = drive(
-                lambda state: train(named, removal, settings, state),
+            return drive(
+                lambda state: train(sd, removal, settings, state),
                 run,
                 steps=settings.steps,
                 save_every=settings.save_every,
                 title=f"erasing ({method})",
             )
+
+        result = None
+        if not run.finished:
+            shutil.rmtree(unet, ignore_errors=True)  # of a run of this name that was removed: these weights will be others
+            result = trained()
+        whole = load_sd(model)
+        if result:
             metadata = {
                 "base": content,
                 "base_name": model,
                 "method": method,
                 "conditioning": called.kind,
+                "precision": precision,
                 "unet_evaluations": str(result.evaluations),
                 "hfi": __version__,
                 "config": json.dumps(as_dict(settings)),
                 **{key: json.dumps(everything[key]) for key in ("concepts", "texts", "tokens", "judgments", "retain")},
                 **({"from": json.dumps(before.history)} if before else {}),
             }
-            Erasure({**(before.tensors if before else {}), **result.weights}, metadata).save(file)
+            first = apply(whole, before).unet if before else whole.unet
+            weights = unrounded(result.weights, first, PRECISIONS[precision])
+            Erasure({**(before.tensors if before else {}), **weights}, metadata).save(file)
             run.finish(
                 {
                     "unet_evaluations": result.evaluations,
-                    "tensors": len(result.weights),
+                    "tensors": len(weights),
                     "contexts": sum(map(len, removal.contexts)),
                 }
             )
             clear_state(run)
-        export_unet(apply(sd, Erasure.load(file)), unet)
+        export_unet(apply(whole, Erasure.load(file)), unet)
     copy_file(file, saved)
     summary = {"method": method, "conditioning": called.kind, "file": str(saved), "unet": str(unet), "run": run.path.name}
     summary |= run.result()

@@ -10,11 +10,14 @@ import typer
 
 from hfi import __version__
 from hfi.cli.common import (
+    CheckpointingOption,
     DeviceOption,
     LabelOption,
     ModelOption,
     NameOption,
+    PrecisionOption,
     SimulatedOption,
+    SlicingOption,
     check_writable,
     copy_file,
     find_file,
@@ -45,12 +48,16 @@ def invert(
     simulated: SimulatedOption = "exclude",
     name: NameOption = None,
     device: DeviceOption = "auto",
+    precision: PrecisionOption = "float32",
+    gradient_checkpointing: CheckpointingOption = False,
+    attention_slicing: SlicingOption = False,
     as_json: JsonOption = False,
     config: InvertConfig,
 ) -> None:
     """Condense the judgments into a learned token: reward-weighted textual inversion on the images that people flagged."""
     import torch
 
+    from hfi.diffusion.memory import PRECISIONS, lighten
     from hfi.diffusion.sd import content_id, encode_images, find_model, load_sd, pick_device
     from hfi.diffusion.tokens import LearnedToken, check_placeholder, read_safetensors
     from hfi.diffusion.training import clear_state, drive
@@ -86,6 +93,9 @@ def invert(
         "reward": about.get("judgments", ""),
         "reward_content": hashlib.sha256(reward_file.read_bytes()).hexdigest(),
         "reward_backbone": about.get("backbone_content", ""),
+        "precision": precision,
+        "gradient_checkpointing": gradient_checkpointing,
+        "attention_slicing": attention_slicing,
         **asdict(config),
     }
     run = start_run(space, "invert", name, concept, settings)
@@ -97,7 +107,8 @@ def invert(
         scores = reward_model.score_embeddings(embed_stored(reward_model.backbone, space.images, shas, space.path / "embeddings"))
         known = [prompts[sha] for sha in shas]
         best, weights = choose(scores, known, config.top_k, config.weighting, binary=reward_model.question == "binary")
-        sd = load_sd(model, pick_device(device))
+        sd = load_sd(model, pick_device(device), PRECISIONS[precision])
+        lighten(sd.unet, gradient_checkpointing=gradient_checkpointing, attention_slicing=attention_slicing)
         mean, std = encode_images(sd, [space.images.load(shas[i]) for i in best])
         examples = Examples(mean, std, torch.from_numpy(weights).to(mean), [known[i] for i in best])
         learned = drive(
@@ -117,6 +128,7 @@ def invert(
             "simulated": str(found.judgments.simulated).lower(),
             "reward_judgments": about.get("judgments", ""),
             "images": str(len(best)),
+            "precision": precision,
             "config": json.dumps(asdict(config)),
             "hfi": __version__,
         }

@@ -347,12 +347,12 @@ def to_images(pixels: Tensor) -> list[Image.Image]:
 
 @torch.no_grad()
 def encode_images(sd: StableDiffusion, images: Sequence[Image.Image], batch_size: int = 16) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [B, C, h, w] of the latents, both in the U-Net's scale: z = mean + std * noise."""
+    """Mean and standard deviation [B, C, h, w] of the latents, float32, both in the U-Net's scale: z = mean + std * noise."""
     means, stds = [], []
     for i in range(0, len(images), batch_size):
         latents = sd.vae.encode(to_pixels(sd, images[i : i + batch_size])).latent_dist
-        means.append(latents.mean * sd.vae.config.scaling_factor)
-        stds.append(latents.std * sd.vae.config.scaling_factor)
+        means.append(latents.mean.float() * sd.vae.config.scaling_factor)
+        stds.append(latents.std.float() * sd.vae.config.scaling_factor)
     return torch.cat(means), torch.cat(stds)
 
 
@@ -370,14 +370,16 @@ def predict(unet: Any, weights: Mapping[str, Tensor] | None, x: Tensor, t: Tenso
     """The U-Net's output (epsilon or v, as trained) for x [B, C, h, w], t [B] or [], cond [B, L, D] -> [B, C, h, w].
 
     `weights` stand in for the U-Net's own tensors of those names: student, teacher and frozen model share everything else. They
-    may be kept in another precision than the U-Net's; gradients flow to them.
+    may be kept in another precision than the U-Net's; gradients flow to them. The network computes in the dtype of `cond`, its
+    own; x and the output keep theirs, so that the arithmetic around a network in half precision stays in float32.
     """
-    if not weights:
-        out: Tensor = unet(x, t, cond).sample
-        return out
-    here = {name: value.to(x.dtype) for name, value in weights.items()}
-    swapped: Tensor = torch.func.functional_call(unet, here, (x, t, cond)).sample
-    return swapped
+    inner = x.to(cond.dtype)
+    if weights:
+        here = {name: value.to(cond.dtype) for name, value in weights.items()}
+        out: Tensor = torch.func.functional_call(unet, here, (inner, t, cond)).sample
+    else:
+        out = unet(inner, t, cond).sample
+    return out.to(x.dtype)
 
 
 def velocity_weight(sd: StableDiffusion, t: Tensor) -> Tensor:

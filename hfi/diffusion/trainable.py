@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hfi.errors import ModelError
 
-Part = Literal["xattn", "noxattn", "selfattn", "full"]
+Part = Literal["xattn", "noxattn", "selfattn", "full", "kv"]
 
 # diffusers calls the cross-attention of a transformer block attn2 and its self-attention attn1
 PARTS: dict[str, Callable[[str], bool]] = {
@@ -15,6 +15,7 @@ PARTS: dict[str, Callable[[str], bool]] = {
     "noxattn": lambda name: ".attn2." not in name,
     "selfattn": lambda name: ".attn1." in name,
     "full": lambda name: True,
+    "kv": lambda name: ".attn2.to_k." in name or ".attn2.to_v." in name,  # all that reads the text
 }
 
 

@@ -43,8 +43,8 @@ class DistilConfig:
     error: Literal["prediction", "velocity"] = option(
         "prediction", "what errors are measured in: the network's prediction (SDD), or the velocity, where noisy steps count more"
     )
-    train: Literal["xattn", "noxattn", "selfattn", "full"] = option(
-        "xattn", "trained parameters: cross-attention, all else, self-attention or all"
+    train: Literal["xattn", "noxattn", "selfattn", "full", "kv"] = option(
+        "xattn", "trained parameters: cross-attention, all else, self-attention, all, or cross-attention's keys and values"
     )
     save_every: int = option(50, "updates between two kept states", low=1)
     seed: int = option(0, "seed of noise, steps and conditions", low=0)
@@ -108,7 +108,7 @@ def distil(
         return predict_guided(sd, teacher, x, t, conditions[c.to(conditions.device)], null, config.guidance_scale)
 
     def new(count: int) -> Latents:
-        return start(sd.latent_shape, count, shares, generator, conditions)
+        return start(sd.latent_shape, count, shares, generator, conditions.device)
 
     pool: Latents | None = None
     done = 0
@@ -120,7 +120,7 @@ def distil(
         generator.set_state(state["generator"])
         evaluations, done = int(state["evaluations"]), int(state["step"])
         if state["pool"] is not None:
-            pool = Latents(state["pool"]["x"].to(conditions), state["pool"]["k"], state["pool"]["c"])
+            pool = Latents(state["pool"]["x"].to(conditions.device), state["pool"]["k"], state["pool"]["c"])
     elif config.rollouts == "staggered":
         pool = new(config.batch_size)
         roll(pool, spread(config.batch_size, config.ddim_steps), plan, denoise)

@@ -43,9 +43,12 @@ class Latents:
         return {"x": self.x.cpu().clone(), "k": self.k.clone(), "c": self.c.clone()}
 
 
-def start(shape: tuple[int, int, int], count: int, shares: Tensor, generator: torch.Generator, like: Tensor) -> Latents:
-    """Pure noise, each with a condition drawn by `shares` [N] (any scale); `like` gives device and dtype."""
-    x = torch.randn((count, *shape), generator=generator).to(like)
+def start(
+    shape: tuple[int, int, int], count: int, shares: Tensor, generator: torch.Generator, device: str | torch.device
+) -> Latents:
+    """Pure noise, each with a condition drawn by `shares` [N] (any scale). float32 whatever the network computes in: the small
+    steps of a rollout would be lost in bfloat16."""
+    x = torch.randn((count, *shape), generator=generator).to(device)
     c = torch.multinomial(shares, count, replacement=True, generator=generator)
     return Latents(x, torch.zeros(count, dtype=torch.long), c)
 

@@ -1,0 +1,41 @@
+"""What makes a training fit into less memory: frozen weights in half precision, activations computed twice, sliced attention."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+# of the frozen weights: what is trained is kept in float32 (trainable.masters), and so are latents and losses (sd.predict)
+PRECISIONS: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def lighten(unet: Any, *, gradient_checkpointing: bool = False, attention_slicing: bool = False) -> None:
+    """Trades speed for memory in a U-Net, in place. Neither changes what is computed, up to rounding."""
+    if gradient_checkpointing:
+        unet.enable_gradient_checkpointing(checkpointed)
+    if attention_slicing:
+        unet.set_attention_slice("auto")
+
+
+def checkpointed(block: Any, *args: Any) -> Tensor:
+    """A block whose activations are computed again in the backward pass, with the weights that it has now.
+
+    `predict` swaps weights in for the length of one call. By the time of the backward pass they are gone, and a block that is
+    simply called again, as diffusers does, would see the frozen ones.
+    """
+    weights = dict(block.named_parameters())
+
+    def run(*again: Any) -> Tensor:
+        out: Tensor = torch.func.functional_call(block, weights, again)
+        return out
+
+    out: Tensor = checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False)  # a model in evaluation draws nothing
+    return out
+
+
+def unrounded(weights: Mapping[str, Tensor], unet: Any, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Weights trained on a copy of `unet` in `dtype`, with what that rounding took from their first values given back."""
+    own = dict(unet.named_parameters())
+    return {name: value + (own[name].detach() - own[name].detach().to(dtype)) for name, value in weights.items()}
