@@ -1,11 +1,12 @@
 # make demo   the whole loop on the embedded model, report in demo/report.html
 # make test   the test suite
+# make bench  what a step costs, beside plain loops
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: install demo test lint format docs clean
+.PHONY: install demo test bench lint format docs clean
 
 install: $(VENV)/.test
 
@@ -14,6 +15,9 @@ demo: $(VENV)/.core
 
 test: $(VENV)/.test
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+
+bench: $(VENV)/.core
+	$(BIN)/hfi bench speed
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -346,7 +346,7 @@ def to_images(pixels: Tensor) -> list[Image.Image]:
 
 
 @torch.no_grad()
-def encode_images(sd: StableDiffusion, images: Sequence[Image.Image], batch_size: int = 16) -> tuple[Tensor, Tensor]:
+def encode_images(sd: StableDiffusion, images: Sequence[Image.Image], batch_size: int = 4) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation [B, C, h, w] of the latents, float32, both in the U-Net's scale: z = mean + std * noise."""
     means, stds = [], []
     for i in range(0, len(images), batch_size):
