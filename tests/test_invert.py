@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from tiny import WIDTH, saved
 
+from hfi.diffusion.memory import lighten
 from hfi.diffusion.sd import StableDiffusion, encode_prompts, load_sd, tokenize
 from hfi.diffusion.tokens import LearnedToken, install
-from hfi.diffusion.training import drive, load_state
+from hfi.diffusion.training import drive, load_state, save_state
 from hfi.errors import HfiError, NoJudgments, NonFiniteLoss, UsageError
 from hfi.invert.train import PLAIN, Examples, InvertConfig, initial_vectors, injected, inversion_loss, invert
 from hfi.invert.weights import choose, flagged
@@ -225,6 +226,27 @@ def test_after_a_kill_the_same_run_ends_the_same(sd: StableDiffusion, tmp_path: 
     assert [line["loss"] for line in run.metrics()] == losses
     other, _ = finish(invert(sd, examples(sd), "<hfi>", "cat", dataclasses.replace(config, seed=1)))
     assert not torch.equal(other.embeddings, whole.embeddings)
+
+
+def test_a_light_inversion_goes_on_exactly_and_checkpointing_changes_nothing(sd: StableDiffusion, tmp_path: Path) -> None:
+    config = InvertConfig(**FAST)
+    folder = saved(tmp_path, "epsilon")
+    plain, light, half = load_sd(folder), load_sd(folder), load_sd(folder, dtype=torch.bfloat16)
+    lighten(light.unet, gradient_checkpointing=True)
+    lighten(half.unet, gradient_checkpointing=True, attention_slicing=True)
+    (kept, losses), (twice, same) = (finish(invert(model, examples(sd), "<hfi>", "cat", config)) for model in (plain, light))
+    assert same == pytest.approx(losses, rel=1e-5)
+    torch.testing.assert_close(twice.embeddings, kept.embeddings)
+
+    whole, losses = finish(invert(half, examples(sd), "<hfi>", "cat", config))
+    training = invert(half, examples(sd), "<hfi>", "cat", config)
+    next(training)
+    save_state(tmp_path / "state.pt", {**next(training).state(), "step": 2})
+    again, last = finish(invert(half, examples(sd), "<hfi>", "cat", config, load_state(tmp_path / "state.pt")))
+    assert last == losses[2:]
+    assert torch.equal(again.embeddings, whole.embeddings)
+    assert not torch.equal(whole.embeddings, kept.embeddings)
+    assert whole.embeddings.dtype == torch.float32
 
 
 def test_a_damaged_state_is_named(tmp_path: Path) -> None:
