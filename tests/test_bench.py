@@ -15,7 +15,7 @@ from hfi.bench import speed
 from hfi.bench.arm import measure
 from hfi.bench.models import _tokenizer, build, networks
 from hfi.bench.reference import invert_reference, sdd_reference
-from hfi.bench.speed import Arm, SpeedConfig, arms, lines, run, table
+from hfi.bench.speed import Arm, SpeedConfig, arms, run, table
 from hfi.diffusion.sd import encode_images, encode_prompts, load_sd
 from hfi.erase.removal import Removal
 from hfi.erase.sdd import SDDConfig, erase_sdd
@@ -157,9 +157,12 @@ def test_the_command_measures_in_processes_of_their_own(hfi: Any) -> None:
     assert {"device", "threads", "torch"} <= set(result["machine"])
 
 
-def test_a_loop_that_dies_is_named() -> None:
-    with pytest.raises(HfiError, match="invert by nobody"):
-        speed.measured(
-            Arm(command="invert", by="nobody", rollouts="no"), SpeedConfig(size="tiny", device="cuda"), lambda *_: None
-        )
-    assert "error" in next(lines(Arm(command="invert", by="hfi"), SpeedConfig(size="tiny", device="cuda")))
+def test_a_loop_that_fails_is_named_with_its_reason() -> None:
+    with pytest.raises(HfiError, match="erase by hfi: 1000 sampling steps: this model takes 1 to 999"):
+        speed.measured(Arm(command="erase", by="hfi"), SpeedConfig(size="tiny", ddim_steps=1000), lambda *_: None)
+
+
+def test_a_loop_that_dies_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed.sys, "executable", "false")
+    with pytest.raises(HfiError, match="erase by hfi: it ended without a result"):
+        speed.measured(Arm(command="erase", by="hfi"), SpeedConfig(size="tiny"), lambda *_: None)
