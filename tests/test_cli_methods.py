@@ -606,6 +606,38 @@ def test_an_interrupted_erasure_goes_on(hfi: Hfi, with_token: Path, tmp_path: Pa
     assert one.metadata == two.metadata
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+def test_an_interruption_keeps_the_step_under_way(
+    hfi: Hfi, with_token: Path, tmp_path: Path, model: Path, number: signal.Signals, code: int
+) -> None:
+    """Long before --save-every would."""
+    shutil.copytree(with_token, tmp_path / "other")
+    command = ["erase", "-m", model, "-c", "fog", "--steps", 60, "--ddim-steps", 4, "--save-every", 1000]
+    run = Run(with_token / "runs" / "erase" / "fog-sdd-token")
+    start = "import signal, hfi.cli; signal.signal(signal.SIGINT, signal.default_int_handler); hfi.cli.main()"
+    words = [sys.executable, "-c", start, *map(str, command), "-w", str(with_token)]
+    env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    for _ in range(6000):
+        if len(run.metrics()) > 3:
+            break
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    done = len(run.metrics())
+    assert 3 < done < 60
+    assert torch.load(run.path / "checkpoint.pt", weights_only=True)["step"] == done
+    assert hfi(*command, "-w", with_token)[0] == 0
+    assert hfi(*command, "-w", tmp_path / "other")[0] == 0
+    one, two = (Erasure.load(p / "erasures" / "fog-sdd-token.safetensors") for p in (with_token, tmp_path / "other"))
+    assert one.content == two.content
+    assert one.metadata == two.metadata
+    assert [line["step"] for line in run.metrics()] == list(range(1, 61))
+
+
 def test_weights_of_a_removed_run_are_not_left_beside_new_ones(hfi: Hfi, with_token: Path, model: Path) -> None:
     command = ["erase", "-w", with_token, "-m", model, "-c", "fog", "--steps", 1, "--ddim-steps", 4, *FAST]
     assert hfi(*command)[0] == 0

@@ -4,7 +4,11 @@ A training loop is a generator of `Step`s. It does no input or output: it starts
 give the state that the next one starts from. `drive` shows progress, logs, and keeps states.
 """
 
-from collections.abc import Callable, Generator, Mapping
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,15 +35,17 @@ class Step:
 
 
 def drive(start: Callable[[State | None], Generator[Step, None, T]], run: Run, *, steps: int, save_every: int, title: str) -> T:
-    """Runs a training to its end and returns what the generator returns. After a kill, the same call goes on at the last kept
-    state, and gives bit for bit what an uninterrupted run gives (same machine, same number of threads)."""
+    """Runs a training to its end and returns what the generator returns. Ctrl-C and SIGTERM first keep the state of the step under
+    way. After them, or a kill, the same call goes on at the last kept state, and gives bit for bit what an uninterrupted run gives
+    (same machine, same number of threads)."""
     path = run.path / "checkpoint.pt"
     state = load_state(path)
     done = int(state["step"]) if state else 0
     run.truncate_metrics(done)
     training = start(state)
-    with progress(title, steps, "steps", done) as advance:
-        while True:
+    stop = False
+    with postponed() as asked, progress(title, steps, "steps", done) as advance:
+        while not stop:
             try:
                 step = next(training)
             except StopIteration as end:
@@ -47,8 +53,40 @@ def drive(start: Callable[[State | None], Generator[Step, None, T]], run: Run, *
                 return result
             run.log(step=step.step, loss=step.loss, **step.values)
             advance(1, f"loss {step.loss:.4f}")
-            if step.step % save_every == 0 or step.step == steps:
+            stop = bool(asked)  # read once: what is asked for from here on has its state kept after the next step
+            if stop or step.step % save_every == 0 or step.step == steps:
                 save_state(path, {**step.state(), "step": step.step})
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def postponed() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM wait for the end of the block: within a step a state is half updated. The first one is put into the list,
+    a second one acts at once."""
+    asked: list[int] = []
+    before: dict[int, Any] = {}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def note(number: int, frame: object) -> None:
+        asked.append(number)
+        restore()
+        if number == signal.SIGINT:  # not with print, which what was interrupted may be in the middle of
+            os.write(2, b"\nstopping after this step; Ctrl-C again stops at once, without keeping it\n")
+
+    if threading.current_thread() is threading.main_thread():  # no other may handle signals
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if (handler := signal.getsignal(number)) not in (signal.SIG_IGN, None):
+                before[number] = handler
+                signal.signal(number, note)
+    try:
+        yield asked
+    finally:
+        restore()
+    if asked:
+        signal.raise_signal(asked[0])
 
 
 def save_state(path: Path, state: State) -> None:
