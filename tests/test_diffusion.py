@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny import WIDTH, saved
+from tiny import WIDTH, WIDTH_2, WIDTHS, saved
 from torch.utils.checkpoint import CheckpointError
 
 from hfi.diffusion import sd as sd_module
+from hfi.diffusion.cond import Cond
 from hfi.diffusion.memory import lighten, unrounded
 from hfi.diffusion.sample import ddim_step, guided, noise, sample, schedule
 from hfi.diffusion.sd import (
@@ -21,6 +22,7 @@ from hfi.diffusion.sd import (
     content_id,
     decode,
     encode_images,
+    encode_null,
     encode_prompts,
     load_sd,
     pick_device,
@@ -34,7 +36,7 @@ from hfi.diffusion.tokens import LearnedToken, expand, install
 from hfi.diffusion.trainable import ema_update, masters, select
 from hfi.errors import HfiError, ModelError, UsageError
 
-KINDS = ("epsilon", "v_prediction")
+KINDS = ("epsilon", "v_prediction", "xl")
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +54,31 @@ def sd(models: dict[str, StableDiffusion]) -> StableDiffusion:
     return models["epsilon"]
 
 
+def pipeline(root: Path, kind: str) -> Any:
+    """The same model in diffusers, with DDIM: clip_sample is that of SDXL's own configuration, and DDIM's default is another."""
+    pipe = DiffusionPipeline.from_pretrained(saved(root, kind))
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    return pipe
+
+
+def close(ours: Cond, states: torch.Tensor, pooled: torch.Tensor | None) -> None:
+    torch.testing.assert_close(ours.states, states.detach(), rtol=0, atol=1e-5)
+    assert (ours.pooled is None) == (pooled is None)
+    if ours.pooled is not None and pooled is not None:
+        torch.testing.assert_close(ours.pooled, pooled.detach(), rtol=0, atol=1e-5)
+
+
+def encoded(pipe: Any, prompts: list[str], negative: str | None = None) -> tuple[Any, Any, Any, Any]:
+    """The pipeline's states and pooled text of prompts, then of the negative prompt."""
+    given = [negative] * len(prompts) if negative is not None else None
+    if isinstance(pipe, StableDiffusionXLPipeline):
+        states, null, pooled, pooled_null = pipe.encode_prompt(prompts, device="cpu", negative_prompt=given)
+        return states, pooled, null, pooled_null
+    states, null = pipe.encode_prompt(prompts, "cpu", 1, True, given)
+    return states, None, null, None
+
+
 def arrays(images: list[Image.Image]) -> np.ndarray:
     return np.stack([np.asarray(image).astype(int) for image in images])
 
@@ -64,7 +91,11 @@ def test_sizes_come_from_the_configuration(models: dict[str, StableDiffusion]) -
     assert models["v_prediction"].latent_shape == (6, 4, 4)
     assert models["epsilon"].image_size == models["v_prediction"].image_size == (16, 16)
     assert models["v_prediction"].prediction_type == "v_prediction"
-    assert not any(p.requires_grad for p in models["epsilon"].unet.parameters())
+    assert (models["xl"].latent_shape, models["xl"].image_size) == ((4, 8, 12), (16, 24))
+    assert [len(models[kind].text_encoders) for kind in KINDS] == [len(models[kind].tokenizers) for kind in KINDS] == [1, 1, 2]
+    assert [models[kind].zero_null for kind in KINDS] == [False, False, True]
+    for sd in models.values():
+        assert not any(p.requires_grad for m in (*sd.text_encoders, sd.unet, sd.vae) for p in m.parameters())
 
 
 def test_what_is_no_model_is_refused_before_weights_are_read(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,16 +106,25 @@ def test_what_is_no_model_is_refused_before_weights_are_read(root: Path, tmp_pat
     with pytest.raises(ModelError, match="no model '/nowhere'"):
         load_sd("/nowhere")
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ModelError, match="is a file"):
+    with pytest.raises(ModelError, match="is a file, and no checkpoint"):
         load_sd(str(tmp_path / "file"))
     shutil.copytree(saved(root, "epsilon"), tmp_path / "half")
     (tmp_path / "half" / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(ModelError, match="it lacks the weights of unet"):
         load_sd(tmp_path / "half")
-    (tmp_path / "xl").mkdir()
-    (tmp_path / "xl" / "model_index.json").write_text(json.dumps({"text_encoder_2": ["transformers", "x"]}))
-    with pytest.raises(ModelError, match="two text encoders"):
+    shutil.copytree(saved(root, "xl"), tmp_path / "xl")
+    config = tmp_path / "xl" / "unet" / "config.json"
+    config.write_text(config.read_text().replace('"text_time"', '"image"'))
+    with pytest.raises(ModelError, match="takes image beside the text, its text encoders give text_time"):
         load_sd(tmp_path / "xl")
+    shutil.rmtree(tmp_path / "xl" / "text_encoder")  # as SDXL's refiner
+    with pytest.raises(ModelError, match=r"it lacks text_encoder$"):
+        load_sd(tmp_path / "xl")
+    shutil.copytree(saved(root, "epsilon"), tmp_path / "flow")
+    config = tmp_path / "flow" / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps({"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}))
+    with pytest.raises(ModelError, match="samples with FlowMatchEulerDiscreteScheduler"):
+        load_sd(tmp_path / "flow")
     shutil.copytree(saved(root, "epsilon"), tmp_path / "inpainting")
     config = tmp_path / "inpainting" / "unet" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "in_channels": 9}))
@@ -96,13 +136,19 @@ def test_what_is_no_model_is_refused_before_weights_are_read(root: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("part", "name"),
-    [("unet", "conv_in.weight"), ("text_encoder", "final_layer_norm.weight"), ("vae", "encoder.conv_in.bias")],
+    ("kind", "part", "name"),
+    [
+        ("epsilon", "unet", "conv_in.weight"),
+        ("epsilon", "text_encoder", "final_layer_norm.weight"),
+        ("epsilon", "vae", "encoder.conv_in.bias"),
+        ("xl", "text_encoder", "final_layer_norm.weight"),
+        ("xl", "text_encoder_2", "text_projection.weight"),
+    ],
 )
-def test_missing_and_unknown_weights_are_named(root: Path, tmp_path: Path, part: str, name: str) -> None:
+def test_missing_and_unknown_weights_are_named(root: Path, tmp_path: Path, kind: str, part: str, name: str) -> None:
     """The libraries would go on with random numbers."""
     folder = tmp_path / "m"
-    shutil.copytree(saved(root, "epsilon"), folder)
+    shutil.copytree(saved(root, kind), folder)
     file = next((folder / part).glob("*.safetensors"))
     weights = load_file(file)
     key = next(k for k in weights if k.endswith(name))
@@ -118,13 +164,22 @@ def test_missing_and_unknown_weights_are_named(root: Path, tmp_path: Path, part:
         load_sd(folder)
 
 
-def test_the_content_hash_follows_bytes_and_not_place(root: Path, tmp_path: Path) -> None:
-    folder = saved(root, "epsilon")
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_content_hash_follows_bytes_and_not_place(root: Path, tmp_path: Path, kind: str) -> None:
+    folder = saved(root, kind)
     shutil.copytree(folder, tmp_path / "copy")
     assert content_id(folder) == content_id(tmp_path / "copy")
-    config = tmp_path / "copy" / "scheduler" / "scheduler_config.json"
-    config.write_text(config.read_text().replace("0.012", "0.013"))
-    assert content_id(folder) != content_id(tmp_path / "copy")
+    seen = {content_id(folder)}
+    changes = [("scheduler/scheduler_config.json", "0.012", "0.013")]
+    if kind == "xl":
+        changes += [("model_index.json", '"force_zeros_for_empty_prompt": true', '"force_zeros_for_empty_prompt": false')]
+        changes += [("text_encoder_2/config.json", "gelu", "relu"), ("tokenizer_2/tokenizer_config.json", '"!"', '"?"')]
+    for name, old, new in changes:
+        file = tmp_path / "copy" / name
+        assert old in file.read_text()
+        file.write_text(file.read_text().replace(old, new))
+        seen.add(content_id(tmp_path / "copy"))
+    assert len(seen) == 1 + len(changes)
 
 
 def test_devices() -> None:
@@ -137,19 +192,22 @@ def test_devices() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_sampling_equals_the_pipeline(root: Path, models: dict[str, StableDiffusion], kind: str, scale: float) -> None:
-    pipe = StableDiffusionPipeline.from_pretrained(saved(root, kind))
-    pipe.set_progress_bar_config(disable=True)
+@pytest.mark.parametrize(("scale", "negative"), [(1.0, None), (3.0, None), (3.0, "hat")])
+def test_sampling_equals_the_pipeline(
+    root: Path, models: dict[str, StableDiffusion], kind: str, scale: float, negative: str | None
+) -> None:
     prompts, seeds = ["a cat", "a dog hat", ""], [3, 4, 5]
-    theirs = pipe(
+    height, width = models[kind].image_size
+    theirs = pipeline(root, kind)(
         prompts,
-        negative_prompt=["hat"] * 3,
+        negative_prompt=[negative] * 3 if negative else None,
+        height=height,
+        width=width,
         num_inference_steps=6,
         guidance_scale=scale,
         generator=[torch.Generator().manual_seed(s) for s in seeds],
     ).images
-    ours = list(sample(models[kind], prompts, seeds, steps=6, guidance_scale=scale, negative_prompt="hat", batch_size=3))
+    ours = list(sample(models[kind], prompts, seeds, steps=6, guidance_scale=scale, negative_prompt=negative, batch_size=3))
     assert arrays(ours).std() > 5
     assert np.abs(arrays(ours) - arrays(theirs)).max() <= 1
 
@@ -244,19 +302,35 @@ def test_pictures_go_in_and_out(sd: StableDiffusion) -> None:
 # --- text ---
 
 
-def test_encoding_equals_the_pipeline_and_keeps_order(root: Path, sd: StableDiffusion) -> None:
-    pipe = StableDiffusionPipeline.from_pretrained(saved(root, "epsilon"))
-    prompts = ["a dog", "a cat", "a dog", ""]
-    theirs, _ = pipe.encode_prompt(prompts, "cpu", 1, False)
-    torch.testing.assert_close(encode_prompts(sd, prompts, batch_size=2), theirs.detach())
+@pytest.mark.parametrize("kind", KINDS)
+def test_encoding_equals_the_pipeline_and_keeps_order(root: Path, models: dict[str, StableDiffusion], kind: str) -> None:
+    prompts = ["a dog", "a cat!", "a dog", "", "cat " * 100]
+    states, pooled, null, pooled_null = encoded(pipeline(root, kind), prompts, "hat")
+    close(encode_prompts(models[kind], prompts, batch_size=2), states, pooled)
+    close(encode_prompts(models[kind], ["hat"]).expand(5), null, pooled_null)
 
 
-def test_a_long_prompt_is_cut_and_said_once(sd: StableDiffusion, caplog: pytest.LogCaptureFixture) -> None:
-    long = "cat " * 100
+@pytest.mark.parametrize("zeros", [True, False])
+def test_no_prompt_is_what_the_pipeline_takes_for_it(root: Path, tmp_path: Path, zeros: bool) -> None:
+    shutil.copytree(saved(root, "xl"), tmp_path / "xl")
+    index = tmp_path / "xl" / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "force_zeros_for_empty_prompt": zeros}))
+    pipe = StableDiffusionXLPipeline.from_pretrained(tmp_path / "xl")
+    *_, null, pooled_null = encoded(pipe, ["a cat"])
+    assert bool((null == 0).all()) is zeros
+    close(encode_null(load_sd(tmp_path / "xl")), null, pooled_null)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "xl"])
+def test_a_long_prompt_is_cut_and_said_once(
+    models: dict[str, StableDiffusion], kind: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sd_module, "_told", set())
+    sd, long = models[kind], "cat " * 100
     ids = tokenize(sd, [long, "dog " * 30])
     tokenize(sd, [long, "dog " * 30])
-    assert ids.shape == (2, sd.text_length)
-    assert ids[0, -1] == sd.tokenizer.eos_token_id
+    assert ids.shape == (2, len(sd.tokenizers), sd.text_length)
+    assert (ids[0, :, -1] == sd.tokenizers[0].eos_token_id).all()
     assert [r.message for r in caplog.records if "cut" in r.message] == [
         "prompt cut: this model reads 18 tokens, so 'cat cat cat cat cat cat cat cat cat cat cat cat cat cat c...' loses "
         "'cat cat cat cat cat cat cat cat cat cat cat cat cat cat c...' (and 1 more prompts)"
@@ -265,23 +339,23 @@ def test_a_long_prompt_is_cut_and_said_once(sd: StableDiffusion, caplog: pytest.
 
 def test_a_suffix_is_never_cut(sd: StableDiffusion) -> None:
     ids = tokenize(sd, ["cat " * 100, "a"], suffix="dog hat")
-    dog, hat = sd.tokenizer("dog hat", add_special_tokens=False).input_ids
-    end = sd.tokenizer.eos_token_id
-    assert ids[0].tolist()[-3:] == [dog, hat, end]
-    assert ids[1].tolist()[:5] == tokenize(sd, ["a dog hat"])[0].tolist()[:5]
+    dog, hat = sd.tokenizers[0]("dog hat", add_special_tokens=False).input_ids
+    end = sd.tokenizers[0].eos_token_id
+    assert ids[0, 0].tolist()[-3:] == [dog, hat, end]
+    assert ids[1, 0].tolist()[:5] == tokenize(sd, ["a dog hat"])[0, 0].tolist()[:5]
     with pytest.raises(ModelError, match="takes 19 tokens"):
         tokenize(sd, ["a"], suffix="dog " * 19)
 
 
 def test_an_attention_mask_ends_at_the_first_end_token(sd: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
     given = []
-    monkeypatch.setattr(sd.text_encoder.config, "use_attention_mask", True, raising=False)
-    handle = sd.text_encoder.register_forward_pre_hook(lambda m, a, kw: given.append(kw["attention_mask"]), with_kwargs=True)
+    monkeypatch.setattr(sd.text_encoders[0].config, "use_attention_mask", True, raising=False)
+    handle = sd.text_encoders[0].register_forward_pre_hook(lambda m, a, kw: given.append(kw["attention_mask"]), with_kwargs=True)
     try:
         encode_prompts(sd, ["cat"])
     finally:
         handle.remove()
-    theirs = sd.tokenizer(["cat"], padding="max_length", max_length=sd.text_length).attention_mask
+    theirs = sd.tokenizers[0](["cat"], padding="max_length", max_length=sd.text_length).attention_mask
     assert given[0].tolist() == theirs
 
 
@@ -290,43 +364,79 @@ def test_an_attention_mask_ends_at_the_first_end_token(sd: StableDiffusion, monk
 
 @pytest.mark.parametrize("n", [1, 3])
 def test_a_token_file_loads_in_diffusers_and_equals_ours(root: Path, tmp_path: Path, sd: StableDiffusion, n: int) -> None:
-    token = LearnedToken("<hfi>", torch.randn(n, WIDTH, generator=torch.Generator().manual_seed(0)), {"from": "test"})
+    token = LearnedToken("<hfi>", (torch.randn(n, WIDTH, generator=torch.Generator().manual_seed(0)),), {"from": "test"})
     token.save(tmp_path / "token.safetensors")
+    assert list(load_file(tmp_path / "token.safetensors")) == ["<hfi>"]
     pipe = StableDiffusionPipeline.from_pretrained(saved(root, "epsilon"))
     pipe.load_textual_inversion(tmp_path / "token.safetensors")
     with_token = install(sd, LearnedToken.load(tmp_path / "token.safetensors"))
-    theirs, _ = pipe.encode_prompt(["a cat <hfi>"], "cpu", 1, False)
     ours = encode_prompts(with_token, ["a cat <hfi>"])
-    torch.testing.assert_close(ours, theirs.detach())
-    assert (ours - encode_prompts(sd, ["a cat hfi"])).abs().max() > 0.01
+    close(ours, *encoded(pipe, ["a cat <hfi>"])[:2])
+    assert (ours.states - encode_prompts(sd, ["a cat hfi"]).states).abs().max() > 0.01
     loaded = LearnedToken.load(tmp_path / "token.safetensors")
-    assert torch.equal(loaded.embeddings, token.embeddings)
+    assert torch.equal(loaded.embeddings[0], token.embeddings[0])
     assert loaded.metadata == {"from": "test"}
 
 
-def test_installing_changes_nothing_else(sd: StableDiffusion) -> None:
-    table = sd.text_encoder.get_input_embeddings().weight
-    before, size = table.clone(), len(sd.tokenizer)
-    named = install(sd, LearnedToken("<hfi>", torch.ones(2, WIDTH)))
-    rows = named.text_encoder.get_input_embeddings().weight
-    assert torch.equal(rows[:size], before)
-    assert torch.equal(table, before)
-    assert torch.equal(rows[size:], torch.ones(2, WIDTH))
-    assert len(sd.tokenizer) == size
-    assert "<hfi>" not in sd.tokenizer.get_vocab()
-    assert sd.text_encoder.config.vocab_size == size
-    assert named.text_encoder.config.vocab_size == size + 2
-    for (name, a), (_, b) in zip(sd.text_encoder.named_parameters(), named.text_encoder.named_parameters(), strict=True):
-        assert "token_embedding" in name or a is b
-    with pytest.raises(ModelError, match="already in the vocabulary"):
-        install(named, LearnedToken("<hfi>", torch.ones(1, WIDTH)))
-    with pytest.raises(ModelError, match="learned for another model"):
-        install(sd, LearnedToken("<hfi>", torch.ones(1, WIDTH + 1)))
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_token_for_two_encoders_loads_in_diffusers_and_equals_ours(
+    root: Path, tmp_path: Path, models: dict[str, StableDiffusion], n: int
+) -> None:
+    """Key by key, as diffusers' documentation does; and pooled at the end of the text, where diffusers, with eos 2 in the
+    configuration, pools at the token."""
+    generator = torch.Generator().manual_seed(0)
+    vectors = tuple(torch.randn(n, width, generator=generator) for width in WIDTHS["xl"])
+    LearnedToken("<hfi>", vectors, {"from": "test"}).save(tmp_path / "token.safetensors")
+    file = load_file(tmp_path / "token.safetensors")
+    assert {key: tuple(value.shape) for key, value in file.items()} == {"clip_l": (n, WIDTH), "clip_g": (n, WIDTH_2)}
+    pipe = pipeline(root, "xl")
+    pipe.load_textual_inversion(file["clip_l"], token="<hfi>", text_encoder=pipe.text_encoder, tokenizer=pipe.tokenizer)
+    pipe.load_textual_inversion(file["clip_g"], token="<hfi>", text_encoder=pipe.text_encoder_2, tokenizer=pipe.tokenizer_2)
+    loaded = LearnedToken.load(tmp_path / "token.safetensors")
+    assert (loaded.placeholder, loaded.metadata) == ("<hfi>", {"from": "test", "placeholder": "<hfi>"})
+    assert loaded.content == LearnedToken("<hfi>", vectors).content != LearnedToken("<hfi>", vectors[:1]).content
+    ours = encode_prompts(install(models["xl"], loaded), ["a cat <hfi>", "a <hfi> cat"])
+    pipe.text_encoder_2.text_model.eos_token_id = 2
+    states, pooled, *_ = encoded(pipe, ["a cat <hfi>", "a <hfi> cat"])
+    with pytest.raises(AssertionError, match="not close"):
+        close(ours, states, pooled)
+    pipe.text_encoder_2.text_model.eos_token_id = pipe.tokenizer_2.eos_token_id
+    states, pooled, *_ = encoded(pipe, ["a cat <hfi>", "a <hfi> cat"])
+    close(ours, states, pooled)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "xl"])
+def test_installing_changes_nothing_else(models: dict[str, StableDiffusion], kind: str) -> None:
+    sd, widths = models[kind], WIDTHS[kind]
+    tables = [encoder.get_input_embeddings().weight for encoder in sd.text_encoders]
+    before, size = [table.clone() for table in tables], len(sd.tokenizers[0])
+    named = install(sd, LearnedToken("<hfi>", tuple(torch.ones(2, width) for width in widths)))
+    for e, width in enumerate(widths):
+        old, new = sd.text_encoders[e], named.text_encoders[e]
+        rows = new.get_input_embeddings().weight
+        assert torch.equal(rows[:size], before[e])
+        assert torch.equal(tables[e], before[e])
+        assert torch.equal(rows[size:], torch.ones(2, width))
+        assert (len(sd.tokenizers[e]), len(named.tokenizers[e])) == (size, size + 2)
+        assert "<hfi>" not in sd.tokenizers[e].get_vocab()
+        assert (old.config.vocab_size, new.config.vocab_size) == (size, size + 2)
+        for (name, a), (_, b) in zip(old.named_parameters(), new.named_parameters(), strict=True):
+            assert "token_embedding" in name or a is b
+    with pytest.raises(ModelError, match="<hfi> is already in the vocabulary"):
+        install(named, LearnedToken("<hfi>", tuple(torch.ones(1, width) for width in widths)))
+    with pytest.raises(ModelError, match=r"has width .*: it was learned for another model"):
+        install(sd, LearnedToken("<hfi>", tuple(torch.ones(1, width + 1) for width in widths)))
+    other = {
+        "epsilon": "has vectors for 2 text encoders, .* has 1 text encoder",
+        "xl": "for 1 text encoder, .* has 2 text encoders",
+    }
+    with pytest.raises(ModelError, match=f"{other[kind]}: it was learned for another model"):
+        install(sd, LearnedToken("<hfi>", tuple(torch.ones(1, w) for w in WIDTHS["xl" if kind == "epsilon" else "epsilon"])))
 
 
 def test_expansion(sd: StableDiffusion) -> None:
-    named = install(install(sd, LearnedToken("<a>", torch.ones(3, WIDTH))), LearnedToken("<b>", torch.ones(1, WIDTH)))
-    tok = named.tokenizer
+    named = install(install(sd, LearnedToken("<a>", (torch.ones(3, WIDTH),))), LearnedToken("<b>", (torch.ones(1, WIDTH),)))
+    tok = named.tokenizers[0]
     once = expand(tok, "x <a>, y <B> <A>")
     assert once == "x <a> <a>_1 <a>_2, y <B> <a> <a>_1 <a>_2"
     assert expand(tok, once) == once
@@ -340,7 +450,7 @@ def test_expansion(sd: StableDiffusion) -> None:
 @pytest.mark.parametrize("name", ["smoking", "<Flag>", "<a b>", "<>", "<a>_1"])
 def test_names_that_would_not_be_found_again(name: str) -> None:
     with pytest.raises(UsageError, match="cannot name a token"):
-        LearnedToken(name, torch.ones(1, 4))
+        LearnedToken(name, (torch.ones(1, 4),))
 
 
 def test_files_that_are_no_token(tmp_path: Path) -> None:
@@ -352,9 +462,15 @@ def test_files_that_are_no_token(tmp_path: Path) -> None:
     save_file({"<a>": torch.ones(1, 2), "<b>": torch.ones(1, 2)}, tmp_path / "two.safetensors")
     with pytest.raises(ModelError, match="holds 2 tensors"):
         LearnedToken.load(tmp_path / "two.safetensors")
+    save_file({"clip_l": torch.ones(1, 2), "clip_g": torch.ones(1, 2)}, tmp_path / "unnamed.safetensors")
+    with pytest.raises(ModelError, match="do not say which placeholder"):
+        LearnedToken.load(tmp_path / "unnamed.safetensors")
+    save_file({"clip_l": torch.ones(1, 2), "clip_g": torch.ones(3, 2)}, tmp_path / "uneven.safetensors", {"placeholder": "<a>"})
+    with pytest.raises(ModelError, match="different numbers of vectors"):
+        LearnedToken.load(tmp_path / "uneven.safetensors")
     (tmp_path / "blocked").write_text("")
     with pytest.raises(HfiError, match="cannot write"):
-        LearnedToken("<a>", torch.ones(1, 2)).save(tmp_path / "blocked" / "t.safetensors")
+        LearnedToken("<a>", (torch.ones(1, 2),)).save(tmp_path / "blocked" / "t.safetensors")
 
 
 # --- parameters ---
@@ -375,20 +491,22 @@ def test_selections(sd: StableDiffusion) -> None:
         select(sd.vae, "xattn")
 
 
-def test_swapped_weights_are_used_and_leave_no_trace(sd: StableDiffusion) -> None:
+@pytest.mark.parametrize("kind", ["epsilon", "xl"])
+def test_swapped_weights_are_used_and_leave_no_trace(models: dict[str, StableDiffusion], kind: str) -> None:
+    sd = models[kind]
     x, t = torch.randn(2, *sd.latent_shape), torch.tensor([5, 900])
-    cond = torch.randn(2, sd.text_length, WIDTH)
-    before = predict(sd.unet, None, x, t, cond)
+    cond = encode_prompts(sd, ["a cat", "hat"])
+    before = predict(sd, None, x, t, cond)
     weights = {name: value.requires_grad_() for name, value in masters(select(sd.unet, "xattn")).items()}
-    torch.testing.assert_close(predict(sd.unet, weights, x, t, cond), before)
+    torch.testing.assert_close(predict(sd, weights, x, t, cond), before)
     with torch.no_grad():
         for value in weights.values():
             value.mul_(1.5)
-    other = predict(sd.unet, weights, x, t, cond)
+    other = predict(sd, weights, x, t, cond)
     assert (other - before).abs().max() > 1e-4
     other.sum().backward()
     assert all(value.grad is not None for value in weights.values())
-    assert torch.equal(predict(sd.unet, None, x, t, cond), before)
+    assert torch.equal(predict(sd, None, x, t, cond), before)
 
 
 def gradients(sd: StableDiffusion, part: Any) -> tuple[list[torch.Tensor | None], int]:

@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
 from scipy import stats
-from tiny import WIDTH, saved
+from tiny import WIDTHS, saved
 
+from hfi.diffusion.cond import Cond
 from hfi.diffusion.memory import lighten
 from hfi.diffusion.sample import schedule
-from hfi.diffusion.sd import StableDiffusion, encode_prompts, load_sd
+from hfi.diffusion.sd import StableDiffusion, encode_null, encode_prompts, load_sd
 from hfi.diffusion.tokens import LearnedToken, install
 from hfi.diffusion.training import drive, load_state, save_state
 from hfi.erase import METHODS, Removal
@@ -39,7 +40,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def models(root: Path) -> dict[str, StableDiffusion]:
-    return {kind: load_sd(saved(root, kind)) for kind in ("epsilon", "v_prediction")}
+    return {kind: load_sd(saved(root, kind)) for kind in ("epsilon", "v_prediction", "xl")}
 
 
 @pytest.fixture
@@ -163,21 +164,27 @@ def test_conditions_are_drawn_by_their_shares() -> None:
 # --- whole methods against plain loops ---
 
 
-def reference_rollout(
-    sd: StableDiffusion, unet: Any, x: torch.Tensor, k: int, cond: torch.Tensor, scale: float, steps: int
-) -> Any:
+def call(unet: Any, x: torch.Tensor, t: torch.Tensor, cond: Cond) -> torch.Tensor:
+    """The network on one latent; SDXL is told that the picture is 16 high, 24 wide and not cut."""
+    if cond.pooled is None:
+        return unet(x, t, cond.states).sample
+    size = torch.tensor([[16.0, 24.0, 0.0, 0.0, 16.0, 24.0]])
+    return unet(x, t, cond.states, added_cond_kwargs={"text_embeds": cond.pooled, "time_ids": size}).sample
+
+
+def reference_rollout(sd: StableDiffusion, unet: Any, x: torch.Tensor, k: int, cond: Cond, scale: float, steps: int) -> Any:
     """DDIM with guidance as a plain loop over diffusers' scheduler: x [1, C, h, w] after k of `steps` steps, and its timestep."""
     scheduler = DDIMScheduler.from_config(sd.scheduler.config)
     scheduler.set_timesteps(steps)
-    null = encode_prompts(sd, [""])
+    null = encode_null(sd)
     with torch.no_grad():
         for t in scheduler.timesteps[:k]:
-            e_0, e_c = unet(x, t, null).sample, unet(x, t, cond).sample
+            e_0, e_c = call(unet, x, t, null), call(unet, x, t, cond)
             x = scheduler.step(e_0 + scale * (e_c - e_0), t, x).prev_sample
     return x, scheduler.timesteps[k]
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "xl"])
 @pytest.mark.parametrize("null_branch", ["student", "frozen"])
 def test_sdd_equals_a_plain_loop_with_three_networks(
     root: Path, models: dict[str, StableDiffusion], kind: str, null_branch: Any
@@ -194,17 +201,17 @@ def test_sdd_equals_a_plain_loop_with_three_networks(
     trained = {name: p for name, p in student.named_parameters() if "attn2" in name}
     optimizer = torch.optim.AdamW(trained.values(), lr=1e-3, weight_decay=1e-4)
     generator = torch.Generator().manual_seed(0)
-    c_p, c_s, null = encode_prompts(sd, ["cat", "dog"]), encode_prompts(sd, ["cat, dog"]), encode_prompts(sd, [""])
+    c_p, c_s, null = encode_prompts(sd, ["cat", "dog"]), encode_prompts(sd, ["cat, dog"]), encode_null(sd)
     for step in range(3):
         x = torch.randn(3, *sd.latent_shape, generator=generator)
         which = torch.multinomial(torch.ones(2), 3, replacement=True, generator=generator)
         k = torch.multinomial(torch.full((4,), 0.25, dtype=torch.float64), 3, replacement=True, generator=generator)
         loss = torch.zeros(())
         for i in range(3):
-            z, t = reference_rollout(sd, teacher, x[i : i + 1], int(k[i]), c_p[which[i]][None], 3.0, 4)
+            z, t = reference_rollout(sd, teacher, x[i : i + 1], int(k[i]), c_p[which[i : i + 1]], 3.0, 4)
             with torch.no_grad():
-                target = (student if null_branch == "student" else frozen)(z, t, null).sample
-            loss = loss + F.mse_loss(student(z, t, c_s).sample, target) / 3
+                target = call(student if null_branch == "student" else frozen, z, t, null)
+            loss = loss + F.mse_loss(call(student, z, t, c_s), target) / 3
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
@@ -218,15 +225,16 @@ def test_sdd_equals_a_plain_loop_with_three_networks(
         torch.testing.assert_close(value, expected[name].detach(), rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("error", ["prediction", "velocity"])
-def test_context_equals_a_plain_loop(root: Path, sd: StableDiffusion, error: Any) -> None:
+@pytest.mark.parametrize(("kind", "error"), [("epsilon", "prediction"), ("epsilon", "velocity"), ("xl", "velocity")])
+def test_context_equals_a_plain_loop(root: Path, models: dict[str, StableDiffusion], kind: str, error: Any) -> None:
     """Two concepts, each subtracted from its own flagged prompts only."""
+    sd = models[kind]
     removal = Removal(("dog", "cat"), (("a cat", "a cat", "hat"), ("a dog",)), ("a hat",))
     config = ContextConfig(**FAST, eta=2.0, explicit=0.25, retain_weight=0.5, rollouts="fresh", weight_decay=0.0, error=error)
     ours, losses = finish(erase_context(sd, removal, config))
 
     def unet() -> Any:
-        return UNet2DConditionModel.from_pretrained(saved(root, "epsilon"), subfolder="unet")
+        return UNet2DConditionModel.from_pretrained(saved(root, kind), subfolder="unet")
 
     student, teacher, frozen = unet(), unet(), unet()
     trained = {name: p for name, p in student.named_parameters() if "attn2" in name}
@@ -244,13 +252,13 @@ def test_context_equals_a_plain_loop(root: Path, sd: StableDiffusion, error: Any
         for i in range(3):
             asked, p, v = cases[which[i]]
             h = ("", "a hat")[harmless[i]]
-            enc = {text: encode_prompts(sd, [text]) for text in (asked, p, h, f"{h} {v}")}
+            enc = {text: encode_prompts(sd, [text]) if text else encode_null(sd) for text in (asked, p, h, f"{h} {v}")}
             z, t = reference_rollout(sd, teacher, x[i : i + 1], int(k[i]), enc[asked], 3.0, 4)
             with torch.no_grad():
-                e_p, e_h, e_hv = (frozen(z, t, enc[text]).sample for text in (p, h, f"{h} {v}"))
+                e_p, e_h, e_hv = (call(frozen, z, t, enc[text]) for text in (p, h, f"{h} {v}"))
             scale = 1 / sd.scheduler.alphas_cumprod[t] if error == "velocity" else 1
-            loss = loss + scale * F.mse_loss(student(z, t, enc[asked]).sample, e_p - 2.0 * (e_hv - e_h)) / 3
-            loss = loss + scale * 0.5 * F.mse_loss(student(z, t, enc[h]).sample, e_h) / 3
+            loss = loss + scale * F.mse_loss(call(student, z, t, enc[asked]), e_p - 2.0 * (e_hv - e_h)) / 3
+            loss = loss + scale * 0.5 * F.mse_loss(call(student, z, t, enc[h]), e_h) / 3
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
@@ -299,12 +307,14 @@ def test_contexts_count_images_and_need_one() -> None:
 # --- every method, every family ---
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "xl"])
 @pytest.mark.parametrize("rollouts", ["fresh", "staggered"])
 @pytest.mark.parametrize("method", list(METHODS))
 def test_battery(models: dict[str, StableDiffusion], tmp_path: Path, method: str, rollouts: str, kind: str) -> None:
     """Selected parameters change and no other; the same seed gives the same weights, also with an interruption after any step."""
-    named = install(models[kind], LearnedToken("<hfi>", torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(0))))
+    generator = torch.Generator().manual_seed(0)
+    vectors = tuple(torch.randn(2, width, generator=generator) for width in WIDTHS[kind])
+    named = install(models[kind], LearnedToken("<hfi>", vectors))
     removal = Removal(("<hfi>", "dog"), REMOVAL.contexts, REMOVAL.retain)
     config_class, erase = METHODS[method]
     config = config_class(**FAST, rollouts=rollouts, weight_decay=0.0)  # which would move every parameter by itself

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import WIDTH, saved
+from tiny import WIDTHS, saved
 
 from hfi.diffusion.memory import lighten
-from hfi.diffusion.sd import StableDiffusion, encode_prompts, load_sd, tokenize
+from hfi.diffusion.sd import StableDiffusion, encode_ids, encode_prompts, load_sd, predict, tokenize
 from hfi.diffusion.tokens import LearnedToken, install
 from hfi.diffusion.training import drive, load_state, save_state
 from hfi.errors import HfiError, NoJudgments, NonFiniteLoss, UsageError
@@ -24,7 +24,7 @@ FAST = {"steps": 4, "batch_size": 3, "learning_rate": 0.05, "weight_decay": 0.0,
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, StableDiffusion]:
     root = tmp_path_factory.mktemp("models")
-    return {kind: load_sd(saved(root, kind)) for kind in ("epsilon", "v_prediction")}
+    return {kind: load_sd(saved(root, kind)) for kind in ("epsilon", "v_prediction", "xl")}
 
 
 @pytest.fixture
@@ -96,53 +96,63 @@ def test_the_best_images_are_taken() -> None:
         flagged(np.array([0.1, 0.5]), 2, binary=True)
 
 
-def test_where_the_token_starts(sd: StableDiffusion) -> None:
-    table = sd.text_encoder.get_input_embeddings().weight
-    cat, dog, hat = (table[i] for i in sd.tokenizer("cat dog hat", add_special_tokens=False).input_ids)
-    assert torch.equal(initial_vectors(sd, "cat", 1), cat[None])
-    torch.testing.assert_close(initial_vectors(sd, "cat dog hat", 1), ((cat + dog + hat) / 3)[None])
-    torch.testing.assert_close(initial_vectors(sd, "cat dog hat", 2), torch.stack([(cat + dog) / 2, hat]))
-    assert torch.equal(initial_vectors(sd, "cat dog", 3), torch.stack([cat, dog, cat]))
+@pytest.mark.parametrize("kind", ["epsilon", "xl"])
+def test_where_the_token_starts(models: dict[str, StableDiffusion], kind: str) -> None:
+    sd = models[kind]
+    for e, encoder in enumerate(sd.text_encoders):
+        table = encoder.get_input_embeddings().weight
+        cat, dog, hat = (table[i] for i in sd.tokenizers[e]("cat dog hat", add_special_tokens=False).input_ids)
+        assert torch.equal(initial_vectors(sd, "cat", 1)[e], cat[None])
+        torch.testing.assert_close(initial_vectors(sd, "cat dog hat", 1)[e], ((cat + dog + hat) / 3)[None])
+        torch.testing.assert_close(initial_vectors(sd, "cat dog hat", 2)[e], torch.stack([(cat + dog) / 2, hat]))
+        assert torch.equal(initial_vectors(sd, "cat dog", 3)[e], torch.stack([cat, dog, cat]))
     with pytest.raises(UsageError, match="needs a word to start from"):
         initial_vectors(sd, " ", 1)
 
 
-def test_injection_equals_installed_rows_and_touches_no_table(sd: StableDiffusion) -> None:
-    vectors = torch.randn(2, WIDTH, requires_grad=True)
-    named = install(sd, LearnedToken("<hfi>", torch.zeros(2, WIDTH)))
-    real = install(sd, LearnedToken("<hfi>", vectors.detach()))
-    ids = tokenize(named, ["a <hfi> cat", "dog"])
-    table = named.text_encoder.get_input_embeddings().weight
-    before = table.clone()
-    with injected(named.text_encoder, len(sd.tokenizer), vectors):
-        states = named.text_encoder(ids).last_hidden_state
-    torch.testing.assert_close(states.detach(), encode_prompts(real, ["a <hfi> cat", "dog"]))
-    states.sum().backward()
-    assert (vectors.grad.abs().sum(1) > 0).all()  # type: ignore[union-attr]
-    assert table.grad is None
-    assert torch.equal(table, before)
-    torch.testing.assert_close(named.text_encoder(ids).last_hidden_state, encode_prompts(named, ["a <hfi> cat", "dog"]))
+@pytest.mark.parametrize("kind", ["epsilon", "xl"])
+def test_injection_equals_installed_rows_and_touches_no_table(models: dict[str, StableDiffusion], kind: str) -> None:
+    sd = models[kind]
+    vectors = tuple(torch.randn(2, width, requires_grad=True) for width in WIDTHS[kind])
+    named = install(sd, LearnedToken("<hfi>", tuple(torch.zeros(2, width) for width in WIDTHS[kind])))
+    real = install(sd, LearnedToken("<hfi>", tuple(rows.detach() for rows in vectors)))
+    prompts = ["a <hfi> cat", "dog"]
+    tables = [encoder.get_input_embeddings().weight for encoder in named.text_encoders]
+    before = [table.clone() for table in tables]
+    with injected(named, "<hfi>", vectors):
+        cond = encode_ids(named, tokenize(named, prompts))
+    for mine, theirs in (
+        (cond, encode_prompts(real, prompts)),
+        (encode_ids(named, tokenize(named, prompts)), encode_prompts(named, prompts)),
+    ):
+        torch.testing.assert_close(mine.states.detach(), theirs.states)
+        torch.testing.assert_close(mine.pooled, theirs.pooled) if mine.pooled is not None else None
+    cond.states.sum().backward()
+    for rows, table, old in zip(vectors, tables, before, strict=True):
+        assert (rows.grad.abs().sum(1) > 0).all()  # type: ignore[union-attr]
+        assert table.grad is None
+        assert torch.equal(table, old)
 
 
 # --- the whole training against a plain loop ---
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "xl"])
 @pytest.mark.parametrize(("template", "error"), [("prompt", "velocity"), ("plain", "prediction")])
 def test_training_equals_textual_inversion_on_the_whole_table(
     models: dict[str, StableDiffusion], kind: str, template: Any, error: Any
 ) -> None:
-    """The usual implementation: the embedding table is the parameter, the other rows are put back after every step."""
+    """The usual implementation: the embedding tables are the parameters, the other rows are put back after every step."""
     sd = models[kind]
     data = examples(sd)
     config = InvertConfig(**(FAST | {"weight_decay": 0.1}), vectors=2, template=template, error=error, ema_decay=0.5)
     token, losses = finish(invert(sd, data, "<hfi>", "cat dog", config))
 
     named = install(sd, LearnedToken("<hfi>", initial_vectors(sd, "cat dog", 2)))
-    table = named.text_encoder.get_input_embeddings().weight.requires_grad_(True)
-    original, size = table.detach().clone(), len(sd.tokenizer)
-    average = original[size:].clone()
-    optimizer = torch.optim.AdamW([table], lr=0.05, weight_decay=0.1)
+    tables = [encoder.get_input_embeddings().weight.requires_grad_(True) for encoder in named.text_encoders]
+    originals, size = [table.detach().clone() for table in tables], len(sd.tokenizers[0])
+    averages = [original[size:].clone() for original in originals]
+    optimizer = torch.optim.AdamW(tables, lr=0.05, weight_decay=0.1)
     generator = torch.Generator().manual_seed(0)
     own = ["a cat <hfi>", "a dog <hfi>", None]
     plain = [sentence.format("<hfi>") for sentence in PLAIN]
@@ -159,29 +169,34 @@ def test_training_equals_textual_inversion_on_the_whole_table(
         for b in range(3):
             a = sd.scheduler.alphas_cumprod[t[b]]
             z_t = a.sqrt() * z0[b] + (1 - a).sqrt() * noise[b]
-            target = noise[b] if kind == "epsilon" else a.sqrt() * noise[b] - (1 - a).sqrt() * z0[b]
-            cond = named.text_encoder(tokenize(named, [texts[b]])).last_hidden_state
-            out = sd.unet(z_t[None], t[b], cond).sample[0]
-            scale = 1 / a if error == "velocity" and kind == "epsilon" else 1
+            target = noise[b] if kind != "v_prediction" else a.sqrt() * noise[b] - (1 - a).sqrt() * z0[b]
+            out = predict(sd, None, z_t[None], t[b], encode_ids(named, tokenize(named, [texts[b]])))[0]
+            scale = 1 / a if error == "velocity" and kind != "v_prediction" else 1
             loss = loss + scale * data.weights[pick[b]] * F.mse_loss(out, target) / 3
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        with torch.no_grad():
-            table[:size] = original[:size]
-        average = 0.5 * average + 0.5 * table[size:].detach()
+        for table, original in zip(tables, originals, strict=True):
+            with torch.no_grad():
+                table[:size] = original[:size]
+        averages = [0.5 * average + 0.5 * table[size:].detach() for average, table in zip(averages, tables, strict=True)]
         assert losses[step] == pytest.approx(loss.item(), rel=1e-4)
-    torch.testing.assert_close(token.embeddings, average, rtol=1e-3, atol=1e-4)
+    assert len(token.embeddings) == len(averages)
+    for mine, theirs in zip(token.embeddings, averages, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
 
 
-def test_every_vector_learns_and_nothing_else_does(sd: StableDiffusion) -> None:
-    parts = {"text": sd.text_encoder, "unet": sd.unet, "vae": sd.vae}
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "xl"])
+def test_every_vector_learns_and_nothing_else_does(models: dict[str, StableDiffusion], kind: str) -> None:
+    sd = models[kind]
+    parts = {**dict(enumerate(sd.text_encoders)), "unet": sd.unet, "vae": sd.vae}
     before = {(k, n): v.clone() for k, m in parts.items() for n, v in m.state_dict().items()}
     token, _ = finish(invert(sd, examples(sd), "<hfi>", "cat", InvertConfig(**FAST, vectors=3)))
-    moved = (token.embeddings - initial_vectors(sd, "cat", 3)).abs().amax(1)
-    assert (moved > 0).all()
+    assert token.widths == WIDTHS[kind]
+    for mine, start in zip(token.embeddings, initial_vectors(sd, "cat", 3), strict=True):
+        assert ((mine - start).abs().amax(1) > 0).all()
     assert all(torch.equal(v, before[k, n]) for k, m in parts.items() for n, v in m.state_dict().items())
-    assert "<hfi>" not in sd.tokenizer.get_vocab()
+    assert not any("<hfi>" in tokenizer.get_vocab() for tokenizer in sd.tokenizers)
 
 
 def test_it_learns(sd: StableDiffusion) -> None:
@@ -193,9 +208,10 @@ def test_it_learns(sd: StableDiffusion) -> None:
     t = torch.randint(1000, (128,), generator=generator)
     z_t = sd.scheduler.add_noise(data.mean.expand_as(noise), noise, t)
 
-    def loss(vectors: torch.Tensor) -> float:
+    @torch.no_grad()
+    def loss(vectors: tuple[torch.Tensor, ...]) -> float:
         cond = encode_prompts(install(sd, LearnedToken("<hfi>", vectors)), ["a cat <hfi>"])
-        return F.mse_loss(sd.unet(z_t, t, cond.expand(128, -1, -1)).sample, noise).item()
+        return F.mse_loss(predict(sd, None, z_t, t, cond.expand(128)), noise).item()
 
     assert loss(token.embeddings) < loss(initial_vectors(sd, "dog", 1))
 
@@ -203,10 +219,12 @@ def test_it_learns(sd: StableDiffusion) -> None:
 def test_a_long_prompt_does_not_push_the_token_out(sd: StableDiffusion) -> None:
     data = examples(sd, ("cat " * 50,))
     token, _ = finish(invert(sd, data, "<hfi>", "dog", InvertConfig(**FAST, vectors=2)))
-    assert ((token.embeddings - initial_vectors(sd, "dog", 2)).abs().amax(1) > 0).all()
+    assert ((token.embeddings[0] - initial_vectors(sd, "dog", 2)[0]).abs().amax(1) > 0).all()
 
 
-def test_after_a_kill_the_same_run_ends_the_same(sd: StableDiffusion, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["epsilon", "xl"])
+def test_after_a_kill_the_same_run_ends_the_same(models: dict[str, StableDiffusion], kind: str, tmp_path: Path) -> None:
+    sd = models[kind]
     config = InvertConfig(**{**FAST, "save_every": 2})
     whole, losses = finish(invert(sd, examples(sd), "<hfi>", "cat", config))
     run = Run.start(tmp_path, "invert", "x", dataclasses.asdict(config))
@@ -222,10 +240,10 @@ def test_after_a_kill_the_same_run_ends_the_same(sd: StableDiffusion, tmp_path: 
     assert len(run.metrics()) == 3
     assert load_state(run.path / "checkpoint.pt")["step"] == 2  # type: ignore[index]
     again = drive(lambda state: invert(sd, examples(sd), "<hfi>", "cat", config, state), run, steps=4, save_every=2, title="x")
-    assert torch.equal(again.embeddings, whole.embeddings)
+    assert again.content == whole.content
     assert [line["loss"] for line in run.metrics()] == losses
     other, _ = finish(invert(sd, examples(sd), "<hfi>", "cat", dataclasses.replace(config, seed=1)))
-    assert not torch.equal(other.embeddings, whole.embeddings)
+    assert other.content != whole.content
 
 
 def test_a_light_inversion_goes_on_exactly_and_checkpointing_changes_nothing(sd: StableDiffusion, tmp_path: Path) -> None:

@@ -5,14 +5,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 WIDTH = 16  # of the text encoder
+WIDTH_2 = 24  # of SDXL's second one
+WIDTHS = {"epsilon": (WIDTH,), "v_prediction": (WIDTH,), "xl": (WIDTH, WIDTH_2)}
 POSITIONS = 20
 
 
-def tokenizer() -> CLIPTokenizer:
+def tokenizer(**more: Any) -> CLIPTokenizer:
     """One token a character, and a few words."""
     letters = [chr(c) for c in range(33, 127)]
     tokens = [*letters, *(c + "</w>" for c in letters)]
@@ -21,7 +30,9 @@ def tokenizer() -> CLIPTokenizer:
         a, b, c = word
         merges += [(a, b), (a + b, c + "</w>")]
     tokens += [a + b for a, b in merges] + ["<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={t: i for i, t in enumerate(dict.fromkeys(tokens))}, merges=merges, model_max_length=POSITIONS)
+    return CLIPTokenizer(
+        vocab={t: i for i, t in enumerate(dict.fromkeys(tokens))}, merges=merges, model_max_length=POSITIONS, **more
+    )
 
 
 def text_config(tok: CLIPTokenizer) -> dict[str, Any]:
@@ -92,6 +103,54 @@ def pipeline(prediction_type: str = "epsilon") -> StableDiffusionPipeline:
     )
 
 
+def pipeline_xl() -> StableDiffusionXLPipeline:
+    """Pictures 16 high and 24 wide, Euler, as the real one: two text encoders of different width and padding, eos 2 in the second's
+    configuration."""
+    torch.manual_seed(0)
+    one, two = tokenizer(), tokenizer(pad_token="!")
+    width = {"hidden_size": WIDTH_2, "projection_dim": 12, "num_hidden_layers": 3, "hidden_act": "gelu", "eos_token_id": 2}
+    encoders = (
+        CLIPTextModel(CLIPTextConfig(**text_config(one) | {"num_hidden_layers": 2})),
+        CLIPTextModelWithProjection(CLIPTextConfig(**text_config(two) | width)),
+    )
+    for encoder in encoders:
+        torch.nn.init.normal_(encoder.get_input_embeddings().weight, std=0.5)
+    torch.nn.init.normal_(encoders[1].text_projection.weight, std=0.5)
+    unet = UNet2DConditionModel(
+        sample_size=(8, 12),
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        cross_attention_dim=WIDTH + WIDTH_2,
+        attention_head_dim=2,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=2,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=6 * 4 + 12,
+    )
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        scaling_factor=0.13025,
+    )
+    schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "timestep_spacing": "leading"}
+    return StableDiffusionXLPipeline(
+        vae=vae,
+        text_encoder=encoders[0],
+        text_encoder_2=encoders[1],
+        tokenizer=one,
+        tokenizer_2=two,
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(num_train_timesteps=1000, steps_offset=1, **schedule),
+    )
+
+
 def clip() -> tuple[CLIPModel, CLIPTokenizer]:
     torch.manual_seed(1)
     tok = tokenizer()
@@ -109,12 +168,12 @@ def clip() -> tuple[CLIPModel, CLIPTokenizer]:
 
 @cache
 def saved(root: Path, kind: str) -> Path:
-    """A folder under `root` with the model `epsilon`, `v_prediction` or `clip`."""
+    """A folder under `root` with the model `epsilon`, `v_prediction`, `xl` or `clip`."""
     folder = root / f"tiny-{kind}"
     if kind == "clip":
         model, tok = clip()
         model.save_pretrained(folder)
         tok.save_pretrained(folder)
     else:
-        pipeline(kind).save_pretrained(folder)
+        (pipeline_xl() if kind == "xl" else pipeline(kind)).save_pretrained(folder)
     return folder

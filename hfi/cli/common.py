@@ -22,7 +22,9 @@ from hfi.workspace import Workspace
 if TYPE_CHECKING:
     from hfi.diffusion.tokens import LearnedToken
 
-ModelOption = Annotated[str, typer.Option("--model", "-m", help="The model: a folder in diffusers' layout, or a hub id.")]
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="The model: a folder in diffusers' layout, a checkpoint file, or a hub id.")
+]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")]
 PrecisionOption = Annotated[
     Literal["float32", "bfloat16"], typer.Option(help="Of the frozen weights; what is trained is kept in float32.")

@@ -106,8 +106,8 @@ def erase(
 ) -> None:
     """Remove one or several concepts from the model's weights; writes the changed tensors, and the U-Net for diffusers."""
     from hfi.diffusion.memory import PRECISIONS, lighten, unrounded
-    from hfi.diffusion.sd import check_placeholders, content_id, find_model, load_sd, pick_device
-    from hfi.diffusion.tokens import install
+    from hfi.diffusion.sd import check_placeholders, content_id, find_model, load_sd, pick_device, text_widths
+    from hfi.diffusion.tokens import check_fits, install
     from hfi.diffusion.training import clear_state, drive
     from hfi.erase.context import contexts
     from hfi.erase.erasure import Erasure, apply, check_base, export_unet
@@ -131,7 +131,10 @@ def erase(
     removal = Removal(called.texts, [j.flagged_prompts(labels) for j in found], kept)
     if in_context:
         contexts(removal)  # refuses what it could not work with, before a model is loaded
-    content = content_id(find_model(model))
+    source = find_model(model)
+    for t in called.tokens:
+        check_fits(t, text_widths(source), model)
+    content = content_id(source)
     if before:
         check_base(before, content, model)
     check_writable(space.erasures, space.runs)

@@ -41,7 +41,7 @@ class _Cleaned:
 def evaluate(
     workspace: WorkspaceOption = Path("."),
     *,
-    model: Annotated[str, typer.Option("--model", "-m", help="The untouched model: a folder or a hub id.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="The untouched model: a folder, a checkpoint file, or a hub id.")],
     concept: Annotated[str, typer.Option("--concept", "-c", help="The concept that was to be removed.")],
     erasure: Annotated[
         list[str] | None,
@@ -67,15 +67,15 @@ def evaluate(
 ) -> None:
     """Measure what was removed and what was kept: the untouched model and every erasure, on the same prompts and seeds."""
     from hfi.cli.common import find_file
-    from hfi.diffusion.sd import content_id, find_model, pick_device
+    from hfi.diffusion.sd import configurations, content_id, find_model, pick_device
     from hfi.embed import ClipBackbone
     from hfi.metrics.detectors import load_detector
 
     space = Workspace.open(workspace)
     _check_concept(space, concept)
     sets = _prompt_sets(prompts, concept)
-    folder = find_model(model)
-    base = content_id(folder)
+    source = find_model(model)
+    folder, base = configurations(source), content_id(source)
     files = [find_file(space.erasures, e, "erasure", "hfi erase") for e in erasure] if erasure else _erasures(space, concept)
     cleaned = _cleaned([tuple(files)] if together and len(files) > 1 else [(file,) for file in files], base, model)
     detector = _detector_spec(config.detector, folder, space, concept)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hfi.cli.common import ModelOption
 from hfi.cli.options import JsonOption, WorkspaceOption, with_config
 from hfi.config import check, option
 from hfi.errors import UsageError
@@ -46,7 +47,7 @@ class Planned:
 def generate(
     workspace: WorkspaceOption = Path("."),
     *,
-    model: Annotated[str, typer.Option("--model", "-m", help="The model: a folder in diffusers' layout, or a hub id.")],
+    model: ModelOption,
     prompts: Annotated[
         Path | None, typer.Option(help="Prompts file: .txt, .csv with a 'prompt' column, or .json.", show_default=False)
     ] = None,
@@ -65,8 +66,8 @@ def generate(
 ) -> None:
     """Generate the images that people will judge. Images that are there already are not made again."""
     from hfi.cli.common import check_writable, find_file, load_tokens, start_run
-    from hfi.diffusion.sd import check_placeholders, content_id, find_model, load_sd, pick_device, tokenize
-    from hfi.diffusion.tokens import install
+    from hfi.diffusion.sd import check_placeholders, content_id, find_model, load_sd, pick_device, text_widths, tokenize
+    from hfi.diffusion.tokens import check_fits, install
     from hfi.erase.erasure import Erasure, apply, check_together, identity
     from hfi.store import queries
     from hfi.store.queries import Provenance
@@ -79,7 +80,10 @@ def generate(
     removals = [Erasure.load(find_file(space.erasures, name, "erasure", "hfi erase")) for name in erasure or []]
     check_writable(space.images.root, space.runs)
     device = pick_device(config.device)
-    content = content_id(find_model(model))
+    source = find_model(model)
+    for t in tokens:
+        check_fits(t, text_widths(source), model)
+    content = content_id(source)
     check_together(removals, content, model)
 
     common = {

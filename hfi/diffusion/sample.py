@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hfi.diffusion.sd import StableDiffusion, decode, encode_prompts, predict, to_images
+from hfi.diffusion.cond import Cond
+from hfi.diffusion.sd import StableDiffusion, decode, encode_null, encode_prompts, predict, to_images
 from hfi.errors import UsageError
 
 
@@ -65,19 +66,19 @@ def guided(null: Tensor, cond: Tensor, scale: float) -> Tensor:
 
 
 def predict_guided(
-    sd: StableDiffusion, weights: Mapping[str, Tensor] | None, x: Tensor, t: Tensor, cond: Tensor, null: Tensor, scale: float
+    sd: StableDiffusion, weights: Mapping[str, Tensor] | None, x: Tensor, t: Tensor, cond: Cond, null: Cond, scale: float
 ) -> Tensor:
-    """Guided output for x [B, C, h, w], t [B], cond [B, L, D], null [1, L, D]. The null half is not computed at scale 1."""
+    """Guided output for x [B, C, h, w], t [B], B conditions and one for null. The null half is not computed at scale 1."""
     if scale == 1:
-        return predict(sd.unet, weights, x, t, cond)
-    both = predict(sd.unet, weights, torch.cat([x, x]), torch.cat([t, t]), torch.cat([null.expand_as(cond), cond]))
+        return predict(sd, weights, x, t, cond)
+    both = predict(sd, weights, torch.cat([x, x]), torch.cat([t, t]), Cond.cat([null.expand(len(x)), cond]))
     of_null, of_cond = both.chunk(2)
     return guided(of_null, of_cond, scale)
 
 
 @torch.inference_mode()
-def sample_latents(sd: StableDiffusion, cond: Tensor, null: Tensor, x: Tensor, *, steps: int, guidance_scale: float) -> Tensor:
-    """From noise x [B, C, h, w] to clean latents, toward cond [B, L, D] and away from null [1, L, D]."""
+def sample_latents(sd: StableDiffusion, cond: Cond, null: Cond, x: Tensor, *, steps: int, guidance_scale: float) -> Tensor:
+    """From noise x [B, C, h, w] to clean latents, toward B conditions and away from one, null."""
     plan = schedule(sd, steps)
     for k in range(len(plan)):
         t = plan.timesteps[k].expand(len(x))
@@ -100,7 +101,7 @@ def sample(
     place of the empty one. Each image depends on its prompt and seed alone, whatever the batch, up to float rounding."""
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds")
-    null = encode_prompts(sd, [negative_prompt or ""])
+    null = encode_prompts(sd, [negative_prompt]) if negative_prompt else encode_null(sd)
     for i in range(0, len(prompts), batch_size):
         cond = encode_prompts(sd, prompts[i : i + batch_size])
         x = noise(sd, seeds[i : i + batch_size])

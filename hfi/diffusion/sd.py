@@ -1,4 +1,4 @@
-"""A Stable Diffusion model (1.x or 2.x, epsilon or v-prediction) as a frozen bundle of its parts."""
+"""A Stable Diffusion model (1.x, 2.x or XL; epsilon or v-prediction) as a frozen bundle of its parts."""
 
 import hashlib
 import json
@@ -16,18 +16,21 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image, ImageOps
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from hfi.diffusion.cond import Cond
+from hfi.diffusion.single_file import SUFFIXES, config_folder, part_of, read_checkpoint
 from hfi.diffusion.tokens import expand, placeholders
 from hfi.errors import ModelError
 
 log = logging.getLogger(__name__)
 
-_WEIGHTS = {
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
+_PARTS: dict[str, tuple[Any, str]] = {  # class, and name of its weights' file
+    "text_encoder": (CLIPTextModel, "model"),
+    "text_encoder_2": (CLIPTextModelWithProjection, "model"),
+    "unet": (UNet2DConditionModel, "diffusion_pytorch_model"),
+    "vae": (AutoencoderKL, "diffusion_pytorch_model"),
 }
 _LIBRARIES = (transformers_logging, diffusers_logging)
 _HARMLESS_KEYS = ("position_ids",)  # a buffer that old checkpoints of CLIP carry and newer code does not
@@ -35,15 +38,19 @@ _HARMLESS_KEYS = ("position_ids",)  # a buffer that old checkpoints of CLIP carr
 
 @dataclass(frozen=True)
 class StableDiffusion:
-    """`name` is what the user gave; `content` is the sha256 of the model's files, so it survives a move of the folder."""
+    """`name` is what the user gave; `content` is the sha256 of the model's files, so it survives a move of the folder.
+
+    SD 1.x and 2.x have one text encoder, SDXL has two. `zero_null`: guidance takes zeros for the empty prompt.
+    """
 
     name: str
     content: str
-    tokenizer: Any  # CLIPTokenizer
-    text_encoder: Any  # CLIPTextModel
+    tokenizers: tuple[Any, ...]  # CLIPTokenizer, one for each encoder
+    text_encoders: tuple[Any, ...]  # CLIPTextModel, CLIPTextModelWithProjection
     unet: Any  # UNet2DConditionModel
     vae: Any  # AutoencoderKL
     scheduler: Any  # DDIMScheduler
+    zero_null: bool
     device: torch.device
     dtype: torch.dtype
 
@@ -64,7 +71,7 @@ class StableDiffusion:
     @property
     def text_length(self) -> int:
         """L, start and end included."""
-        return int(self.tokenizer.model_max_length)
+        return int(self.tokenizers[0].model_max_length)
 
     @property
     def train_steps(self) -> int:
@@ -91,74 +98,119 @@ def pick_device(wanted: str = "auto") -> torch.device:
 
 
 def load_sd(model: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> StableDiffusion:
-    """Loads a local folder or a hub id in diffusers' layout; all parts frozen, in evaluation mode.
+    """Loads a folder or a hub id in diffusers' layout, or a checkpoint file; all parts frozen, in evaluation mode.
 
     ModelError, before weights are read, for what is no Stable Diffusion model; and for weights that do not match the parts, which
     the libraries would load as random numbers.
     """
-    folder = find_model(model)
-    parts: dict[str, Any] = {}
-    for name, part in (("text_encoder", CLIPTextModel), ("unet", UNet2DConditionModel), ("vae", AutoencoderKL)):
-        parts[name] = load_part(part, folder, name, str(model), dtype).to(device).eval().requires_grad_(False)
+    source = find_model(model)
+    folder = configurations(source)
+    encoders, tokenizer_names = _encoders(folder), _tokenizers(folder)
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+        tokenizers = tuple(CLIPTokenizer.from_pretrained(folder, subfolder=name) for name in tokenizer_names)
         scheduler = _ddim(folder)
     except (OSError, ValueError, TypeError) as e:
         raise ModelError(f"cannot load {model}: {_line(e)}") from e
     if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
         kind = scheduler.config.prediction_type
         raise ModelError(f"{model} predicts {kind!r}: hfi works with models that predict epsilon or v_prediction")
-    content = content_id(folder)
+    checkpoint = read_checkpoint(source) if source.is_file() else None
+    parts: dict[str, Any] = {}
+    for name in (*encoders, "unet", "vae"):
+        part = _PARTS[name][0]
+        if checkpoint is None:
+            loaded = load_part(part, folder, name, str(model), dtype)
+        else:
+            loaded = _from_checkpoint(checkpoint, part, folder, name, str(model), dtype)
+        parts[name] = loaded.to(device).eval().requires_grad_(False)
     return StableDiffusion(
-        str(model), content, tokenizer, parts["text_encoder"], parts["unet"], parts["vae"], scheduler, torch.device(device), dtype
+        str(model),
+        content_id(source),
+        tokenizers,
+        tuple(parts[name] for name in encoders),
+        parts["unet"],
+        parts["vae"],
+        scheduler,
+        _zero_null(folder),
+        torch.device(device),
+        dtype,
     )
 
 
 def find_model(model: str | Path) -> Path:
-    """The local folder of a model: the given one, or the hub's copy in the cache, downloaded where needed. Reads no weights."""
-    folder = Path(model)
-    if not folder.is_dir():
-        if folder.exists():
-            raise ModelError(f"{model} is a file: give a model folder in diffusers' layout, or a hub id such as 'owner/name'")
+    """The folder of a model, or its checkpoint file: the given one, or the hub's copy in the cache, downloaded where needed. Reads
+    no weights."""
+    accepted = "give a model folder in diffusers' layout, a .safetensors or .ckpt checkpoint, or a hub id such as 'owner/name'"
+    source = Path(model)
+    if source.is_file():
+        if source.suffix not in SUFFIXES:
+            raise ModelError(f"{model} is a file, and no checkpoint: {accepted}")
+    elif not source.is_dir():
         if isinstance(model, Path) or str(model).count("/") != 1 or str(model).startswith((".", "/", "~")):
-            raise ModelError(
-                f"no model {str(model)!r}: give a model folder in diffusers' layout, or a hub id such as 'owner/name'"
-            )
-        folder = _download(str(model))
-    try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(
-            f"{folder} is no model: it has no model_index.json (a model folder in diffusers' layout has one)"
-        ) from None
-    except (OSError, ValueError) as e:
-        raise ModelError(f"{folder} is no model: model_index.json is unreadable ({_line(e)})") from None
-    if "text_encoder_2" in index:
-        kind = index.get("_class_name", "this")
-        raise ModelError(f"{model} is a {kind} model with two text encoders: hfi works with Stable Diffusion 1.x and 2.x")
-    missing = [n for n in (*_WEIGHTS, "tokenizer", "scheduler") if not (folder / n).is_dir()]
-    missing += [f"{n}/config.json" for n in _WEIGHTS if n not in missing and not (folder / n / "config.json").exists()]
-    missing += [f"the weights of {n}" for n in _WEIGHTS if n not in missing and not _weight_files(folder, n)]
+            raise ModelError(f"no model {str(model)!r}: {accepted}")
+        source = _download(str(model))
+    folder = configurations(source)
+    parts, others = (*_encoders(folder), "unet", "vae"), (*_tokenizers(folder), "scheduler")
+    missing = [n for n in (*parts, *others) if not (folder / n).is_dir()]
+    missing += [f"{n}/config.json" for n in parts if n not in missing and not (folder / n / "config.json").exists()]
+    if source.is_dir():
+        missing += [f"the weights of {n}" for n in parts if n not in missing and not _weight_files(folder, n)]
     if missing:
         raise ModelError(f"{model} is no Stable Diffusion model: it lacks {', '.join(missing)}")
-    _check_channels(folder, str(model))
-    return folder
+    _check_kind(folder, str(model))
+    return source
 
 
-def _check_channels(folder: Path, model: str) -> None:
-    """ModelError for a U-Net of another kind: for inpainting, depth or upscaling it reads more than noisy latents."""
-    config = {}
-    for name in ("unet", "vae"):
-        try:
-            config[name] = dict(json.loads((folder / name / "config.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as e:
-            raise ModelError(f"{folder} is no model: {name}/config.json is unreadable ({_line(e)})") from None
-    reads, gives = (config["unet"].get(key, 4) for key in ("in_channels", "out_channels"))
-    latents = config["vae"].get("latent_channels", 4)
+def configurations(source: Path) -> Path:
+    """The folder with the configurations of what `find_model` found."""
+    return config_folder(source) if source.is_file() else source
+
+
+def text_widths(source: Path) -> list[int]:
+    """D of each text encoder of what `find_model` found. Reads no weights."""
+    folder = configurations(source)
+    return [int(_json(folder, f"{name}/config.json").get("hidden_size", 512)) for name in _encoders(folder)]
+
+
+def _encoders(folder: Path) -> tuple[str, ...]:
+    return ("text_encoder", "text_encoder_2") if "text_encoder_2" in _json(folder, "model_index.json") else ("text_encoder",)
+
+
+def _tokenizers(folder: Path) -> tuple[str, ...]:
+    return tuple(name.replace("text_encoder", "tokenizer") for name in _encoders(folder))
+
+
+def _zero_null(folder: Path) -> bool:
+    """As StableDiffusionXLPipeline reads it; the pipeline of SD 1.x and 2.x knows no such thing."""
+    index = _json(folder, "model_index.json")
+    return "text_encoder_2" in index and bool(index.get("force_zeros_for_empty_prompt", True))
+
+
+def _json(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads((folder / name).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise ModelError(f"{folder} is no model: it has no {name} (a model folder in diffusers' layout has one)") from None
+    except (OSError, ValueError, TypeError) as e:
+        raise ModelError(f"{folder} is no model: {name} is unreadable ({_line(e)})") from None
+
+
+def _check_kind(folder: Path, model: str) -> None:
+    """ModelError for a U-Net of another kind: for inpainting, depth or upscaling it reads more than noisy latents, and what it
+    takes beside the text's states must be what SDXL's second encoder gives."""
+    unet, vae = (_json(folder, f"{name}/config.json") for name in ("unet", "vae"))
+    reads, gives = (unet.get(key, 4) for key in ("in_channels", "out_channels"))
+    latents = vae.get("latent_channels", 4)
     if not reads == gives == latents:
         raise ModelError(
             f"the U-Net of {model} reads {reads} channels and gives {gives}, its VAE has {latents}: hfi works with text-to-image "
             "models, where the three are equal (not with those for inpainting, depth or upscaling)"
+        )
+    takes, fits = unet.get("addition_embed_type"), "text_time" if len(_encoders(folder)) == 2 else None
+    if takes != fits:
+        raise ModelError(
+            f"the U-Net of {model} takes {takes or 'nothing'} beside the text, its text encoders give {fits or 'nothing'}: hfi works "
+            "with Stable Diffusion 1.x, 2.x and XL"
         )
 
 
@@ -173,9 +225,9 @@ def text_width(folder: Path) -> int:
 def _download(model: str) -> Path:
     try:
         with quiet():
-            from diffusers import StableDiffusionPipeline
+            from diffusers import DiffusionPipeline
 
-            found = StableDiffusionPipeline.download(model, safety_checker=None, feature_extractor=None, image_encoder=None)
+            found = DiffusionPipeline.download(model, safety_checker=None, feature_extractor=None, image_encoder=None)
     except Exception as e:  # the hub client raises its own, requests' and httpx's errors
         raise ModelError(
             f"no folder {model!r} here, and the hub gives no model of that name ({type(e).__name__}): check the name, "
@@ -185,7 +237,7 @@ def _download(model: str) -> Path:
 
 
 def _weight_files(folder: Path, name: str) -> list[Path]:
-    stem = _WEIGHTS[name]
+    stem = _PARTS[name][1]
     for suffix in (".safetensors", ".bin"):
         alias = "pytorch_model" if (suffix == ".bin" and stem == "model") else stem
         whole = folder / name / f"{alias}{suffix}"
@@ -195,20 +247,33 @@ def _weight_files(folder: Path, name: str) -> list[Path]:
     return []
 
 
-def content_id(folder: Path) -> str:
-    """sha256 over configurations, vocabulary and weights of a model folder: the same wherever the folder lies."""
-    files = [f for name in _WEIGHTS for f in (folder / name / "config.json", *_weight_files(folder, name))]
-    files += [f for name in ("tokenizer", "scheduler") for f in sorted((folder / name).iterdir()) if f.is_file()]
-    return hash_files(folder, files)
+def content_id(source: Path) -> str:
+    """sha256 over configurations, vocabulary and weights of what `find_model` found: the same wherever it lies."""
+    folder = configurations(source)
+    parts = (*_encoders(folder), "unet", "vae")
+    files = [folder / name / "config.json" for name in parts]
+    files += [f for name in (*_tokenizers(folder), "scheduler") for f in sorted((folder / name).iterdir()) if f.is_file()]
+    more = {"force_zeros_for_empty_prompt": "true"} if _zero_null(folder) else {}
+    if source.is_file():
+        more["checkpoint"] = _hash(source)
+    else:
+        files += [f for name in parts for f in _weight_files(folder, name)]
+    return hash_files(folder, files, more)
 
 
-def hash_files(folder: Path, files: Sequence[Path]) -> str:
+def hash_files(folder: Path, files: Sequence[Path], more: Mapping[str, str] | None = None) -> str:
+    """sha256 over files, by their place in the folder, and over what else counts."""
     total = hashlib.sha256()
     for file in sorted(files):
-        stat = file.stat()
-        sha = _hash_file(file, stat.st_size, stat.st_mtime_ns)
-        total.update(f"{file.relative_to(folder).as_posix()}\0{sha}\n".encode())
+        total.update(f"{file.relative_to(folder).as_posix()}\0{_hash(file)}\n".encode())
+    for name, value in sorted((more or {}).items()):
+        total.update(f"{name}\0{value}\n".encode())
     return total.hexdigest()
+
+
+def _hash(file: Path) -> str:
+    stat = file.stat()
+    return _hash_file(file, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(maxsize=256)
@@ -227,12 +292,35 @@ def load_part(part: Any, folder: Path, subfolder: str, model: str, dtype: torch.
             )
     except Exception as e:  # safetensors, torch, transformers and diffusers each have their own
         raise ModelError(f"cannot load {subfolder or 'the weights'} of {model}: {_line(e)}") from e
+    _check_weights(info, subfolder, model)
+    return loaded
+
+
+def _from_checkpoint(checkpoint: Mapping[str, Tensor], part: Any, folder: Path, name: str, model: str, dtype: torch.dtype) -> Any:
+    """One part of a checkpoint file, with the same errors."""
+    try:
+        with quiet():
+            made, weights = part_of(checkpoint, part, folder, name)
+    except Exception as e:  # the converters look up what they expect
+        raise ModelError(f"cannot load {name} of {model}: {_line(e)}") from e
+    wanted = made.state_dict()
+    weights = {key: value for key, value in weights.items() if not key.endswith(_HARMLESS_KEYS)}
+    info = {
+        "missing_keys": wanted.keys() - weights.keys(),
+        "unexpected_keys": weights.keys() - wanted.keys(),
+        "mismatched_keys": {key for key, value in weights.items() if key in wanted and value.shape != wanted[key].shape},
+    }
+    _check_weights(info, name, model)
+    made.load_state_dict(weights, assign=True)
+    return made.to(dtype)
+
+
+def _check_weights(info: Mapping[str, Any], name: str, model: str) -> None:
     for kind, words in (("missing_keys", "lacks"), ("unexpected_keys", "has unknown"), ("mismatched_keys", "has misshapen")):
         names = sorted(str(k) for k in info.get(kind, ()) if not str(k).endswith(_HARMLESS_KEYS))
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise ModelError(f"{subfolder or 'the model'} of {model} {words} weights: {', '.join(names[:3])}{more}")
-    return loaded
+            raise ModelError(f"{name or 'the model'} of {model} {words} weights: {', '.join(names[:3])}{more}")
 
 
 @contextmanager
@@ -252,9 +340,13 @@ def quiet() -> Iterator[None]:
 
 
 def _ddim(folder: Path) -> Any:
-    """The model's schedule as DDIM, with the two corrections that StableDiffusionPipeline makes to old configurations."""
+    """The model's schedule as DDIM, whatever scheduler it comes with (SDXL's is Euler). For SD 1.x and 2.x with the two corrections
+    that their pipeline makes to old configurations."""
     config = dict(DDIMScheduler.load_config(folder, subfolder="scheduler"))
-    return DDIMScheduler.from_config({**config, "clip_sample": False, "steps_offset": 1})
+    if "beta_start" not in config:  # a flow or EDM schedule, which DDIM would silently replace by its own default
+        raise ModelError(f"{folder} samples with {config.get('_class_name')}: hfi works with models that DDIM can sample")
+    corrections = {"clip_sample": False} if len(_encoders(folder)) == 2 else {"clip_sample": False, "steps_offset": 1}
+    return DDIMScheduler.from_config({**config, **corrections})
 
 
 def _line(e: BaseException) -> str:
@@ -268,33 +360,35 @@ _told: set[str] = set()  # prompts that were said to be cut
 
 
 def tokenize(sd: StableDiffusion, prompts: Sequence[str], suffix: str = "") -> Tensor:
-    """Token ids [B, L] of prompts, each followed by `suffix`. Multi-vector tokens are expanded.
+    """Token ids [B, E, L] of prompts for the E text encoders, each prompt followed by `suffix`. Multi-vector tokens are expanded.
 
     What does not fit is cut from the end of the prompt, never from the suffix, and said in one warning line.
     """
     room = sd.text_length - 2
-    end = _ids(sd, suffix) if suffix else []
-    if len(end) > room:
-        raise ModelError(f"{suffix!r} takes {len(end)} tokens: this model reads {room}")
-    rows, cut = [], []
-    for prompt in prompts:
-        ids = _ids(sd, prompt)
-        if len(ids) + len(end) > room:
-            lost = sd.tokenizer.decode(ids[room - len(end) :]).strip()
-            cut.append((prompt, lost))
-            ids = ids[: room - len(end)]
-        ids = [sd.tokenizer.bos_token_id, *ids, *end, sd.tokenizer.eos_token_id]
-        rows.append(ids + [sd.tokenizer.pad_token_id] * (sd.text_length - len(ids)))
-    if cut := [(prompt, lost) for prompt, lost in cut if prompt not in _told]:
-        _told.update(prompt for prompt, _ in cut)
-        prompt, lost = cut[0]
-        more = f" (and {len(cut) - 1} more prompts)" if len(cut) > 1 else ""
-        log.warning(f"prompt cut: this model reads {room} tokens, so '{_short(prompt)}' loses '{_short(lost)}'{more}")
-    return torch.tensor(rows, dtype=torch.long, device=sd.device)
+    columns: list[list[list[int]]] = []
+    cut: dict[str, str] = {}
+    for tokenizer in sd.tokenizers:
+        end = _ids(tokenizer, suffix) if suffix else []
+        if len(end) > room:
+            raise ModelError(f"{suffix!r} takes {len(end)} tokens: this model reads {room}")
+        rows = []
+        for prompt in prompts:
+            ids = _ids(tokenizer, prompt)
+            if len(ids) + len(end) > room:
+                cut.setdefault(prompt, tokenizer.decode(ids[room - len(end) :]).strip())
+                ids = ids[: room - len(end)]
+            ids = [tokenizer.bos_token_id, *ids, *end, tokenizer.eos_token_id]
+            rows.append(ids + [tokenizer.pad_token_id] * (sd.text_length - len(ids)))
+        columns.append(rows)
+    if new := [prompt for prompt in cut if prompt not in _told]:
+        _told.update(new)
+        more = f" (and {len(new) - 1} more prompts)" if len(new) > 1 else ""
+        log.warning(f"prompt cut: this model reads {room} tokens, so '{_short(new[0])}' loses '{_short(cut[new[0]])}'{more}")
+    return torch.tensor(columns, dtype=torch.long, device=sd.device).transpose(0, 1)
 
 
-def _ids(sd: StableDiffusion, text: str) -> list[int]:
-    ids: list[int] = sd.tokenizer(expand(sd.tokenizer, text), add_special_tokens=False, verbose=False).input_ids
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer(expand(tokenizer, text), add_special_tokens=False, verbose=False).input_ids
     return ids
 
 
@@ -302,29 +396,48 @@ def _short(text: str, width: int = 60) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
-def encode_ids(sd: StableDiffusion, ids: Tensor) -> Tensor:
-    """Token ids [B, L] -> hidden states [B, L, D]."""
-    mask = None
-    if getattr(sd.text_encoder.config, "use_attention_mask", False):
-        ends = (ids == sd.tokenizer.eos_token_id).long()  # up to the first end token: padding may be made of the same one
-        mask = (ends.cumsum(1) - ends == 0).long()
-    states: Tensor = sd.text_encoder(ids, attention_mask=mask).last_hidden_state
-    return states.to(sd.dtype)
+def encode_ids(sd: StableDiffusion, ids: Tensor) -> Cond:
+    """Token ids [B, E, L] -> B conditions.
+
+    SD 1.x and 2.x: the encoder's last states. SDXL: the last but one of both encoders, side by side, and the second one's
+    projected state at the end of the text. transformers pools at the highest id where a configuration says eos 2, as SDXL's does:
+    that is a learned token wherever there is one, and the end token only elsewhere; so the end is looked up here.
+    """
+    if len(sd.text_encoders) == 1:
+        (encoder,), (tokenizer,), ids = sd.text_encoders, sd.tokenizers, ids[:, 0]
+        mask = None
+        if getattr(encoder.config, "use_attention_mask", False):
+            ends = (ids == tokenizer.eos_token_id).long()  # up to the first end token: padding may be made of the same one
+            mask = (ends.cumsum(1) - ends == 0).long()
+        return Cond(encoder(ids, attention_mask=mask).last_hidden_state.to(sd.dtype))
+    outs = [encoder(ids[:, e], output_hidden_states=True) for e, encoder in enumerate(sd.text_encoders)]
+    states = torch.cat([out.hidden_states[-2] for out in outs], dim=-1)
+    first_end = (ids[:, -1] == sd.tokenizers[-1].eos_token_id).int().argmax(1)
+    ends = outs[-1].last_hidden_state[torch.arange(len(ids), device=ids.device), first_end]
+    return Cond(states.to(sd.dtype), sd.text_encoders[-1].text_projection(ends).to(sd.dtype))
 
 
 @torch.no_grad()
-def encode_prompts(sd: StableDiffusion, prompts: Sequence[str], suffix: str = "", batch_size: int = 64) -> Tensor:
-    """Hidden states [B, L, D] of prompts, each followed by `suffix` (see `tokenize`). Equal prompts are encoded once."""
+def encode_prompts(sd: StableDiffusion, prompts: Sequence[str], suffix: str = "", batch_size: int = 64) -> Cond:
+    """One condition for each prompt, followed by `suffix` (see `tokenize`). Equal prompts are encoded once."""
     unique = list(dict.fromkeys(prompts))
     ids = tokenize(sd, unique, suffix)
-    states = torch.cat([encode_ids(sd, part) for part in ids.split(batch_size)])
+    found = Cond.cat([encode_ids(sd, part) for part in ids.split(batch_size)])
     place = {prompt: i for i, prompt in enumerate(unique)}
-    return states[[place[prompt] for prompt in prompts]]
+    return found[[place[prompt] for prompt in prompts]]
+
+
+def encode_null(sd: StableDiffusion) -> Cond:
+    """The condition of no prompt, which guidance starts from: the empty text, or zeros where the model was made so."""
+    empty = encode_prompts(sd, [""])
+    if not sd.zero_null:
+        return empty
+    return Cond(torch.zeros_like(empty.states), None if empty.pooled is None else torch.zeros_like(empty.pooled))
 
 
 def check_placeholders(sd: StableDiffusion, text: str) -> None:
     """ModelError where the text names a <token> that is not installed: it would be read as loose letters."""
-    if unknown := [p for p in placeholders(text) if p not in sd.tokenizer.added_tokens_encoder]:
+    if unknown := [p for p in placeholders(text) if p not in sd.tokenizers[0].added_tokens_encoder]:
         raise ModelError(f"{unknown[0]} is not installed: give its file with --token")
 
 
@@ -366,19 +479,23 @@ def decode(sd: StableDiffusion, latents: Tensor) -> Tensor:
 # --- the network ---
 
 
-def predict(unet: Any, weights: Mapping[str, Tensor] | None, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-    """The U-Net's output (epsilon or v, as trained) for x [B, C, h, w], t [B] or [], cond [B, L, D] -> [B, C, h, w].
+def predict(sd: StableDiffusion, weights: Mapping[str, Tensor] | None, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+    """The U-Net's output (epsilon or v, as trained) for x [B, C, h, w], t [B] or [], B conditions -> [B, C, h, w].
 
     `weights` stand in for the U-Net's own tensors of those names: student, teacher and frozen model share everything else. They
     may be kept in another precision than the U-Net's; gradients flow to them. The network computes in the dtype of `cond`, its
     own; x and the output keep theirs, so that the arithmetic around a network in half precision stays in float32.
     """
-    inner = x.to(cond.dtype)
+    states, more = cond.states, {}
+    if cond.pooled is not None:  # SDXL is also told of the picture: its size, where it was cut (not at all) and its final size
+        size = torch.tensor([*sd.image_size, 0, 0, *sd.image_size], dtype=torch.float32, device=x.device)
+        more["added_cond_kwargs"] = {"text_embeds": cond.pooled, "time_ids": size.expand(len(x), -1)}
+    inner = x.to(states.dtype)
     if weights:
-        here = {name: value.to(cond.dtype) for name, value in weights.items()}
-        out: Tensor = torch.func.functional_call(unet, here, (inner, t, cond)).sample
+        here = {name: value.to(states.dtype) for name, value in weights.items()}
+        out: Tensor = torch.func.functional_call(sd.unet, here, (inner, t, states), more).sample
     else:
-        out = unet(inner, t, cond).sample
+        out = sd.unet(inner, t, states, **more).sample
     return out.to(x.dtype)
 
 

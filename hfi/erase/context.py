@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from hfi.config import option
-from hfi.diffusion.sd import StableDiffusion, encode_prompts
+from hfi.diffusion.cond import Cond
+from hfi.diffusion.sd import StableDiffusion, encode_null, encode_prompts
 from hfi.diffusion.training import State, Step
 from hfi.erase.distil import DistilConfig, Distilled, Predict, distil, squared_error
 from hfi.erase.removal import Removal
@@ -68,25 +69,23 @@ def erase_context(
     harmless = ["", *dict.fromkeys(p for p in removal.retain if p)]
     n, m = len(prompts), len(harmless)
     plain = encode_prompts(sd, prompts)
-    naming = torch.cat([encode_prompts(sd, [p], suffix=v) for p, v in zip(prompts, texts, strict=True)])
-    conditions = torch.cat([plain, naming])  # [2N, L, D]
+    naming = Cond.cat([encode_prompts(sd, [p], suffix=v) for p, v in zip(prompts, texts, strict=True)])
+    conditions = Cond.cat([plain, naming])  # 2N
     shares = torch.cat([counts * (1 - config.explicit), counts * config.explicit])
-    null = encode_prompts(sd, [""])
-    retained = encode_prompts(sd, harmless)  # [M, L, D]
+    null = encode_null(sd)
+    retained = Cond.cat([null, encode_prompts(sd, harmless)[1:]])  # M: the empty prompt is what guidance takes for it
     concepts = list(dict.fromkeys(texts))
-    with_concept = torch.cat([encode_prompts(sd, harmless, suffix=v) for v in concepts])  # [K M, L, D]
+    with_concept = Cond.cat([encode_prompts(sd, harmless, suffix=v) for v in concepts])  # K M
     first = torch.tensor([concepts.index(v) * m for v in texts])  # [N]: where the rows of a flagged prompt's concept begin
 
     def objective(student: Predict, frozen: Predict, z: Tensor, t: Tensor, c: Tensor, generator: torch.Generator) -> Tensor:
         h = torch.randint(m, (len(z),), generator=generator)
-        device = conditions.device
-        at_p, at_h, at_hv = (c % n).to(device), h.to(device), (first[c % n] + h).to(device)
-        asked = torch.cat([plain[at_p], with_concept[at_hv], retained[at_h]])
+        asked = Cond.cat([plain[c % n], with_concept[first[c % n] + h], retained[h]])
         eps_p, eps_hv, eps_h = frozen(torch.cat([z] * 3), torch.cat([t] * 3), asked).chunk(3)
         target = context_target(eps_p, eps_hv, eps_h, config.eta)
         if not config.retain_weight:
-            return squared_error(student(z, t, conditions[c.to(device)]), target)
-        wanted = torch.cat([conditions[c.to(device)], retained[at_h]])
+            return squared_error(student(z, t, conditions[c]), target)
+        wanted = Cond.cat([conditions[c], retained[h]])
         got, kept = student(torch.cat([z] * 2), torch.cat([t] * 2), wanted).chunk(2)
         return squared_error(got, target) + config.retain_weight * squared_error(kept, eps_h)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hfi.config import check, option
+from hfi.diffusion.cond import Cond
 from hfi.diffusion.sample import predict_guided, schedule
 from hfi.diffusion.sd import StableDiffusion, predict, velocity_weight
 from hfi.diffusion.trainable import ema_update, masters, select
@@ -23,7 +24,7 @@ from hfi.diffusion.training import State, Step
 from hfi.erase.rollouts import Latents, fresh, move_on, roll, spread, start, timestep_law
 from hfi.errors import NonFiniteLoss
 
-Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # z [B, C, h, w], t [B], cond [B, L, D] -> [B, C, h, w]
+Predict = Callable[[Tensor, Tensor, Cond], Tensor]  # z [B, C, h, w], t [B], B conditions -> [B, C, h, w]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +78,14 @@ def squared_error(a: Tensor, b: Tensor) -> Tensor:
 
 def distil(
     sd: StableDiffusion,
-    conditions: Tensor,
+    conditions: Cond,
     shares: Tensor,
-    null: Tensor,
+    null: Cond,
     objective: Objective,
     config: DistilConfig,
     state: State | None = None,
 ) -> Generator[Step, None, Distilled]:
-    """Rollouts go toward conditions [N, L, D], drawn by shares [N], with null [1, L, D] as the empty prompt."""
+    """Rollouts go toward one of N conditions, drawn by shares [N], with null as the empty prompt."""
     trained = select(sd.unet, config.train)
     student = {name: value.requires_grad_(True) for name, value in masters(trained).items()}
     teacher = masters(trained)
@@ -94,21 +95,21 @@ def distil(
     evaluations = 0
 
     def counted(weights: dict[str, Tensor] | None, grad: bool) -> Predict:
-        def run(z: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        def run(z: Tensor, t: Tensor, cond: Cond) -> Tensor:
             nonlocal evaluations
             evaluations += len(z)
             with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
-                return predict(sd.unet, weights, z, t, cond)
+                return predict(sd, weights, z, t, cond)
 
         return run
 
     def denoise(x: Tensor, t: Tensor, c: Tensor) -> Tensor:
         nonlocal evaluations
         evaluations += len(x) * (1 if config.guidance_scale == 1 else 2)
-        return predict_guided(sd, teacher, x, t, conditions[c.to(conditions.device)], null, config.guidance_scale)
+        return predict_guided(sd, teacher, x, t, conditions[c], null, config.guidance_scale)
 
     def new(count: int) -> Latents:
-        return start(sd.latent_shape, count, shares, generator, conditions.device)
+        return start(sd.latent_shape, count, shares, generator, sd.device)
 
     pool: Latents | None = None
     done = 0
@@ -120,7 +121,7 @@ def distil(
         generator.set_state(state["generator"])
         evaluations, done = int(state["evaluations"]), int(state["step"])
         if state["pool"] is not None:
-            pool = Latents(state["pool"]["x"].to(conditions.device), state["pool"]["k"], state["pool"]["c"])
+            pool = Latents(state["pool"]["x"].to(sd.device), state["pool"]["k"], state["pool"]["c"])
     elif config.rollouts == "staggered":
         pool = new(config.batch_size)
         roll(pool, spread(config.batch_size, config.ddim_steps), plan, denoise)

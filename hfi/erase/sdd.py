@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from hfi.config import option
-from hfi.diffusion.sd import StableDiffusion, encode_prompts
+from hfi.diffusion.sd import StableDiffusion, encode_null, encode_prompts
 from hfi.diffusion.training import State, Step
 from hfi.erase.distil import DistilConfig, Distilled, Predict, distil, squared_error
 from hfi.erase.removal import Removal
@@ -49,14 +49,13 @@ def erase_sdd(
     sd: StableDiffusion, removal: Removal, config: SDDConfig, state: State | None = None
 ) -> Generator[Step, None, Distilled]:
     """`removal.texts` are the concepts, as words or learned tokens."""
-    each = encode_prompts(sd, removal.texts)  # c_p [K, L, D]
-    joined = encode_prompts(sd, [", ".join(removal.texts)])  # c_s [1, L, D]
-    null = encode_prompts(sd, [""])
+    each = encode_prompts(sd, removal.texts)  # c_p, K of them
+    joined = encode_prompts(sd, [", ".join(removal.texts)])  # c_s
+    null = encode_null(sd)
 
     def objective(student: Predict, frozen: Predict, z: Tensor, t: Tensor, c: Tensor, generator: torch.Generator) -> Tensor:
-        empty = null.expand(len(z), -1, -1)
         with torch.no_grad():
-            target = (student if config.null == "student" else frozen)(z, t, empty)
-        return sdd_loss(student(z, t, joined.expand(len(z), -1, -1)), target)
+            target = (student if config.null == "student" else frozen)(z, t, null.expand(len(z)))
+        return sdd_loss(student(z, t, joined.expand(len(z))), target)
 
     return distil(sd, each, torch.ones(len(each)), null, objective, config, state)

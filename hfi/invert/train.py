@@ -11,11 +11,11 @@ prompt followed by v, so that v explains only what the prompt does not (beyond t
 sentences.
 
 Only the n x D numbers of v are trained: they replace the output of the embedding lookup at v's positions, the table stays as it
-is.
+is. A model with two text encoders (SDXL) learns n vectors for each of them, together.
 """
 
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -74,32 +74,39 @@ def inversion_loss(out: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     return (weight * (out - target).pow(2).flatten(1).mean(1)).mean()
 
 
-def initial_vectors(sd: StableDiffusion, phrase: str, n: int) -> Tensor:
-    """Where v starts, [n, D]: the rows of the phrase's tokens, repeated in turn where there are fewer than n; more than n are
-    averaged in n runs of neighbours."""
-    ids = sd.tokenizer(phrase, add_special_tokens=False, verbose=False).input_ids
-    if not ids:
-        raise UsageError("inversion needs a word to start from: give --initial-word, or the concept an initial word")
-    rows = sd.text_encoder.get_input_embeddings().weight.detach()[ids].float()
-    if len(rows) >= n:
-        return torch.stack([part.mean(0) for part in rows.tensor_split(n)])
-    return rows[torch.arange(n) % len(rows)]
+def initial_vectors(sd: StableDiffusion, phrase: str, n: int) -> tuple[Tensor, ...]:
+    """Where v starts, [n, D] for each encoder: the rows of the phrase's tokens, repeated in turn where there are fewer than n; more
+    than n are averaged in n runs of neighbours."""
+    started = []
+    for tokenizer, encoder in zip(sd.tokenizers, sd.text_encoders, strict=True):
+        ids = tokenizer(phrase, add_special_tokens=False, verbose=False).input_ids
+        if not ids:
+            raise UsageError("inversion needs a word to start from: give --initial-word, or the concept an initial word")
+        rows = encoder.get_input_embeddings().weight.detach()[ids].float()
+        if len(rows) >= n:
+            started.append(torch.stack([part.mean(0) for part in rows.tensor_split(n)]))
+        else:
+            started.append(rows[torch.arange(n) % len(rows)])
+    return tuple(started)
 
 
 @contextmanager
-def injected(encoder: Any, first: int, vectors: Tensor) -> Iterator[None]:
-    """Ids first ... first + n - 1 look up `vectors` [n, D] instead of the embedding table; gradients flow to them."""
+def injected(sd: StableDiffusion, placeholder: str, vectors: Sequence[Tensor]) -> Iterator[None]:
+    """The placeholder's ids look up `vectors`, [n, D] for each encoder, instead of the embedding tables; gradients flow to them."""
 
-    def replace(module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        place = args[0] - first
-        ours = (place >= 0) & (place < len(vectors))
-        return torch.where(ours[..., None], vectors[place.clamp(0, len(vectors) - 1)].to(output.dtype), output)
+    def hook(first: int, rows: Tensor) -> Any:
+        def replace(module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            place = args[0] - first
+            ours = (place >= 0) & (place < len(rows))
+            return torch.where(ours[..., None], rows[place.clamp(0, len(rows) - 1)].to(output.dtype), output)
 
-    handle = encoder.get_input_embeddings().register_forward_hook(replace)
-    try:
+        return replace
+
+    with ExitStack() as hooks:
+        for tokenizer, encoder, rows in zip(sd.tokenizers, sd.text_encoders, vectors, strict=True):
+            first = tokenizer.convert_tokens_to_ids(placeholder)
+            hooks.callback(encoder.get_input_embeddings().register_forward_hook(hook(first, rows)).remove)
         yield
-    finally:
-        handle.remove()
 
 
 def invert(
@@ -108,17 +115,16 @@ def invert(
     """Trains v; the generator's return value is the token, without provenance. NonFiniteLoss where training diverges."""
     start = initial_vectors(sd, initial, config.vectors)
     named = install(sd, LearnedToken(placeholder, start))
-    first = named.tokenizer.convert_tokens_to_ids(placeholder)
     texts = _texts(named, examples, placeholder, config.template)
 
-    v = start.to(sd.device).clone().requires_grad_(True)
-    average = v.detach().clone()
-    optimizer = torch.optim.AdamW([v], lr=config.learning_rate, weight_decay=config.weight_decay)
+    v = [rows.to(sd.device).clone().requires_grad_(True) for rows in start]
+    average = [rows.detach().clone() for rows in v]
+    optimizer = torch.optim.AdamW(v, lr=config.learning_rate, weight_decay=config.weight_decay)
     generator = torch.Generator().manual_seed(config.seed)
     done = 0
     if state:
-        v.data.copy_(state["v"])
-        average.copy_(state["average"])
+        for mine, theirs in zip((*v, *average), (*state["v"], *state["average"]), strict=True):
+            mine.data.copy_(theirs)
         optimizer.load_state_dict(state["optimizer"])
         generator.set_state(state["generator"])
         done = int(state["step"])
@@ -134,32 +140,33 @@ def invert(
         t = t.to(sd.device)
         z_t = sd.scheduler.add_noise(z0, noise, t)
         target = sd.scheduler.get_velocity(z0, noise, t) if sd.prediction_type == "v_prediction" else noise
-        with injected(named.text_encoder, first, v):
+        with injected(named, placeholder, v):
             cond = encode_ids(named, torch.stack(words))
         if config.error == "velocity":
             weight = weight * velocity_weight(sd, t).to(weight)
-        loss = inversion_loss(predict(sd.unet, None, z_t, t, cond).float(), target.float(), weight)
+        loss = inversion_loss(predict(sd, None, z_t, t, cond).float(), target.float(), weight)
         optimizer.zero_grad()
         loss.backward()
-        if not torch.isfinite(loss) or v.grad is None or not torch.isfinite(v.grad).all():
+        if not torch.isfinite(loss) or any(rows.grad is None or not torch.isfinite(rows.grad).all() for rows in v):
             raise NonFiniteLoss(step)
         optimizer.step()
-        average.lerp_(v.detach(), 1 - config.ema_decay)
+        for mean_rows, rows in zip(average, v, strict=True):
+            mean_rows.lerp_(rows.detach(), 1 - config.ema_decay)
 
         def kept() -> State:
             return {
-                "v": v.detach().cpu().clone(),
-                "average": average.cpu().clone(),
+                "v": [rows.detach().cpu().clone() for rows in v],
+                "average": [rows.cpu().clone() for rows in average],
                 "optimizer": optimizer.state_dict(),
                 "generator": generator.get_state(),
             }
 
         yield Step(step, float(loss.detach()), kept)
-    return LearnedToken(placeholder, average.cpu())
+    return LearnedToken(placeholder, tuple(rows.cpu() for rows in average))
 
 
 def _texts(sd: StableDiffusion, examples: Examples, placeholder: str, template: str) -> list[Tensor]:
-    """For each image the token ids [T, L] of the texts to draw from. A prompt too long is cut, v never is."""
+    """For each image the token ids [T, E, L] of the texts to draw from. A prompt too long is cut, v never is."""
     plain = tokenize(sd, [sentence.format(placeholder) for sentence in PLAIN])
     if template == "plain":
         return [plain] * len(examples.prompts)
@@ -169,5 +176,5 @@ def _texts(sd: StableDiffusion, examples: Examples, placeholder: str, template: 
 
 
 def _draw(texts: Tensor, generator: torch.Generator) -> Tensor:
-    """One row [L] of [T, L]; a single one costs no random number."""
+    """One text [E, L] of [T, E, L]; a single one costs no random number."""
     return texts[0] if len(texts) == 1 else texts[int(torch.randint(len(texts), (1,), generator=generator))]
