@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
-from tiny import WIDTHS, saved
+from safetensors.torch import save_file
+from tiny import WIDTHS, checkpoint, saved
 
 from hfi.cli import main
 from hfi.cli.generate import plan
@@ -742,7 +743,7 @@ def test_every_family_goes_all_the_way(hfi: Hfi, space: Path, root: Path, kind: 
     assert code == 0, err
     (space / "some.txt").write_text("a cat\na dog\n")
     measured = ["--detector", "none", "--backbone", "none", "--prompts", space / "some.txt", "--steps", 2]
-    code, out, err = hfi("evaluate", "-w", space, "-m", folder, "-c", "fog", *measured, "--json")
+    code, _, err = hfi("evaluate", "-w", space, "-m", folder, "-c", "fog", *measured)
     assert code == 0, err
     pictures = list((space / "runs" / "evaluate" / "fog" / "images").rglob("*.png"))
     assert len(pictures) == 5 * 2
@@ -758,3 +759,18 @@ def test_a_token_of_another_family_is_one_line_before_a_model_is_loaded(
         code, _, err = hfi(command[0], "-w", space, "-m", saved(root, used), *command[1:])
         assert (code, err.count("\n")) == (1, 1)
         assert "it was learned for another model" in err
+
+
+def test_a_checkpoint_file_is_a_model_like_any_other(hfi: Hfi, space: Path, root: Path, tmp_path: Path) -> None:
+    save_file(checkpoint("epsilon"), tmp_path / "m.safetensors")
+    command = ["-w", space, "-m", tmp_path / "m.safetensors"]
+    code, _, err = hfi("generate", *command, "--prompt", "a cat", "--steps", 2)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "put the model's configurations" in err
+    shutil.copytree(saved(root, "epsilon"), tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors", "clip"))
+    code, _, err = hfi("erase", *command, "-c", "fog", "--text", "a hat", "--steps", 1, "--ddim-steps", 4, *FAST)
+    assert code == 0, err
+    code, _, err = hfi("generate", *command, "--prompt", "a cat", "--steps", 2, "--erasure", "fog-sdd-text")
+    assert code == 0, err
+    made = Erasure.load(space / "erasures" / "fog-sdd-text.safetensors")
+    assert stored(space)[-1].model_content == made.metadata["base"] != load_sd(saved(root, "epsilon")).content
