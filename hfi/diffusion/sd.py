@@ -206,7 +206,10 @@ def _check_kind(folder: Path, model: str) -> None:
             f"the U-Net of {model} reads {reads} channels and gives {gives}, its VAE has {latents}: hfi works with text-to-image "
             "models, where the three are equal (not with those for inpainting, depth or upscaling)"
         )
-    takes, fits = unet.get("addition_embed_type"), "text_time" if len(_encoders(folder)) == 2 else None
+    takes, fits = (
+        unet.get("addition_embed_type") or unet.get("class_embed_type"),
+        "text_time" if len(_encoders(folder)) == 2 else None,
+    )
     if takes != fits:
         raise ModelError(
             f"the U-Net of {model} takes {takes or 'nothing'} beside the text, its text encoders give {fits or 'nothing'}: hfi works "
