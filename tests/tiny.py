@@ -106,7 +106,7 @@ def pipeline(prediction_type: str = "epsilon") -> StableDiffusionPipeline:
 
 def pipeline_xl() -> StableDiffusionXLPipeline:
     """Pictures 16 high and 24 wide, Euler, as the real one: two text encoders of different width and padding, eos 2 in the second's
-    configuration."""
+    configuration, no offset of the steps."""
     torch.manual_seed(0)
     one, two = tokenizer(), tokenizer(pad_token="!")
     width = {"hidden_size": WIDTH_2, "projection_dim": 12, "num_hidden_layers": 3, "hidden_act": "gelu", "eos_token_id": 2}
@@ -148,7 +148,7 @@ def pipeline_xl() -> StableDiffusionXLPipeline:
         tokenizer=one,
         tokenizer_2=two,
         unet=unet,
-        scheduler=EulerDiscreteScheduler(num_train_timesteps=1000, steps_offset=1, **schedule),
+        scheduler=EulerDiscreteScheduler(num_train_timesteps=1000, **schedule),
     )
 
 
