@@ -1,6 +1,7 @@
 """A cleaned model as a folder and as one file: the same images, read by diffusers alone."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import load_file
-from tiny import pipeline, saved, text_config, tokenizer
+from safetensors.torch import load_file, save_file
+from tiny import checkpoint, pipeline, saved, text_config, tokenizer
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from hfi.diffusion.sd import StableDiffusion, load_sd
@@ -48,6 +55,11 @@ def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("models"), "xl")
+
+
 def erasure(sd: StableDiffusion, seed: int = 3, **more: str) -> Erasure:
     g = torch.Generator().manual_seed(seed)
     state = sd.unet.state_dict()
@@ -58,12 +70,16 @@ def erasure(sd: StableDiffusion, seed: int = 3, **more: str) -> Erasure:
 
 def draw(pipe: Any, prompt: str = "a cat") -> np.ndarray:
     pipe.set_progress_bar_config(disable=True)
-    image = pipe(prompt, num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="np").images[0]
+    size = pipe.unet.config.sample_size
+    h, w = (size, size) if isinstance(size, int) else size
+    size = {"height": h * pipe.vae_scale_factor, "width": w * pipe.vae_scale_factor}
+    noise = torch.Generator().manual_seed(0)
+    image = pipe(prompt, **size, num_inference_steps=2, generator=noise, output_type="np").images[0]
     return np.asarray(image)
 
 
 def cleaned(model: Path, *erasures: Erasure) -> Any:
-    pipe = StableDiffusionPipeline.from_pretrained(model)
+    pipe = DiffusionPipeline.from_pretrained(model)
     pipe.unet.load_state_dict(apply(load_sd(model), *erasures).unet.state_dict())
     return pipe
 
@@ -71,11 +87,9 @@ def cleaned(model: Path, *erasures: Erasure) -> Any:
 # --- one file ---
 
 
-@pytest.mark.parametrize("kind", ["first", "second"])
-def test_one_file_gives_the_same_image(
-    hfi: Call, workspace: Workspace, model: Path, second: Path, kind: str, request: pytest.FixtureRequest
-) -> None:
-    folder = {"first": model, "second": second}[kind]
+@pytest.mark.parametrize("kind", ["first", "second", "xl"])
+def test_one_file_gives_the_same_image(hfi: Call, workspace: Workspace, model: Path, second: Path, xl: Path, kind: str) -> None:
+    folder = {"first": model, "second": second, "xl": xl}[kind]
     made = erasure(load_sd(folder))
     made.save(workspace.erasures / "fog.safetensors")
     done = hfi("export", "single-file", "-w", workspace.path, "-m", folder, "--erasure", "fog", "--json")
@@ -83,19 +97,20 @@ def test_one_file_gives_the_same_image(
     file = Path(json.loads(done.stdout)["file"])
     assert file == workspace.exports / "single-file" / "fog.safetensors"
     tops = {key.split(".")[0] + "." + key.split(".")[1] for key in load_file(file)}
-    encoder = {"first": "cond_stage_model.transformer", "second": "cond_stage_model.model"}[kind]
+    encoders = {"first": ["cond_stage_model.transformer"], "second": ["cond_stage_model.model"], "xl": ["conditioner.embedders"]}
     assert tops == {
         "model.diffusion_model",
-        encoder,
+        *encoders[kind],
         *(f"first_stage_model.{p}" for p in ("encoder", "decoder", "quant_conv", "post_quant_conv")),
     }
-    pipe = StableDiffusionPipeline.from_single_file(file, config=str(folder), local_files_only=True, safety_checker=None)
-    wanted, base = draw(cleaned(folder, made)), draw(StableDiffusionPipeline.from_pretrained(folder))
+    family, more = (StableDiffusionXLPipeline, {}) if kind == "xl" else (StableDiffusionPipeline, {"safety_checker": None})
+    pipe = family.from_single_file(file, config=str(folder), local_files_only=True, **more)
+    wanted, base = draw(cleaned(folder, made)), draw(DiffusionPipeline.from_pretrained(folder))
     np.testing.assert_allclose(draw(pipe), wanted, atol=1e-5)
     assert np.abs(wanted - base).max() > 1e-3
     with safe_open(file, framework="pt") as opened:
         about = opened.metadata()
-    assert about["prediction_type"] == {"first": "epsilon", "second": "v_prediction"}[kind]
+    assert about["prediction_type"] == {"first": "epsilon", "second": "v_prediction", "xl": "epsilon"}[kind]
     assert str(folder.parent) not in json.dumps(about)
 
 
@@ -186,7 +201,7 @@ def test_text_encoders_with_and_without_the_prefix() -> None:
     prefixed = {f"text_model.{name}": value for name, value in plain.items()}
     for act, key in (("quick_gelu", "transformer.text_model.final_layer_norm.bias"), ("gelu", "model.ln_final.bias")):
         configs = {"unet": {"down_block_types": (), "up_block_types": ()}, "vae": {"block_out_channels": ()}}
-        one, two = (compvis.checkpoint({}, {}, e, {**configs, "text_encoder": {"hidden_act": act}}) for e in (plain, prefixed))
+        one, two = (compvis.checkpoint({}, {}, [e], {**configs, "text_encoder": {"hidden_act": act}}) for e in (plain, prefixed))
         assert set(one) == set(two)
         assert f"cond_stage_model.{key}" in one
 
@@ -212,7 +227,7 @@ def test_what_the_original_layout_has_no_place_for(config: dict[str, Any], words
 
 def test_a_folder_gives_the_same_image_and_says_what_it_is(hfi: Call, workspace: Workspace, model: Path) -> None:
     sd = load_sd(model)
-    sha, token = "a" * 64, LearnedToken("<fog>", torch.randn(2, 16))
+    sha, token = "a" * 64, LearnedToken("<fog>", (torch.randn(2, 16),))
     judgments = JudgmentSet(
         "fog", "binary", tuple(Judgment((str(i),), ("p",), "shows", f"p{i % 2}", i == 0, "c", "", 1) for i in range(5))
     )
@@ -250,7 +265,7 @@ def test_a_folder_gives_the_same_image_and_says_what_it_is(hfi: Call, workspace:
     pipe = StableDiffusionPipeline.from_pretrained(folder)
     np.testing.assert_array_equal(draw(pipe), draw(cleaned(model, two, one)))
     ids = pipe.tokenizer.convert_tokens_to_ids(["<fog>", "<fog>_1"])
-    assert torch.equal(pipe.text_encoder.get_input_embeddings().weight[ids], token.embeddings)
+    assert torch.equal(pipe.text_encoder.get_input_embeddings().weight[ids], token.embeddings[0])
     assert load_sd(folder).content != sd.content
     for file in ("scheduler/scheduler_config.json",):
         assert (folder / file).read_bytes() == (model / file).read_bytes()
@@ -278,8 +293,32 @@ def test_a_folder_gives_the_same_image_and_says_what_it_is(hfi: Call, workspace:
     assert (done.exit_code, "is there already" in done.stderr) == (1, True)
 
 
+@pytest.mark.parametrize("kind", ["epsilon", "xl"])
+def test_a_checkpoint_file_is_exported_like_a_folder(
+    hfi: Call, workspace: Workspace, model: Path, xl: Path, tmp_path: Path, kind: str
+) -> None:
+    """The folder of its configurations has no weights, and a safety checker that must not come along without them."""
+    whole = {"epsilon": model, "xl": xl}[kind]
+    file, beside = tmp_path / "m.safetensors", tmp_path / "m"
+    save_file(checkpoint(kind), file)
+    shutil.copytree(whole, beside, ignore=shutil.ignore_patterns("*.safetensors"))
+    if kind == "epsilon":
+        shutil.copytree(beside / "vae", beside / "safety_checker")
+        index = json.loads((beside / "model_index.json").read_text())
+        index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+        (beside / "model_index.json").write_text(json.dumps(index))
+    made = erasure(load_sd(file))
+    made.save(workspace.erasures / "fog.safetensors")
+    for format in ("folder", "single-file", "lora"):
+        done = hfi("export", format, "-w", workspace.path, "-m", file, "--erasure", "fog")
+        assert done.exit_code == 0, done.output
+    wanted = DiffusionPipeline.from_pretrained(whole)
+    wanted.unet.load_state_dict(apply(load_sd(file), made).unet.state_dict())
+    exported = DiffusionPipeline.from_pretrained(workspace.exports / "folder" / "fog")
+    np.testing.assert_array_equal(draw(exported), draw(wanted))
+
+
 def test_parts_that_were_not_downloaded_are_not_asked_for(hfi: Call, workspace: Workspace, model: Path, tmp_path: Path) -> None:
-    import shutil
 
     copy = tmp_path / "base"
     shutil.copytree(model, copy)

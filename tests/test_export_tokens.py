@@ -12,7 +12,7 @@ from diffusers import StableDiffusionPipeline
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from tiny import WIDTH, saved
+from tiny import WIDTH, WIDTH_2, saved
 
 from hfi.diffusion.tokens import LearnedToken
 from hfi.errors import ModelError
@@ -123,7 +123,7 @@ def test_what_is_no_token_is_said_in_one_line(tmp_path: Path, data: Any, words: 
 
 @pytest.fixture
 def space(workspace: Workspace) -> Workspace:
-    LearnedToken("<fog>", vectors(), {"base": "b", "judgments": "j"}).save(workspace.tokens / "fog.safetensors")
+    LearnedToken("<fog>", (vectors(),), {"base": "b", "judgments": "j"}).save(workspace.tokens / "fog.safetensors")
     return workspace
 
 
@@ -147,13 +147,27 @@ def test_a_token_goes_out_and_comes_back(hfi: Call, space: Workspace, model: Pat
         "token": "<mist>",
         "file": str(space.tokens / "mist.safetensors"),
         "vectors": 3,
-        "width": WIDTH,
+        "widths": [WIDTH],
         "new": True,
     }
     back = LearnedToken.load(space.tokens / "mist.safetensors")
-    assert torch.equal(back.embeddings, vectors())
+    assert torch.equal(back.embeddings[0], vectors())
     assert (back.placeholder, back.metadata["source"], back.metadata["judgments"]) == ("<mist>", "imported", "j")
     assert len(back.metadata["file_sha256"]) == 64
+
+
+def test_a_token_for_two_encoders_goes_out_and_comes_back(hfi: Call, space: Workspace, tmp_path: Path) -> None:
+    xl = saved(tmp_path, "xl")
+    token = LearnedToken("<haze>", (vectors(), vectors(3, WIDTH_2)))
+    token.save(space.tokens / "haze.safetensors")
+    assert "export it as webui" in hfi("export", "token", "haze", "-w", space.path).errors[0]
+    assert hfi("export", "token", "haze", "-w", space.path, "--format", "webui").exit_code == 0
+    file = space.exports / "webui" / "haze.safetensors"
+    assert set(load_file(file)) == {"clip_l", "clip_g"}
+    done = hfi("import-token", file, "-w", space.path, "--name", "<mist>", "-m", xl, "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["widths"] == [WIDTH, WIDTH_2]
+    assert LearnedToken.load(space.tokens / "mist.safetensors").content == token.content
 
 
 def test_names_come_from_the_file_and_the_same_token_counts_once(hfi: Call, space: Workspace, tmp_path: Path) -> None:
@@ -187,7 +201,7 @@ def test_mistakes_of_import_token(
         (["words.safetensors"], 1, "it is not safetensors"),
         (["words.pt"], 1, "cannot be read safely"),
         (["words.txt"], 1, ".safetensors, .pt, .bin are read"),
-        (["xl.safetensors", "-m", model], 1, "SDXL's two text encoders (clip_l, clip_g)"),
+        (["xl.safetensors", "-m", model], 1, f"has vectors for 2 text encoders, {model} has 1"),
         (["wide.safetensors", "-m", model], 1, f"width {WIDTH + 1}, the text encoder of {model} has {WIDTH}"),
         (["wide.safetensors", "-m", "nowhere"], 1, "no model 'nowhere'"),
         (["wide.safetensors", "--name", "Wide"], 2, "cannot name a token"),

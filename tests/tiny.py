@@ -1,6 +1,5 @@
 """Random models of a few thousand parameters in the real formats: what is true of any model can be tested on them in seconds."""
 
-import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from hfi.export import compvis
 
 WIDTH = 16  # of the text encoder
 WIDTH_2 = 24  # of SDXL's second one
@@ -180,120 +181,14 @@ def saved(root: Path, kind: str) -> Path:
     return folder
 
 
-# --- the original layout: one file, other names ---
-
-_RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "time_emb_proj": "emb_layers.1",
-    "conv_shortcut": "skip_connection",
-}
-_AROUND = {
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0",
-    "add_embedding.linear_2": "label_emb.0.2",
-    "conv_in": "input_blocks.0.0",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
-}
-_OPEN_CLIP = {
-    "embeddings.token_embedding.weight": "token_embedding.weight",
-    "embeddings.position_embedding.weight": "positional_embedding",
-    "final_layer_norm": "ln_final",
-    "encoder.layers": "transformer.resblocks",
-    "layer_norm1": "ln_1",
-    "layer_norm2": "ln_2",
-    "self_attn": "attn",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
-}
-
-
 def checkpoint(kind: str) -> dict[str, torch.Tensor]:
-    """All weights of the model as SD 1.x (`epsilon`), 2.x (`v_prediction`) or XL (`xl`) were published in one file."""
+    """All weights of the model as SD 1.x (`epsilon`), 2.x (`v_prediction`) or XL (`xl`) were published in one file, with what such
+    files hold beside them."""
     pipe = pipeline_xl() if kind == "xl" else pipeline(kind)
-    found = {f"model.diffusion_model.{_unet_name(k)}": v for k, v in pipe.unet.state_dict().items()}
-    for key, value in pipe.vae.state_dict().items():
-        name = _vae_name(key, len(pipe.vae.config.block_out_channels))
-        conv = ".attn_1." in name and value.ndim == 2
-        found[f"first_stage_model.{name}"] = value[:, :, None, None] if conv else value
+    encoders = [pipe.text_encoder, pipe.text_encoder_2] if kind == "xl" else [pipe.text_encoder]
+    act = {"hidden_act": "gelu" if kind == "v_prediction" else "quick_gelu"}  # tells OpenCLIP
+    configs = {"unet": pipe.unet.config, "vae": pipe.vae.config, "text_encoder": act}
+    found = compvis.checkpoint(pipe.unet.state_dict(), pipe.vae.state_dict(), [e.state_dict() for e in encoders], configs)
     if kind == "v_prediction":
-        found |= _open_clip(pipe.text_encoder.state_dict(), "cond_stage_model.model.")
         found["cond_stage_model.model.text_projection"] = torch.eye(WIDTH)  # it is there, and SD 2.x does not read it
-    else:
-        place = "conditioner.embedders.0." if kind == "xl" else "cond_stage_model."
-        found |= {f"{place}transformer.text_model.{k}": v for k, v in pipe.text_encoder.state_dict().items()}
-    if kind == "xl":
-        found |= _open_clip(pipe.text_encoder_2.state_dict(), "conditioner.embedders.1.model.")
-    return {name: value.clone().contiguous() for name, value in found.items()} | {"alphas_cumprod": torch.ones(1000)}
-
-
-def _unet_name(key: str) -> str:
-    """For blocks of one layer: down block b is input blocks 1 + 2 b (layer) and 2 + 2 b (downsampling), up block b is output blocks
-    2 b and 2 b + 1."""
-    for new, old in _AROUND.items():
-        if key.startswith(f"{new}."):
-            return key.replace(new, old, 1)
-    where, rest = key.split(".", 1)
-    if where == "mid_block":
-        kind, i, rest = rest.split(".", 2)
-        return f"middle_block.{1 if kind == 'attentions' else 2 * int(i)}.{_inside(kind, rest)}"
-    b, kind, i, rest = rest.split(".", 3)
-    if kind == "downsamplers":
-        return f"input_blocks.{2 * int(b) + 2}.0.op.{rest.removeprefix('conv.')}"
-    if kind == "upsamplers":  # after the attention, where the block has one
-        return f"output_blocks.{2 * int(b) + 1}.{2 if b == '0' else 1}.{rest}"
-    column = 1 if kind == "attentions" else 0
-    n = 2 * int(b) + int(i)
-    place = f"input_blocks.{n + 1}" if where == "down_blocks" else f"output_blocks.{n}"
-    return f"{place}.{column}.{_inside(kind, rest)}"
-
-
-def _inside(kind: str, rest: str) -> str:
-    if kind == "attentions":
-        return rest
-    name, last = rest.split(".")
-    return f"{_RESNET[name]}.{last}"
-
-
-def _vae_name(key: str, blocks: int) -> str:
-    key = re.sub(r"up_blocks\.(\d)", lambda m: f"up.{blocks - 1 - int(m[1])}", key).replace("down_blocks", "down")
-    key = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", key)
-    for new, old in {
-        "resnets": "block",
-        "downsamplers.0": "downsample",
-        "upsamplers.0": "upsample",
-        "mid_block.attentions.0": "mid.attn_1",
-        "group_norm": "norm",
-        "to_q": "q",
-        "to_k": "k",
-        "to_v": "v",
-        "to_out.0": "proj_out",
-        "conv_shortcut": "nin_shortcut",
-        "conv_norm_out": "norm_out",
-    }.items():
-        key = key.replace(new, old)
-    return key
-
-
-def _open_clip(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    found = {}
-    for key, value in weights.items():
-        name = _renamed(key.removeprefix("text_model."))
-        if name == "text_projection.weight":
-            found[f"{prefix}text_projection"] = value.T
-        elif ".q_proj." in name:  # the three are one there
-            three = torch.cat([weights[key.replace("q_proj", f"{x}_proj")] for x in "qkv"])
-            found[prefix + name.replace("q_proj.", "in_proj_")] = three
-        elif ".k_proj." not in name and ".v_proj." not in name:
-            found[prefix + name] = value
-    return found
-
-
-def _renamed(key: str) -> str:
-    for new, old in _OPEN_CLIP.items():
-        key = key.replace(new, old)
-    return key
+    return {**found, "alphas_cumprod": torch.ones(1000)}

@@ -32,24 +32,26 @@ HalfOption = Annotated[bool, typer.Option("--half", help="Write 16-bit floats: h
 
 @dataclass(frozen=True)
 class _Source:
-    """What is exported: erasures that go together, and the model that they were made for."""
+    """What is exported: erasures that go together, and the model that they were made for: a name, where that was found, and the
+    folder of its configurations."""
 
-    folder: Path
     model: str
+    found: Path
+    folder: Path
     erasures: "Sequence[Erasure]"
     name: str
 
 
 def _source(space: Workspace, model: str, names: Sequence[str]) -> _Source:
     """Everything that can be said before weights are read."""
-    from hfi.diffusion.sd import content_id, find_model
+    from hfi.diffusion.sd import configurations, content_id, find_model
     from hfi.erase.erasure import Erasure, check_together
 
     files = [find_file(space.erasures, name, "erasure", "hfi erase") for name in names]
     erasures = [Erasure.load(file) for file in files]
-    folder = find_model(model)
-    check_together(erasures, content_id(folder), model)
-    return _Source(folder, model, erasures, "+".join(file.stem for file in files))
+    found = find_model(model)
+    check_together(erasures, content_id(found), model)
+    return _Source(model, found, configurations(found), erasures, "+".join(file.stem for file in files))
 
 
 @app.command("folder")
@@ -111,8 +113,9 @@ def export_single_file(
     target = _target(out or space.exports / "single-file" / f"{source.name}.safetensors")
     check_layout(source.folder)
     sd = apply(load_sd(model), *source.erasures)
-    configs = {"unet": sd.unet.config, "vae": sd.vae.config, "text_encoder": sd.text_encoder.config.to_dict()}
-    tensors = checkpoint(sd.unet.state_dict(), sd.vae.state_dict(), sd.text_encoder.state_dict(), configs)
+    configs = {"unet": sd.unet.config, "vae": sd.vae.config, "text_encoder": sd.text_encoders[0].config.to_dict()}
+    encoders = [encoder.state_dict() for encoder in sd.text_encoders]
+    tensors = checkpoint(sd.unet.state_dict(), sd.vae.state_dict(), encoders, configs)
     if half:
         tensors = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
     write_safetensors(target, tensors, {**metadata(source.erasures, __version__), "prediction_type": sd.prediction_type})
@@ -148,9 +151,8 @@ def export_lora(
 ) -> None:
     """Write an erasure as a LoRA, whose strength is chosen when it is used; says how near it comes to the erasure."""
     import torch
-    from diffusers import UNet2DConditionModel
 
-    from hfi.diffusion.sd import load_part
+    from hfi.diffusion.sd import load_unet
     from hfi.diffusion.tokens import write_safetensors
     from hfi.erase.erasure import compose
     from hfi.export.about import metadata
@@ -159,7 +161,7 @@ def export_lora(
     space = Workspace.open(workspace)
     source = _source(space, model, erasure)
     target = _target(out or space.exports / f"lora-{format}" / f"{source.name}.safetensors")
-    base = load_part(UNet2DConditionModel, source.folder, "unet", model).state_dict()
+    base = load_unet(source.found, model).state_dict()
     changed = compose(base, source.erasures)
     with progress("taking apart", sum(value.ndim > 1 for value in changed.values()), "matrices") as advance:
         made = lora(
@@ -205,18 +207,19 @@ def export_token(
     """Write a learned token as one safetensors file for diffusers, A1111's web UI or ComfyUI."""
     from hfi.diffusion.tokens import write_safetensors
     from hfi.export.about import public_name
-    from hfi.export.tokens import ONE, encode
+    from hfi.export.tokens import ONE, SDXL, encode
 
     space = Workspace.open(workspace)
     (token,) = load_tokens(space, [name])
-    tensors = encode(token.placeholder, {ONE: token.embeddings}, format)
+    keys = (ONE,) if len(token.embeddings) == 1 else SDXL
+    tensors = encode(token.placeholder, dict(zip(keys, token.embeddings, strict=True)), format)
     word = token.placeholder.strip("<>")
     target = _target(out or space.exports / format / f"{word}.safetensors")
     about = {**token.metadata, "placeholder": token.placeholder}
     if "base_name" in about:
         about["base_name"] = public_name(about["base_name"])
     write_safetensors(target, tensors, about)
-    result = {"file": str(target), "format": format, "token": token.placeholder, "vectors": len(token.embeddings)}
+    result = {"file": str(target), "format": format, "token": token.placeholder, "vectors": len(token.names)}
     use = f"a prompt names it {token.placeholder}"
     if format == "webui":
         use = f"a prompt names the file: {target.stem} in A1111's web UI, embedding:{target.stem} in ComfyUI"

@@ -10,7 +10,7 @@ import typer
 
 from hfi import __version__
 from hfi.cli.options import JsonOption, WorkspaceOption
-from hfi.errors import HfiError, ModelError, UsageError
+from hfi.errors import HfiError, UsageError
 from hfi.workspace import Workspace
 
 
@@ -24,27 +24,21 @@ def import_token(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="A model that the token must fit: a folder or a hub id.", show_default=False),
+        typer.Option(
+            "--model", "-m", help="A model that the token must fit: a folder, a checkpoint file, or a hub id.", show_default=False
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Bring a learned token into the workspace, from diffusers, A1111's web UI, ComfyUI or hfi. Pickled files are read safely."""
-    from hfi.diffusion.sd import find_model, text_width
-    from hfi.diffusion.tokens import LearnedToken, check_placeholder
+    from hfi.diffusion.sd import find_model, text_widths
+    from hfi.diffusion.tokens import LearnedToken, check_fits, check_placeholder
     from hfi.export.tokens import ONE, SDXL, read
 
     space = Workspace.open(workspace)
     if name:
         check_placeholder(name)
     found = read(file)
-    if set(found.vectors) != {ONE}:
-        raise ModelError(f"{file} is a token for SDXL's two text encoders ({', '.join(SDXL)}): hfi's models have one")
-    embeddings = found.vectors[ONE]
-    if model and (width := text_width(find_model(model))) != embeddings.shape[1]:
-        raise ModelError(
-            f"{file} has vectors of width {embeddings.shape[1]}, the text encoder of {model} has {width}: "
-            "it was learned for another model"
-        )
     placeholder = name or f"<{_slug(found.metadata.get('placeholder') or found.name or file.stem, file)}>"
     about = {
         **found.metadata,  # a file of hfi's own keeps saying what it was learned from
@@ -54,7 +48,9 @@ def import_token(
         "file_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
         "hfi": __version__,
     }
-    token = LearnedToken(placeholder, embeddings, about)
+    token = LearnedToken(placeholder, tuple(found.vectors[key] for key in (ONE, *SDXL) if key in found.vectors), about)
+    if model:
+        check_fits(token, text_widths(find_model(model)), model)
     target = space.tokens / f"{placeholder.strip('<>')}.safetensors"
     known = target.exists()
     if known and LearnedToken.load(target).content != token.content:
@@ -63,11 +59,13 @@ def import_token(
         )
     if not known:
         token.save(target)
-    vectors, width = embeddings.shape
+    vectors, widths = len(token.names), list(token.widths)
     if as_json:
-        typer.echo(json.dumps({"token": placeholder, "file": str(target), "vectors": vectors, "width": width, "new": not known}))
+        typer.echo(
+            json.dumps({"token": placeholder, "file": str(target), "vectors": vectors, "widths": widths, "new": not known})
+        )
     else:
-        words = "was there already" if known else f"imported: {vectors} vectors of width {width}"
+        words = "was there already" if known else f"imported: {vectors} vectors of width {' and '.join(map(str, widths))}"
         typer.echo(f"{placeholder} {words}\n{target}")
 
 

@@ -114,15 +114,8 @@ def load_sd(model: str | Path, device: str | torch.device = "cpu", dtype: torch.
     if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
         kind = scheduler.config.prediction_type
         raise ModelError(f"{model} predicts {kind!r}: hfi works with models that predict epsilon or v_prediction")
-    checkpoint = read_checkpoint(source) if source.is_file() else None
-    parts: dict[str, Any] = {}
-    for name in (*encoders, "unet", "vae"):
-        part = _PARTS[name][0]
-        if checkpoint is None:
-            loaded = load_part(part, folder, name, str(model), dtype)
-        else:
-            loaded = _from_checkpoint(checkpoint, part, folder, name, str(model), dtype)
-        parts[name] = loaded.to(device).eval().requires_grad_(False)
+    loaded = _load_parts(source, (*encoders, "unet", "vae"), str(model), dtype)
+    parts = {name: part.to(device).eval().requires_grad_(False) for name, part in loaded.items()}
     return StableDiffusion(
         str(model),
         content_id(source),
@@ -135,6 +128,19 @@ def load_sd(model: str | Path, device: str | torch.device = "cpu", dtype: torch.
         torch.device(device),
         dtype,
     )
+
+
+def load_unet(source: Path, model: str) -> Any:
+    """The U-Net alone, of what `find_model` found."""
+    return _load_parts(source, ("unet",), model, torch.float32)["unet"]
+
+
+def _load_parts(source: Path, names: Sequence[str], model: str, dtype: torch.dtype) -> dict[str, Any]:
+    folder = configurations(source)
+    if source.is_dir():
+        return {name: load_part(_PARTS[name][0], folder, name, model, dtype) for name in names}
+    checkpoint = read_checkpoint(source)
+    return {name: _from_checkpoint(checkpoint, _PARTS[name][0], folder, name, model, dtype) for name in names}
 
 
 def find_model(model: str | Path) -> Path:
@@ -215,14 +221,6 @@ def _check_kind(folder: Path, model: str) -> None:
             f"the U-Net of {model} takes {takes or 'nothing'} beside the text, its text encoders give {fits or 'nothing'}: hfi works "
             "with Stable Diffusion 1.x, 2.x and XL"
         )
-
-
-def text_width(folder: Path) -> int:
-    """D of a model folder's text encoder, read off its configuration."""
-    try:
-        return int(json.loads((folder / "text_encoder" / "config.json").read_text(encoding="utf-8"))["hidden_size"])
-    except (OSError, ValueError, TypeError, KeyError) as e:
-        raise ModelError(f"{folder} is no model: text_encoder/config.json names no width ({_line(e)})") from None
 
 
 def _download(model: str) -> Path:

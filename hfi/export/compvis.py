@@ -7,12 +7,13 @@ Three functions rename the tensors of the three parts, with nothing but the part
     vae           -> first_stage_model.*           the decoder's levels are numbered from the pixels, diffusers' from the latents
     text_encoder  -> cond_stage_model.transformer.text_model.*    CLIP's own names (1.x)
                   or cond_stage_model.model.*      OpenCLIP's names, with q, k and v in one matrix (2.x)
+    SDXL's two    -> conditioner.embedders.0.transformer.text_model.* and conditioner.embedders.1.model.*, CLIP's and OpenCLIP's
 
-The file holds no configuration: programs know those of 1.x and 2.x by the shapes in it.
+The file holds no configuration: programs know those of 1.x, 2.x and XL by the shapes in it.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +42,21 @@ _OPEN_CLIP = {
 }
 
 
-def checkpoint(unet: Tensors, vae: Tensors, encoder: Tensors, configs: Mapping[str, Mapping[str, Any]]) -> Tensors:
-    """The file's tensors, of the parts' state dicts and their configurations `unet`, `vae` and `text_encoder`.
+def checkpoint(unet: Tensors, vae: Tensors, encoders: Sequence[Tensors], configs: Mapping[str, Mapping[str, Any]]) -> Tensors:
+    """The file's tensors, of the parts' state dicts and their configurations `unet`, `vae` and `text_encoder` (the first).
 
     ModelError for a part that the original layout has no place for.
     """
     original = {f"model.diffusion_model.{k}": v for k, v in _rename(unet, unet_modules(configs["unet"])).items()}
     original |= {f"first_stage_model.{k}": v for k, v in vae_tensors(vae, configs["vae"]).items()}
-    if configs["text_encoder"].get("hidden_act", "quick_gelu") == "quick_gelu":  # OpenAI's CLIP has it, OpenCLIP has not
-        named = {f"cond_stage_model.transformer.text_model.{k}": v for k, v in plain_names(encoder).items()}
+    first, *others = map(plain_names, encoders)
+    if others:
+        named = {f"conditioner.embedders.0.transformer.text_model.{k}": v for k, v in first.items()}
+        named |= {f"conditioner.embedders.1.model.{k}": v for k, v in open_clip(others[0]).items()}
+    elif configs["text_encoder"].get("hidden_act", "quick_gelu") == "quick_gelu":  # OpenAI's CLIP has it, OpenCLIP has not
+        named = {f"cond_stage_model.transformer.text_model.{k}": v for k, v in first.items()}
     else:
-        named = {f"cond_stage_model.model.{k}": v for k, v in open_clip(plain_names(encoder)).items()}
+        named = {f"cond_stage_model.model.{k}": v for k, v in open_clip(first).items()}
     return {k: v.detach().cpu().contiguous() for k, v in {**original, **named}.items()}
 
 

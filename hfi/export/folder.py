@@ -3,32 +3,37 @@
 import copy
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hfi.diffusion.sd import StableDiffusion, quiet
 from hfi.errors import HfiError
 from hfi.files import share, whole_folder
 
-_WEIGHTS = ("unet", "vae", "text_encoder")
 _LOADER = "_name_or_path"  # where a part was loaded from: a path of this machine
 
 
 def write_folder(sd: StableDiffusion, base: Path, folder: Path, card: str, *, half: bool = False) -> None:
-    """`base` is the folder that `sd` was loaded from: its scheduler, safety checker and whatever else its index names are copied."""
+    """`base` is the folder that `sd` was loaded from: its scheduler, safety checker and whatever else its index names are copied,
+    but no part without weights (a checkpoint file's configurations have none)."""
+    parts = {"unet": sd.unet, "vae": sd.vae, **_numbered("text_encoder", sd.text_encoders)}
     try:
         with quiet(), whole_folder(folder) as scratch:
-            for name in _WEIGHTS:
-                part = getattr(sd, name)
+            for name, part in parts.items():
                 (copy.deepcopy(part).half() if half else part).save_pretrained(scratch / name)
                 _forget_the_loader(scratch / name / "config.json")
-            sd.tokenizer.save_pretrained(scratch / "tokenizer")
-            _forget_the_loader(scratch / "tokenizer" / "tokenizer_config.json")
+            for name, tokenizer in _numbered("tokenizer", sd.tokenizers).items():
+                tokenizer.save_pretrained(scratch / name)
+                _forget_the_loader(scratch / name / "tokenizer_config.json")
             index = json.loads((base / "model_index.json").read_text(encoding="utf-8"))
             index.pop(_LOADER, None)
             for name in [name for name, value in index.items() if isinstance(value, list)]:
-                if not (base / name).is_dir():
+                if (scratch / name).exists():
+                    continue
+                if not (base / name).is_dir() or (_is_network(base / name) and not _has_weights(base / name)):
                     index[name] = [None, None]  # an optional part that was not downloaded
-                elif not (scratch / name).exists():
+                else:
                     shutil.copytree(base / name, scratch / name)
             (scratch / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
             (scratch / "README.md").write_text(card, encoding="utf-8")
@@ -36,6 +41,19 @@ def write_folder(sd: StableDiffusion, base: Path, folder: Path, card: str, *, ha
                 share(file)
     except OSError as e:
         raise HfiError(f"cannot write {folder}: {e}") from e
+
+
+def _numbered(name: str, parts: Sequence[Any]) -> dict[str, Any]:
+    """text_encoder, text_encoder_2"""
+    return {name if i == 0 else f"{name}_{i + 1}": part for i, part in enumerate(parts)}
+
+
+def _is_network(folder: Path) -> bool:
+    return (folder / "config.json").exists()
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir())
 
 
 def _forget_the_loader(file: Path) -> None:
