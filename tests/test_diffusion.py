@@ -516,16 +516,17 @@ def gradients(sd: StableDiffusion, part: Any) -> tuple[list[torch.Tensor | None]
         if name.endswith("transformer_blocks.0"):
             module.register_forward_pre_hook(lambda module, args, name=name: calls.append(name))
     generator = torch.Generator().manual_seed(0)
-    x, cond = torch.randn(2, *sd.latent_shape, generator=generator), torch.randn(2, 5, WIDTH, generator=generator)
+    x, cond = torch.randn(2, *sd.latent_shape, generator=generator), encode_prompts(sd, ["a cat", "hat"])
     weights = {name: (1.5 * value).requires_grad_() for name, value in masters(select(sd.unet, part)).items()}
-    predict(sd.unet, weights, x, torch.tensor([5, 900]), cond.requires_grad_()).pow(2).sum().backward()
-    return [cond.grad, *(value.grad for value in weights.values())], len(calls)
+    cond.states.requires_grad_()
+    predict(sd, weights, x, torch.tensor([5, 900]), cond).pow(2).sum().backward()
+    return [cond.states.grad, *(value.grad for value in weights.values())], len(calls)
 
 
-@pytest.mark.parametrize("part", ["xattn", "full"])
-def test_checkpointing_computes_twice_and_gives_the_same_gradients(root: Path, part: Any) -> None:
+@pytest.mark.parametrize(("kind", "part"), [("epsilon", "xattn"), ("epsilon", "full"), ("xl", "full")])
+def test_checkpointing_computes_twice_and_gives_the_same_gradients(root: Path, kind: str, part: Any) -> None:
     """The backward pass comes after the swapped weights have left the network; what it computes again must have seen them."""
-    plain, light = load_sd(saved(root, "epsilon")), load_sd(saved(root, "epsilon"))
+    plain, light = load_sd(saved(root, kind)), load_sd(saved(root, kind))
     lighten(light.unet, gradient_checkpointing=True)
     (kept, once), (again, twice) = gradients(plain, part), gradients(light, part)
     assert twice == 2 * once
@@ -545,17 +546,18 @@ def test_sliced_attention_is_the_same_attention(root: Path) -> None:
     sd, sliced = load_sd(saved(root, "epsilon")), load_sd(saved(root, "epsilon"))
     lighten(sliced.unet, attention_slicing=True)
     assert {type(p).__name__ for p in sliced.unet.attn_processors.values()} == {"SlicedAttnProcessor"}
-    x, t, cond = torch.randn(2, *sd.latent_shape), torch.tensor([5, 900]), torch.randn(2, 5, WIDTH)
-    torch.testing.assert_close(predict(sliced.unet, None, x, t, cond), predict(sd.unet, None, x, t, cond))
+    x, t, cond = torch.randn(2, *sd.latent_shape), torch.tensor([5, 900]), encode_prompts(sd, ["a cat", "hat"])
+    torch.testing.assert_close(predict(sliced, None, x, t, cond), predict(sd, None, x, t, cond))
 
 
-def test_around_a_network_in_half_precision_all_is_float32(root: Path) -> None:
-    half = load_sd(saved(root, "epsilon"), dtype=torch.bfloat16)
+@pytest.mark.parametrize("kind", ["epsilon", "xl"])
+def test_around_a_network_in_half_precision_all_is_float32(root: Path, kind: str) -> None:
+    half = load_sd(saved(root, kind), dtype=torch.bfloat16)
     assert {p.dtype for p in half.unet.parameters()} == {torch.bfloat16}
     x, t, cond = torch.randn(2, *half.latent_shape), torch.tensor([5, 900]), encode_prompts(half, ["a cat", "a dog"])
-    assert cond.dtype == torch.bfloat16
+    assert {part.dtype for part in (cond.states, cond.pooled) if part is not None} == {torch.bfloat16}
     weights = masters(select(half.unet, "kv"))
-    assert predict(half.unet, None, x, t, cond).dtype == predict(half.unet, weights, x, t, cond).dtype == torch.float32
+    assert predict(half, None, x, t, cond).dtype == predict(half, weights, x, t, cond).dtype == torch.float32
     pictures = [Image.new("RGB", (16, 16), color) for color in ("red", "blue")]
     assert {part.dtype for part in encode_images(half, pictures)} == {torch.float32}
 

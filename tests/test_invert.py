@@ -254,7 +254,7 @@ def test_a_light_inversion_goes_on_exactly_and_checkpointing_changes_nothing(sd:
     lighten(half.unet, gradient_checkpointing=True, attention_slicing=True)
     (kept, losses), (twice, same) = (finish(invert(model, examples(sd), "<hfi>", "cat", config)) for model in (plain, light))
     assert same == pytest.approx(losses, rel=1e-5)
-    torch.testing.assert_close(twice.embeddings, kept.embeddings)
+    torch.testing.assert_close(twice.embeddings[0], kept.embeddings[0])
 
     whole, losses = finish(invert(half, examples(sd), "<hfi>", "cat", config))
     training = invert(half, examples(sd), "<hfi>", "cat", config)
@@ -262,9 +262,8 @@ def test_a_light_inversion_goes_on_exactly_and_checkpointing_changes_nothing(sd:
     save_state(tmp_path / "state.pt", {**next(training).state(), "step": 2})
     again, last = finish(invert(half, examples(sd), "<hfi>", "cat", config, load_state(tmp_path / "state.pt")))
     assert last == losses[2:]
-    assert torch.equal(again.embeddings, whole.embeddings)
-    assert not torch.equal(whole.embeddings, kept.embeddings)
-    assert whole.embeddings.dtype == torch.float32
+    assert again.content == whole.content != kept.content
+    assert whole.embeddings[0].dtype == torch.float32
 
 
 def test_a_damaged_state_is_named(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def build(name: str, latent: int, dtype: torch.dtype, device: torch.device) -> S
         set_alpha_to_one=False,
         steps_offset=1,
     )
-    return StableDiffusion(f"random {name}", "", tokenizer, encoder, unet, vae, scheduler, device, dtype)
+    return StableDiffusion(f"random {name}", "", (tokenizer,), (encoder,), unet, vae, scheduler, False, device, dtype)
 
 
 def networks(name: str, latent: int, tokenizer: CLIPTokenizer) -> tuple[Any, Any, Any]:

@@ -1,5 +1,5 @@
 """The two loops as one would write them down from the papers, to compare ours with. They draw their random numbers in our order,
-so that the same seed gives the same losses.
+so that the same seed gives the same losses. For models with one text encoder.
 
 invert_reference  textual inversion (Gal et al. 2022) with rewards (HFI 2024): images are encoded at each step, the whole embedding
                   table is AdamW's parameter and its other rows are put back after each step
@@ -33,7 +33,7 @@ def invert_reference(
 ) -> Iterator[float]:
     """Yields the loss of each step."""
     sd = install(sd, LearnedToken(placeholder, initial_vectors(sd, initial, config.vectors)))
-    table = sd.text_encoder.get_input_embeddings().weight.requires_grad_(True)
+    table = sd.text_encoders[0].get_input_embeddings().weight.requires_grad_(True)
     others = table.detach()[: -config.vectors].clone()
     optimizer = torch.optim.AdamW([table], lr=config.learning_rate, weight_decay=config.weight_decay)
     generator = torch.Generator().manual_seed(config.seed)
@@ -48,7 +48,7 @@ def invert_reference(
         z_t = sd.scheduler.add_noise(z0, noise, t)
         target = sd.scheduler.get_velocity(z0, noise, t) if sd.prediction_type == "v_prediction" else noise
         cond = encode_ids(sd, tokenize(sd, [f"{prompts[i]} {placeholder}" for i in pick]))
-        errors = F.mse_loss(sd.unet(z_t, t, cond).sample, target, reduction="none").flatten(1).mean(1)
+        errors = F.mse_loss(sd.unet(z_t, t, cond.states).sample, target, reduction="none").flatten(1).mean(1)
         loss = (weights.to(errors)[pick] * errors).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -67,7 +67,7 @@ def sdd_reference(sd: StableDiffusion, concepts: Sequence[str], config: SDDConfi
     generator = torch.Generator().manual_seed(config.seed)
     scheduler = DDIMScheduler.from_config(sd.scheduler.config)
     scheduler.set_timesteps(config.ddim_steps, device=sd.device)
-    each, joined, null = (encode_prompts(sd, texts) for texts in (concepts, [", ".join(concepts)], [""]))
+    each, joined, null = (encode_prompts(sd, texts).states for texts in (concepts, [", ".join(concepts)], [""]))
     law = timestep_law(config.timesteps, config.ddim_steps)
     for _ in range(config.steps):
         noise = torch.randn((config.batch_size, *sd.latent_shape), generator=generator).to(sd.device)
