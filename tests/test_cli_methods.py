@@ -412,6 +412,34 @@ def test_another_reward_is_another_run(hfi: Hfi, space: Path, model: Path) -> No
     assert json.loads(hfi(*command)[1])["run"] == "fog-2"
 
 
+def test_a_named_run_has_its_own_file_and_an_unnamed_one_says_what_it_replaced(hfi: Hfi, space: Path, model: Path) -> None:
+    rewards, tokens = space / "rewards", space / "tokens"
+    first = (rewards / "fog.safetensors").read_bytes()
+    assert hfi("reward", "-w", space, "-c", "fog", "--seed", 1, "--name", "r2")[0] == 0
+    assert (rewards / "fog.safetensors").read_bytes() == first != (rewards / "r2.safetensors").read_bytes()
+    command = ["invert", "-w", space, "-m", model, "-c", "fog", "--steps", 1, "--top-k", 6, *FAST]
+    code, _, err = hfi(*command)
+    assert (code, "replaced" in err) == (0, False)
+    own = (tokens / "fog.safetensors").read_bytes()
+    assert hfi(*command, "--name", "iw", "--reward", "r2")[0] == 0
+    assert (tokens / "fog.safetensors").read_bytes() == own
+    assert LearnedToken.load(tokens / "iw.safetensors").placeholder == "<iw>"
+    erase = ["erase", "-w", space, "-m", model, "-c", "fog", "--steps", 1, "--ddim-steps", 4]
+    code, out, _ = hfi(*erase, "--token", "iw")
+    assert (code, "<iw> removed" in out) == (0, True)
+
+    code, _, err = hfi(*command, "--seed", 1)
+    kept = space / "runs" / "invert" / "fog" / "token.safetensors"
+    assert (code, f"{tokens / 'fog.safetensors'} was replaced; the earlier one is {kept}" in err) == (0, True)
+    assert kept.read_bytes() == own
+    LearnedToken("<fog>", torch.ones(1, 16)).save(tokens / "fog.safetensors")  # from elsewhere: no run has it
+    brought = (tokens / "fog.safetensors").read_bytes()
+    assert hfi(*command)[0] == 0
+    (beside,) = tokens.glob("fog.safetensors.*")
+    assert beside.read_bytes() == brought
+    assert (tokens / "fog.safetensors").read_bytes() == own
+
+
 def test_a_reward_that_knows_nothing_stops_the_inversion(hfi: Hfi, space: Path, model: Path) -> None:
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file

@@ -1,9 +1,11 @@
 """What the commands that train share: finding things in a workspace, and naming a run."""
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from filecmp import cmp
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -40,7 +42,10 @@ SimulatedOption = Annotated[
 ]
 LabelOption = Annotated[Method, typer.Option("--labels", help="How several people's judgments of an image become one.")]
 NameOption = Annotated[
-    str | None, typer.Option("--name", help="Name of the run (default: from what it does).", show_default=False)
+    str | None,
+    typer.Option(
+        "--name", help="Name of the run and of the file that it makes (default: from what it does).", show_default=False
+    ),
 ]
 
 
@@ -133,9 +138,18 @@ def check_writable(*folders: Path) -> None:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copies a result of a run to where the next command looks for it, whole or not at all."""
+    """Copies a result of a run to where the next command looks for it, whole or not at all. Another one that was there is kept,
+    in its own run or beside, and said to be."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists() and not cmp(source, target, shallow=False):
+            runs = sorted(source.parents[1].glob(f"*/{source.name}"))
+            kept = next((path for path in runs if cmp(path, target, shallow=False)), None)
+            if kept is None:
+                old = target.read_bytes()
+                kept = target.with_name(f"{target.name}.{hashlib.sha256(old).hexdigest()[:8]}")
+                kept.write_bytes(old)
+            typer.echo(f"{target} was replaced; the earlier one is {kept}", err=True)
         with whole(target) as scratch:
             scratch.write_bytes(source.read_bytes())
     except OSError as e:

@@ -42,7 +42,9 @@ def invert(
     reward: Annotated[
         str | None, typer.Option(help="The reward model, by name or file (default: the concept's).", show_default=False)
     ] = None,
-    token: Annotated[str | None, typer.Option(help="Placeholder of the token (default: <concept>).", show_default=False)] = None,
+    token: Annotated[
+        str | None, typer.Option(help="Placeholder of the token (default: <name>, or else <concept>).", show_default=False)
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Go on with a reward that is no better than chance.")] = False,
     labels: LabelOption = "majority",
     simulated: SimulatedOption = "exclude",
@@ -54,7 +56,10 @@ def invert(
     as_json: JsonOption = False,
     config: InvertConfig,
 ) -> None:
-    """Condense the judgments into a learned token: reward-weighted textual inversion on the images that people flagged."""
+    """Condense the judgments into a learned token: reward-weighted textual inversion on the images that people flagged.
+
+    The concept's own token is that of the last run without a --name; 'hfi erase --token NAME' takes another.
+    """
     import torch
 
     from hfi.diffusion.memory import PRECISIONS, lighten
@@ -67,7 +72,7 @@ def invert(
     from hfi.reward.model import RewardModel
 
     space = Workspace.open(workspace)
-    placeholder = token or f"<{concept}>"
+    placeholder = token or f"<{name or concept}>"
     check_placeholder(placeholder)
     found = judged(space, concept, simulated)
     phrase = initial_word or found.concept.initial_word

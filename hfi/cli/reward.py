@@ -49,7 +49,10 @@ def reward(
     as_json: JsonOption = False,
     config: RewardConfig,
 ) -> None:
-    """Train the reward model of a concept on its judgments, and say how well it does on images that it never saw."""
+    """Train the reward model of a concept on its judgments, and say how well it does on images that it never saw.
+
+    The concept's own reward model is that of the last run without a --name; 'hfi invert --reward NAME' takes another.
+    """
     from hfi.diffusion.sd import pick_device
     from hfi.embed import ClipBackbone, embed_stored, find_clip
     from hfi.reward.model import RewardModel
@@ -90,7 +93,7 @@ def reward(
         }
         RewardModel(head, clip, metadata).save(file)
         run.finish({**figures, "images": len(shas), "simulated": found.judgments.simulated})
-    saved = space.rewards / f"{concept}.safetensors"
+    saved = space.rewards / f"{name or concept}.safetensors"
     copy_file(file, saved)
     result = run.result()
     if as_json:
