@@ -41,6 +41,10 @@ class ImageStore:
     def path(self, sha: str) -> Path:
         return self.root / sha[:2] / f"{sha}.png"
 
+    def shas(self) -> set[str]:
+        """What is kept, by the files' names."""
+        return {path.stem for path in self.root.glob("??/*.png")}
+
     def load(self, sha: str) -> Image.Image:
         """The picture, RGB. HfiError where the file is missing or its bytes are not those that were kept."""
         try:
@@ -48,7 +52,9 @@ class ImageStore:
         except FileNotFoundError:
             raise HfiError(f"the image {sha[:12]} is missing from {self.root}: restore the folder from a backup") from None
         if hashlib.sha256(data).hexdigest() != sha:
-            raise HfiError(f"the image file {self.path(sha)} was changed: its bytes no longer match its name")
+            raise HfiError(
+                f"the image file {self.path(sha)} was changed, its bytes no longer match its name: restore it from a backup"
+            )
         return Image.open(io.BytesIO(data)).convert("RGB")
 
 

@@ -102,10 +102,61 @@ def test_doctor_finds_a_lost_a_changed_and_no_image_at_all(hfi: Hfi, space: Work
     file = space.images.path(stored(space)[1].sha256)
     whole = file.read_bytes()
     file.write_bytes(whole[:-1])
-    assert image_store() == ("fault", f"the image file {file} was changed: its bytes no longer match its name")
+    changed = f"the image file {file} was changed, its bytes no longer match its name: restore it from a backup"
+    assert image_store() == ("fault", f"{changed} (1 of 3 files that were read, of 3)")
     file.unlink()
     state, text = image_store()
     assert (state, text.split(",")[0]) == ("fault", "1 of 3 files are missing")
+
+
+def test_doctor_says_that_it_read_a_part_and_reads_all_when_asked(hfi: Hfi, workspace: Workspace) -> None:
+    for i in range(210):
+        picture(workspace.path / "many" / f"{i}.png", i)
+    assert hfi("import", workspace.path / "many", "-w", workspace.path).exit_code == 0
+    shas = sorted(image.sha256 for image in stored(workspace))
+    for sha in shas[:3]:
+        workspace.images.path(sha).write_bytes(b"")
+    text = findings(hfi("doctor", "-w", workspace.path, "--json"))["image store"][1]
+    assert text.endswith("(2 of 105 files that were read, of 210, 'hfi doctor --all' reads every one)")
+    text = findings(hfi("doctor", "-w", workspace.path, "--json", "--all"))["image store"][1]
+    assert text.endswith("(3 of 210 files that were read, of 210)")
+
+
+def test_a_lost_database_is_missed_and_not_made_anew(hfi: Hfi, space: Workspace) -> None:
+    file = space.path / "hfi.db"
+    copy = file.with_name("hfi.20260102T030405000000.backup.db")
+    shutil.copy(file, copy)
+    for path in space.path.glob("hfi.db*"):
+        path.unlink()
+    said = f"the database {file} is missing: restore it from a backup, such as {copy}, or make an empty one with 'hfi init'"
+    for words in (["labels", "status"], ["import", space.path / "pictures"], ["db", "status"], ["db", "upgrade"]):
+        refused(hfi(*words, "-w", space.path), 1, said)
+    assert findings(hfi("doctor", "-w", space.path, "--json"))["database"] == ("fault", said)
+    assert not file.exists()
+    assert hfi("init", space.path).exit_code == 0
+    done = hfi("doctor", "-w", space.path)
+    assert (done.exit_code, f"3 files in {space.images.root} that the database does not know" in done.stdout) == (1, True)
+    shutil.copy(copy, file)
+    assert hfi("doctor", "-w", space.path).exit_code == 0
+
+
+@pytest.mark.parametrize("where", ["head", "schema", "rows"])
+def test_a_damaged_database_is_named_with_what_to_do(hfi: Hfi, space: Workspace, where: str) -> None:
+    file = space.path / "hfi.db"
+    with sqlite3.connect(file) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'concepts'").fetchone()
+        (size,) = db.execute("PRAGMA page_size").fetchone()
+    db.close()
+    start, count = {"head": (0, 100), "schema": (100, size - 100), "rows": ((page - 1) * size, size)}[where]
+    with open(file, "r+b") as opened:
+        opened.seek(start)
+        opened.write(b"x" * count)
+    for words in (["concept", "list"], ["labels", "status"]):
+        done = hfi(*words, "-w", space.path)
+        refused(done, 1, f"the database {file} is damaged (")
+        assert done.errors[0].endswith("): restore it from a backup")
+    assert findings(hfi("doctor", "-w", space.path, "--json"))["database"][0] == "fault"
 
 
 def test_doctor_without_a_workspace_still_looks_at_the_program(hfi: Hfi, tmp_path: Path) -> None:
@@ -131,6 +182,7 @@ def test_doctor_says_what_is_wrong_with_the_database(hfi: Hfi, workspace: Worksp
 
 def test_db_status_and_upgrade(hfi: Hfi, tmp_path: Path) -> None:
     space = Workspace.create(tmp_path / "work")
+    (space.path / "hfi.db").touch()
     status = hfi("db", "status", "-w", space.path, "--json")
     assert (status.exit_code, json.loads(status.stdout)["schema"]) == (1, None)
     refused(hfi("concept", "list", "-w", space.path), 1, "run 'hfi db upgrade'")

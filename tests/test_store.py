@@ -595,7 +595,7 @@ def test_a_bad_url_is_one_clear_sentence(url: str, said: str) -> None:
 
 def test_a_file_that_is_no_database_is_said_and_a_password_is_not(tmp_path: Path) -> None:
     (tmp_path / "text.db").write_text("not a database, only a long enough text to be looked at " * 20)
-    with pytest.raises(HfiError, match=r"cannot open the database .*not a database"):
+    with pytest.raises(HfiError, match=r"text.db is damaged .*not a database\): restore it from a backup"):
         connect(f"sqlite:///{tmp_path / 'text.db'}")
     with pytest.raises(HfiError) as told:
         connect("postgresql+nodriver://ann:secret@host/db")

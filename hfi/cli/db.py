@@ -33,7 +33,9 @@ def status(workspace: WorkspaceOption = Path("."), as_json: JsonOption = False) 
 @app.command()
 def upgrade(workspace: WorkspaceOption = Path("."), as_json: JsonOption = False) -> None:
     """Bring the database to this program's schema. A SQLite file is copied first, and its references are checked after."""
-    done = migrate.upgrade(Workspace.open(workspace).database_url)
+    url = Workspace.open(workspace).database_url
+    connect(url).dispose()  # a lost database is to be restored: only 'hfi init' makes one
+    done = migrate.upgrade(url)
     if as_json:
         backup = str(done.backup) if done.backup else None
         typer.echo(json.dumps({"before": done.before, "after": done.after, "backup": backup}))

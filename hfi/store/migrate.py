@@ -19,7 +19,7 @@ from sqlalchemy.exc import DatabaseError
 
 from hfi.errors import HfiError
 from hfi.resources import migrations_dir
-from hfi.store.session import connect
+from hfi.store.session import connect, sound
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Upgrade:
 
 
 def status(engine: Engine) -> Status:
-    with engine.connect() as connection:
+    with sound(engine.url), engine.connect() as connection:
         revision = MigrationContext.configure(connection).get_current_revision()
     return Status(revision, _head())
 
@@ -65,9 +65,9 @@ def _check_known(found: Status) -> None:
 
 
 def upgrade(url: str) -> Upgrade:
-    """Copies a SQLite database that holds tables, upgrades it, and checks its foreign keys. HfiError where that fails: the
-    database is as it was."""
-    connect(url).dispose()  # says what is wrong with the URL
+    """Copies a SQLite database that holds tables, upgrades it, and checks its foreign keys; makes one that is not there. HfiError
+    where that fails: the database is as it was."""
+    connect(url, create=True).dispose()  # says what is wrong with the URL
     engine = create_engine(url)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import URL, Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
 from sqlalchemy.orm import Session
 
 from hfi.errors import HfiError
@@ -17,14 +17,16 @@ __all__ = ["Engine", "Session", "connect", "reading", "writing"]
 _BUSY_MS = 30_000
 
 
-def connect(url: str) -> Engine:
-    """An engine on the database, tried once. HfiError for a URL that is none, an unknown driver or a database out of reach."""
+def connect(url: str, *, create: bool = False) -> Engine:
+    """An engine on the database, tried once. HfiError for a URL that is none, an unknown driver, a database out of reach or
+    damaged, and for a SQLite file that is not there, unless it is to be made."""
     try:
         parsed = make_url(url)
-        if parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:"):
-            folder = Path(str(parsed.database)).parent
-            if not folder.is_dir():
-                raise HfiError(f"cannot open the database {parsed.database}: there is no folder {folder}; check HFI_DATABASE_URL")
+        if file := _file(parsed):
+            if not file.parent.is_dir():
+                raise HfiError(f"cannot open the database {file}: there is no folder {file.parent}; check HFI_DATABASE_URL")
+            if not create and not file.exists():
+                raise HfiError(f"the database {file} is missing: {_restore(file)}, or make an empty one with 'hfi init'")
         engine = create_engine(parsed)
     except (ArgumentError, NoSuchModuleError, ValueError) as e:
         raise HfiError(
@@ -36,11 +38,33 @@ def connect(url: str) -> Engine:
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     try:
-        with engine.connect():
+        with sound(parsed), engine.connect():
             pass
-    except (OperationalError, DatabaseError) as e:
+    except DatabaseError as e:
         raise HfiError(f"cannot open the database {_hidden(url)}: {e.orig}; check HFI_DATABASE_URL and the workspace") from e
     return engine
+
+
+def _file(url: URL) -> Path | None:
+    """The file of a SQLite database."""
+    here = url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:")
+    return Path(str(url.database)) if here else None
+
+
+def _restore(file: Path) -> str:
+    copies = sorted(file.parent.glob(f"{file.stem}.*.backup{file.suffix}"))  # as `hfi.store.migrate` leaves them
+    return "restore it from a backup" + (f", such as {copies[-1]}" if copies else "")
+
+
+@contextmanager
+def sound(url: URL) -> Iterator[None]:
+    """HfiError where the block finds the bytes of a SQLite file damaged."""
+    try:
+        yield
+    except DatabaseError as e:
+        if type(e) is not DatabaseError or not (file := _file(url)):  # its children are other faults
+            raise
+        raise HfiError(f"the database {file} is damaged ({e.orig}): {_restore(file)}") from e
 
 
 def _hidden(url: str) -> str:
@@ -66,14 +90,14 @@ def _begin_sqlite(connection: Any) -> None:
 @contextmanager
 def writing(engine: Engine) -> Iterator[Session]:
     """A transaction that is committed at the end, or rolled back. Keep it short: on SQLite it is the only writer."""
-    with Session(engine, expire_on_commit=False) as session, session.begin():
+    with sound(engine.url), Session(engine, expire_on_commit=False) as session, session.begin():
         yield session
 
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Session]:
     """A consistent view that blocks nobody; nothing written in it is kept."""
-    with Session(engine.execution_options(hfi_read_only=True)) as session:
+    with sound(engine.url), Session(engine.execution_options(hfi_read_only=True)) as session:
         try:
             yield session
         finally:
