@@ -432,7 +432,7 @@ def test_a_named_run_has_its_own_file_and_an_unnamed_one_says_what_it_replaced(h
     kept = space / "runs" / "invert" / "fog" / "token.safetensors"
     assert (code, f"{tokens / 'fog.safetensors'} was replaced; the earlier one is {kept}" in err) == (0, True)
     assert kept.read_bytes() == own
-    LearnedToken("<fog>", torch.ones(1, 16)).save(tokens / "fog.safetensors")  # from elsewhere: no run has it
+    LearnedToken("<fog>", (torch.ones(1, 16),)).save(tokens / "fog.safetensors")  # from elsewhere: no run has it
     brought = (tokens / "fog.safetensors").read_bytes()
     assert hfi(*command)[0] == 0
     (beside,) = tokens.glob("fog.safetensors.*")
