@@ -184,8 +184,12 @@ def test_the_content_hash_follows_bytes_and_not_place(root: Path, tmp_path: Path
 
 def test_devices() -> None:
     assert pick_device().type in ("cpu", "cuda", "mps")
-    with pytest.raises(ModelError, match="choose auto, cpu or cuda"):
-        pick_device("gpu")
+    there = [name for name in ("cuda", "mps") if getattr(torch, name).is_available()]
+    usable = ", ".join([*there, "cpu"])
+    for name in {"gpu", "tpu", "meta", "cpu:x", "cuda", "mps"} - {*there}:
+        with pytest.raises(ModelError) as told:
+            pick_device(name)
+        assert str(told.value) == f"device {name!r} is not usable here: choose {usable} or auto"
 
 
 # --- sampling ---

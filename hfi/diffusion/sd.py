@@ -86,14 +86,17 @@ class StableDiffusion:
 
 def pick_device(wanted: str = "auto") -> torch.device:
     """'auto' is cuda, else mps, else cpu. ModelError for a device that is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    usable = [name for name, here in there.items() if here]
     if wanted == "auto":
-        found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        return torch.device(found)
+        return torch.device(usable[0])
     try:
+        if wanted.partition(":")[0] not in usable:
+            raise RuntimeError
         device = torch.device(wanted)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as e:
-        raise ModelError(f"device {wanted!r} is not usable here ({e}): choose auto, cpu or cuda") from None
+    except (RuntimeError, AssertionError):
+        raise ModelError(f"device {wanted!r} is not usable here: choose {', '.join(usable)} or auto") from None
     return device
 
 
