@@ -12,7 +12,7 @@ from typing import Any
 
 from hfi import __version__
 from hfi.config import to_toml
-from hfi.errors import HfiError
+from hfi.errors import HfiError, UsageError
 from hfi.files import write_text
 
 _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "sqlalchemy", "gradio", "pillow", "numpy")
@@ -29,18 +29,17 @@ class Run:
         """A new run, or the one of this name and configuration to go on with.
 
         A finished run of the same configuration comes back as it is: see `finished`. HfiError where the name is taken by a run of
-        another configuration, naming the difference.
+        another configuration, naming the difference; UsageError for a name that would lie elsewhere.
         """
+        check_name(name)
         run = cls(runs / command / name)
         wanted = json.loads(json.dumps(config, default=str))
         if (run.path / "config.json").exists():
             held = json.loads((run.path / "config.json").read_text(encoding="utf-8"))
             if held != wanted:
-                different = sorted(k for k in {*held, *wanted} if held.get(k) != wanted.get(k))
-                first = different[0]
                 raise HfiError(
-                    f"the run {command}/{name} was started with other settings ({', '.join(different)}; {first} was "
-                    f"{held.get(first)!r}, now {wanted.get(first)!r}): give another --name, or remove {run.path}"
+                    f"the run {command}/{name} was started with other settings ({_difference(held, wanted)}): "
+                    f"give another --name, or remove {run.path}"
                 )
             return run
         try:
@@ -85,6 +84,25 @@ class Run:
     def config(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
         return found
+
+
+def check_name(name: str) -> None:
+    """UsageError for what is no name of a folder."""
+    if name in ("", ".", "..") or not {"/", "\\"}.isdisjoint(name):
+        raise UsageError(f"{name!r} cannot name a run, which is a folder: give a name without slashes, such as 'second'")
+
+
+def _difference(held: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """'steps was 4, now 5' of up to three settings. Hashes mostly follow from others: they are named where nothing else differs."""
+
+    def short(value: Any) -> str:
+        text = repr(value)
+        return text if len(text) <= 50 else f"{text[:20]}...{text[-10:]}"
+
+    different = sorted(k for k in {*held, *wanted} if held.get(k) != wanted.get(k))
+    plain = [k for k in different if len(str(wanted.get(k))) < 64] or different
+    more = f"; and {len(plain) - 3} more" if len(plain) > 3 else ""
+    return "; ".join(f"{k} was {short(held.get(k))}, now {short(wanted.get(k))}" for k in plain[:3]) + more
 
 
 def environment() -> dict[str, Any]:

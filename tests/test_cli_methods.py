@@ -265,6 +265,47 @@ def test_a_folder_that_cannot_be_written(hfi: Hfi, fresh: Path, model: Path) -> 
     assert f"cannot write to {fresh / 'runs'}" in err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", "-m", "x", "--prompt", "a", "--run-name", "../x"],
+        ["reward", "-c", "fog", "--name", "a/b"],
+        ["invert", "-m", "x", "-c", "fog", "--name", ".."],
+        ["erase", "-m", "x", "-c", "fog", "--name", "a/b"],
+        ["evaluate", "-m", "x", "-c", "fog", "--name", ""],
+    ],
+)
+def test_a_run_name_with_a_path_in_it_is_refused(hfi: Hfi, space: Path, words: list[str]) -> None:
+    code, _, err = hfi(*words, "-w", space)
+    assert (code, err) == (
+        2,
+        f"hfi: error: {words[-1]!r} cannot name a run, which is a folder: give a name without slashes, such as 'second'\n",
+    )
+
+
+def test_a_name_that_is_taken_is_told_with_what_differs(hfi: Hfi, fresh: Path, model: Path) -> None:
+    command = ["generate", "-w", fresh, "-m", model, "--prompt", "a cat", "--name", "tt"]
+    assert hfi(*command, "--steps", 1)[0] == 0
+    code, _, err = hfi(*command, "--steps", 2)
+    assert (code, err) == (
+        1,
+        "hfi: error: the run generate/tt was started with other settings (steps was 1, now 2): "
+        f"give another --name, or remove {fresh / 'runs' / 'generate' / 'tt'}\n",
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
+def test_a_terminal_is_told_what_is_loaded(space: Path) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    words = [sys.executable, "-m", "hfi", "generate", "-w", str(space), "-m", "./nowhere", "--prompt", "a"]
+    subprocess.run(words, stderr=theirs, check=False)
+    os.close(theirs)
+    assert os.read(ours, 1000).decode().splitlines()[0] == "loading ./nowhere"
+    os.close(ours)
+
+
 def test_no_workspace(hfi: Hfi, tmp_path: Path, model: Path) -> None:
     for command in (["generate", "--prompt", "a"], ["invert", "-c", "x"], ["erase", "-c", "x"]):
         code, _, err = hfi(command[0], "-w", tmp_path, "-m", model, *command[1:])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hfi import __version__
-from hfi.errors import HfiError, NoWorkspace
+from hfi.errors import HfiError, NoWorkspace, UsageError
 from hfi.runs import Run
 from hfi.workspace import Workspace
 
@@ -33,7 +33,7 @@ def test_the_same_settings_go_on_and_others_are_refused(tmp_path: Path) -> None:
     run.log(step=1, loss=0.5)
     again = Run.start(tmp_path, "erase", "first", SETTINGS)
     assert again.metrics() == [{"step": 1, "loss": 0.5}]
-    with pytest.raises(HfiError, match=r"other settings \(steps; steps was 5, now 6\): give another --name") as told:
+    with pytest.raises(HfiError, match=r"other settings \(steps was 5, now 6\): give another --name") as told:
         Run.start(tmp_path, "erase", "first", {**SETTINGS, "steps": 6})
     assert str(run.path) in str(told.value)
     with pytest.raises(HfiError, match="extra"):
@@ -43,6 +43,24 @@ def test_the_same_settings_go_on_and_others_are_refused(tmp_path: Path) -> None:
     with pytest.raises(HfiError, match="other settings"):
         Run.start(tmp_path, "erase", "first", {**SETTINGS, "steps": 6})
     assert Run.start(tmp_path, "erase", "second", {**SETTINGS, "steps": 6}).metrics() == []
+
+
+def test_what_differs_is_told_in_short(tmp_path: Path) -> None:
+    held = {**SETTINGS, "images": "a" * 64, "retain": ["x" * 90]}
+    Run.start(tmp_path, "generate", "first", held)
+    with pytest.raises(HfiError, match=r"other settings \(steps was 5, now 6\)"):
+        Run.start(tmp_path, "generate", "first", {**held, "steps": 6, "images": "b" * 64})
+    with pytest.raises(HfiError, match=r"\(images was 'a{19}\.\.\.a{9}', now 'b{19}\.\.\.b{9}'\)"):
+        Run.start(tmp_path, "generate", "first", {**held, "images": "b" * 64})
+    with pytest.raises(HfiError, match=r"concept was .*; and 2 more\)"):
+        Run.start(tmp_path, "generate", "first", {"images": "a" * 64, "retain": []})
+
+
+@pytest.mark.parametrize("name", ["../x", "/tmp/x", "a/b", "a\\b", "..", ""])
+def test_a_name_that_would_lie_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="cannot name a run"):
+        Run.start(tmp_path / "runs", "erase", name, SETTINGS)
+    assert not list(tmp_path.iterdir())
 
 
 def test_metrics_survive_a_kill_in_the_middle_of_a_line(tmp_path: Path) -> None:

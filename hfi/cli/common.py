@@ -41,12 +41,6 @@ SimulatedOption = Annotated[
     Include, typer.Option(help="Judgments of simulated annotators: leave them out, take them too, or take only those.")
 ]
 LabelOption = Annotated[Method, typer.Option("--labels", help="How several people's judgments of an image become one.")]
-NameOption = Annotated[
-    str | None,
-    typer.Option(
-        "--name", help="Name of the run and of the file that it makes (default: from what it does).", show_default=False
-    ),
-]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from hfi.cli.common import (
     Judged,
     LabelOption,
     ModelOption,
-    NameOption,
     PrecisionOption,
     SimulatedOption,
     SlicingOption,
@@ -26,7 +25,7 @@ from hfi.cli.common import (
     load_tokens,
     start_run,
 )
-from hfi.cli.options import JsonOption, WorkspaceOption, with_config
+from hfi.cli.options import JsonOption, NameOption, WorkspaceOption, with_config
 from hfi.concepts import Concept
 from hfi.config import as_dict, flag
 from hfi.erase import METHODS, Removal

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hfi.cli.options import JsonOption, WorkspaceOption, with_config
+from hfi.cli.options import JsonOption, WorkspaceOption, name_option, with_config
 from hfi.errors import HfiError, UsageError
 from hfi.evaluate import EvaluateConfig, Sampler, System, report_of
 from hfi.evaluate import evaluate as measure
@@ -61,7 +61,7 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the run (default: the concept).", show_default=False)] = None,
+    name: Annotated[str | None, name_option("Name of the run (default: the concept).")] = None,
     as_json: JsonOption = False,
     config: EvaluateConfig,
 ) -> None:

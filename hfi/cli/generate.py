@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from hfi.cli.common import ModelOption
-from hfi.cli.options import JsonOption, WorkspaceOption, with_config
+from hfi.cli.options import JsonOption, WorkspaceOption, name_option, with_config
 from hfi.config import check, option
 from hfi.errors import UsageError
 from hfi.progress import progress
@@ -60,7 +60,7 @@ def generate(
         list[str] | None,
         typer.Option(help="Generate with this erasure applied, by name or file; several add up.", show_default=False),
     ] = None,
-    run_name: Annotated[str | None, typer.Option(help="Name to find these images by.", show_default=False)] = None,
+    name: Annotated[str | None, name_option("Name to find these images by.", "--run-name")] = None,
     as_json: JsonOption = False,
     config: GenerateConfig,
 ) -> None:
@@ -105,7 +105,7 @@ def generate(
         "tokens": token or [],
         "images": digest,
     }
-    run = start_run(space, "generate", run_name, prompts.stem if prompts else "images", settings)
+    run = start_run(space, "generate", name, prompts.stem if prompts else "images", settings)
 
     with reading(engine) as session:
         there = queries.has_keys(session, [p.key for p in job])

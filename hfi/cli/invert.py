@@ -14,7 +14,6 @@ from hfi.cli.common import (
     DeviceOption,
     LabelOption,
     ModelOption,
-    NameOption,
     PrecisionOption,
     SimulatedOption,
     SlicingOption,
@@ -24,7 +23,7 @@ from hfi.cli.common import (
     judged,
     start_run,
 )
-from hfi.cli.options import JsonOption, WorkspaceOption, with_config
+from hfi.cli.options import JsonOption, NameOption, WorkspaceOption, with_config
 from hfi.errors import HfiError, UsageError
 from hfi.invert.train import Examples, InvertConfig
 from hfi.workspace import Workspace

@@ -14,11 +14,25 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from hfi.config import flag, from_toml
+from hfi.runs import check_name
 
 WorkspaceOption = Annotated[
     Path, typer.Option("--workspace", "-w", envvar="HFI_WORKSPACE", help="The workspace's folder.", show_default=True)
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def _run_name(name: str | None) -> str | None:
+    if name is not None:
+        check_name(name)
+    return name
+
+
+def name_option(help: str, *flags: str) -> Any:
+    return typer.Option("--name", *flags, callback=_run_name, help=help, show_default=False)
+
+
+NameOption = Annotated[str | None, name_option("Name of the run and of the file that it makes (default: from what it does).")]
 
 
 def with_config(config_class: type[Any], *, skip: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -13,14 +13,13 @@ from hfi.cli.common import (
     DeviceOption,
     Judged,
     LabelOption,
-    NameOption,
     SimulatedOption,
     check_writable,
     copy_file,
     judged,
     start_run,
 )
-from hfi.cli.options import JsonOption, WorkspaceOption, with_config
+from hfi.cli.options import JsonOption, NameOption, WorkspaceOption, with_config
 from hfi.errors import NoJudgments
 from hfi.progress import progress
 from hfi.reward.train import Labels, RewardConfig, check_labels, train_reward
