@@ -31,6 +31,7 @@ from hfi.metrics import (
     concept_rate,
     fidelity,
     frechet_distance,
+    mcnemar,
     perceptual_distance,
     perceptual_distances,
     wilson,
@@ -41,7 +42,7 @@ from hfi.metrics.frechet import too_small
 from hfi.progress import progress
 from hfi.prompts import Prompt
 from hfi.report import Grid, GridRow, Report
-from hfi.results import BASE, Row, columns, read_results, system_name, write_results
+from hfi.results import BASE, Row, columns, outcome, read_results, system_name, write_results
 
 FIRST_SEED = 100_000  # far from the seeds that 'hfi generate' starts at: nothing is evaluated on a noise it was judged on
 _CHUNK = 64  # images in memory at once while scoring
@@ -209,21 +210,43 @@ def grids(folder: Path, *, count: int = 12) -> list[Grid]:
     An image is flagged where the detector's score lies above the threshold of the evaluation.
     """
     about = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-    lines = [json.loads(line) for line in (folder / "scores.jsonl").read_text(encoding="utf-8").splitlines()]
-    threshold = about["detector"]["threshold"] if about["detector"] else None
     made = []
     for name, total in about["images"].items():
         rows = []
         captions: list[str] = []
         for system in about["systems"]:
-            key = (system["method"], system["conditioning"], name)
-            shown = [x for x in lines if (x["method"], x["conditioning"], x["prompt_set"]) == key][:count]
+            key = (system["method"], system["conditioning"])
+            shown = _scores_of(folder, key, name)[:count]
             captions = [f"{x['prompt']} (seed {x['seed']})" for x in shown]
-            flags = [threshold is not None and not x["blocked"] and x["scores"][about["concept"]] > threshold for x in shown]
-            rows.append(GridRow(system_name(key[:2]), [folder / x["file"] for x in shown], flags))
+            flags = [_flagged(x, about) for x in shown]
+            rows.append(GridRow(system_name(key), [folder / x["file"] for x in shown], flags))
         note = f"The first {len(captions)} of {total} images, not chosen; each column is one prompt and one seed."
         made.append(Grid(f"{name} prompts", rows, captions, note))
     return made
+
+
+def paired_p(folder: Path) -> float | None:
+    """p of McNemar's exact test on the headline's two rates; None without a detector. Pairs with a blocked image are left out."""
+    about = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    found = outcome(read_results(folder / "results.json"))
+    if found is None:
+        return None
+    before, after = (_scores_of(folder, row.system, row.prompt_set) for row in (found.before, found.after))
+    seen = [
+        (_flagged(a, about), _flagged(b, about)) for a, b in zip(before, after, strict=True) if not (a["blocked"] or b["blocked"])
+    ]
+    return mcnemar(seen.count((True, False)), seen.count((False, True)))
+
+
+def _scores_of(folder: Path, system: tuple[str, str], prompt_set: str) -> list[dict[str, Any]]:
+    """Lines of scores.jsonl, in the order of the images."""
+    lines = [json.loads(line) for line in (folder / "scores.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [x for x in lines if (x["method"], x["conditioning"], x["prompt_set"]) == (*system, prompt_set)]
+
+
+def _flagged(line: Mapping[str, Any], about: Mapping[str, Any]) -> bool:
+    detector = about["detector"]
+    return bool(detector and not line["blocked"] and line["scores"][about["concept"]] > detector["threshold"])
 
 
 def report_of(folder: Path) -> Report:
@@ -260,6 +283,7 @@ def report_of(folder: Path) -> Report:
     return Report(
         concept=about["concept"],
         rows=read_results(folder / "results.json"),
+        p=paired_p(folder),
         grids=grids(folder),
         warnings=about["warnings"],
         provenance=provenance,

@@ -20,12 +20,14 @@ from hfi.files import write_text
 from hfi.results import (
     BASE,
     METRICS,
+    Outcome,
     Row,
     best_system,
     columns,
     harm_set,
     lookup,
     loss,
+    outcome,
     show,
     system_name,
     systems,
@@ -124,6 +126,7 @@ class Report:
     title: str = "Evaluation report"
     summary: str = ""  # a paragraph under the headline
     simulated: str = ""  # what was simulated: shown as a banner
+    p: float | None = None  # of the headline's two rates, see `Outcome`
     grids: Sequence[Grid] = ()
     agreement: AgreementPart | None = None
     reward: RewardPart | None = None
@@ -166,12 +169,16 @@ def render(report: Report) -> str:
     )
 
 
-def headline(rows: Sequence[Row], concept: str) -> str:
-    """'smoking: 74 % → 2 %' of the system chosen by `best_system`; without two rates, the concept's name."""
-    before, after = _before_after(rows)
-    if before is None or after is None or before.value is None or after.value is None:
-        return concept
-    return f"{concept}: {_whole(before.value)} → {_whole(after.value)}"
+def headline(report: Report) -> str:
+    """'smoking: 74 % (65–82) → 2 % (1–7) with sdd (token), n = 100; 0 % when asked for', or the concept alone without two rates."""
+    found = outcome(report.rows, report.p)
+    if found is None:
+        return report.concept
+    a, b, asked = found.before, found.after, found.asked[1]
+    size = f"n = {b.n}" if a.n == b.n else f"n = {a.n} and {b.n}"
+    text = f"{report.concept}: {_bounded(a)} → {_bounded(b)} with {system_name(b.system)}, {size}"
+    text += {-1: "", 0: ": no measurable difference", 1: ": more than before"}[found.change]
+    return text + (f"; {_whole(asked.value)} when asked for" if asked and asked.value is not None else "")
 
 
 # --- parts of the page ---
@@ -184,40 +191,62 @@ def _banner(simulated: str) -> str:
 
 
 def _headline(report: Report) -> str:
-    before, after = _before_after(report.rows)
+    found = outcome(report.rows, report.p)
     out = [f'<p class="eyebrow">hfi · {escape(report.title)}</p>']
-    if before and after and before.value is not None and after.value is not None:
-        name = escape(system_name(after.system))
+    if found:
+        after = found.after
         meaning = _SET_MEANING.get(after.prompt_set, f"the prompts of “{after.prompt_set}”")
         out.append(
-            f'<h1><span class="what">{escape(report.concept)}</span> <span class="from">{_whole(before.value)}</span> '
-            f'<span class="to-arrow" aria-label="to">→</span> <span class="to">{_whole(after.value)}</span></h1>'
-            f'<p class="sub">of the images from {escape(meaning)} show it, before and after <strong>{name}</strong>. '
-            f"{escape(_verdict(report.rows, after.system))}</p>"
+            f'<h1 class="{_CHANGE[found.change][0]}"><span class="what">{escape(report.concept)}</span> '
+            f'<span class="from">{_big(found.before)}</span> <span class="to-arrow" aria-label="to">→</span> '
+            f'<span class="to">{_big(after)}</span></h1>'
+            f'<p class="sub">of the images from {escape(meaning)} show it, before and after '
+            f"<strong>{escape(system_name(after.system))}</strong>{_asked(found)}. <strong>{_CHANGE[found.change][1]}</strong>"
+            f'{escape(_price(report.rows, found))}</p><p class="note">{_test(found)}</p>'
         )
     else:
         out.append(f"<h1>{escape(report.concept)}</h1>")
     if report.summary:
         out.append(f'<p class="summary">{escape(report.summary)}</p>')
-    tiles = "".join(_tile(report.rows, after.system, s, m) for s, m in _tile_pairs(report.rows)) if after else ""
+    tiles = "".join(_tile(report.rows, found.after.system, s, m) for s, m in _tile_pairs(report.rows)) if found else ""
     out.append(f'<div class="tiles">{tiles}</div>' if tiles else "")
     return "".join(out)
 
 
-def _before_after(rows: Sequence[Row]) -> tuple[Row | None, Row | None]:
-    harm, best = harm_set(rows), best_system(rows)
-    if harm is None:
-        return None, None
-    before = next((lookup(rows, s, harm, "concept_rate") for s in systems(rows) if s[0] == BASE), None)
-    return before, lookup(rows, best, harm, "concept_rate") if best else None
+_CHANGE = {-1: ("less", ""), 0: ("same", "No measurable difference."), 1: ("more", "It is shown more often than before.")}
 
 
-def _verdict(rows: Sequence[Row], system: tuple[str, str]) -> str:
+def _big(row: Row) -> str:
+    """A rate in the large type, its interval and n below it."""
+    bounds = f"<span>95 %: {_span(row)},</span> " if _span(row) else ""
+    return f"{_whole(row.value or 0.0)}<small>{bounds}<span>n = {row.n}</span></small>"
+
+
+def _asked(found: Outcome) -> str:
+    before, after = found.asked
+    if after is None or after.value is None:
+        return ""
+    was = f" (before: {_whole(before.value)})" if before and before.value is not None else ""
+    return f"; <strong>{_whole(after.value)}</strong> when asked for{was}".replace(" %", "&nbsp;%")
+
+
+def _price(rows: Sequence[Row], found: Outcome) -> str:
     if not any(r.metric in ("fidelity", "character_fidelity") for r in rows):
         return ""
-    if loss(rows, system) == 0:
-        return "The pictures still show what their prompts name."
-    return "It has a price: pictures lose what their prompts name. No system measured here does both."
+    lost = loss(rows, found.after.system) > 0
+    if found.change >= 0:
+        return " Pictures lose what their prompts name." if lost else ""
+    if lost:
+        return " It has a price: pictures lose what their prompts name. No system measured here does both."
+    return " The pictures still show what their prompts name."
+
+
+def _test(found: Outcome) -> str:
+    """How it is told whether the two rates differ."""
+    if found.p is None:
+        return "The two rates count as different where their 95 % intervals do not overlap."
+    p = "p < 0.001" if found.p < 0.001 else f"p = {found.p:.2g}"
+    return f"{p} by McNemar’s exact test on pairs of the same prompt and seed; below 0.05 the two rates count as different."
 
 
 def _tile_pairs(rows: Sequence[Row]) -> list[tuple[str, str]]:
@@ -485,6 +514,15 @@ def _whole(share: float) -> str:
     """0.742 -> '74 %'; a share below 1 % that is not 0 keeps a digit, so that nothing is rounded to none."""
     percent = 100 * share
     return f"{percent:.1f} %" if 0 < percent < 1 or 99 < percent < 100 else f"{math.floor(percent + 0.5)} %"
+
+
+def _span(row: Row) -> str:
+    """'65–82', the bounds in whole percent, or the empty string."""
+    return "" if row.low is None or row.high is None else f"{_whole(row.low)[:-2]}–{_whole(row.high)[:-2]}"
+
+
+def _bounded(row: Row) -> str:
+    return f"{_whole(row.value or 0.0)}" + (f" ({_span(row)})" if _span(row) else "")
 
 
 def _data_uri(image: Path | Image.Image) -> str:

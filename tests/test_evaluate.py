@@ -18,7 +18,7 @@ from hfi.diffusion.sd import load_sd
 from hfi.embed import ClipBackbone
 from hfi.erase.erasure import Erasure, identity
 from hfi.errors import HfiError
-from hfi.evaluate import System, evaluate, grids, plan
+from hfi.evaluate import System, evaluate, grids, paired_p, plan, report_of
 from hfi.metrics import wilson
 from hfi.prompts import Prompt
 from hfi.report import Report, render
@@ -208,6 +208,17 @@ def test_grids_show_the_first_images_of_every_system_in_the_same_columns(tmp_pat
     assert [list(row.flags) for row in grid.rows] == [[True] * 4, [True, False, True, False]]
     assert grid.captions[1] == "a king 1 (seed 100001)"
     assert render(Report("red", rows, grids=[grid])).count("data:image/webp;base64,") == 8
+
+
+def test_two_systems_are_compared_image_by_image(tmp_path):
+    sd = System("sd", "none", painter(lambda p, s: picture(RED)))
+    made = [picture(BLUE)] * 5 + [Image.new("RGB", (16, 16))]
+    evaluate(
+        [sd, System("sdd", "token", {"implicit": made})], "red", {"implicit": KINGS}, tmp_path, detector=Redness(), backbone=None
+    )
+    assert paired_p(tmp_path) == report_of(tmp_path).p == 2 / 2**5  # the blocked image has no pair
+    evaluate([sd], "red", {"implicit": KINGS}, tmp_path, detector=Redness(), backbone=None)
+    assert paired_p(tmp_path) is None
 
 
 def rate(system, value, prompt_set="implicit", metric="concept_rate"):

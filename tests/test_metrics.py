@@ -15,6 +15,7 @@ from hfi.metrics import (
     concept_rate,
     fidelity,
     frechet_distance,
+    mcnemar,
     perceptual_distances,
     wilson,
 )
@@ -47,6 +48,13 @@ def test_bootstrap_mean_is_repeatable_and_as_wide_as_theory_says():
     assert found.value == pytest.approx(scores.mean())
     assert found == bootstrap_mean(scores)
     assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.1)
+
+
+def test_mcnemar_by_hand():
+    assert mcnemar(0, 0) == mcnemar(3, 3) == 1.0
+    assert mcnemar(5, 0) == mcnemar(0, 5) == 2 / 32
+    assert mcnemar(1, 7) == 2 * (1 + 8) / 256
+    assert mcnemar(3000, 0) == 0.0
 
 
 def test_a_perfect_share_is_not_certain():

@@ -128,19 +128,46 @@ def test_sections_follow_their_data():
 
 
 def test_the_headline_is_the_system_that_keeps_the_pictures():
-    assert headline(ROWS, "smoking") == "smoking: 74 % → 2 %"
+    assert headline(Report("smoking", ROWS)) == "smoking: 74 % (65–82) → 2 % (0.6–7) with sdd-context (token), n = 100"
     text = render(Report("smoking", ROWS))
     assert "before and after <strong>sdd-context (token)</strong>" in text
     assert "still show what their prompts name" in text
     broken = [r for r in ROWS if r.method != "sdd-context"]
-    assert headline(broken, "smoking") == "smoking: 74 % → 0 %"
+    assert headline(Report("smoking", broken)) == "smoking: 74 % (65–82) → 0 % (0–4) with sdd (token), n = 100"
     assert "It has a price" in render(Report("smoking", broken))
-    assert headline(ROWS[:2], "smoking") == "smoking"
+    assert headline(Report("smoking", ROWS[:2])) == "smoking"
+
+
+@pytest.mark.parametrize(
+    ("hits", "p", "kind", "words"),
+    [
+        (27, None, "same", "no measurable difference"),
+        (15, None, "same", "no measurable difference"),  # 56 % and 31 %: the intervals still overlap
+        (15, 0.004, "less", ""),  # image by image they differ
+        (27, 1.0, "same", "no measurable difference"),
+        (47, None, "more", "more than before"),
+        (0, None, "less", ""),
+    ],
+)
+def test_the_headline_says_whether_anything_changed(hits, p, kind, words):
+    rows = [row("sd", "implicit", "concept_rate", 27, 48), row("sdd", "implicit", "concept_rate", hits, 48)]
+    rows += [row(method, "harmless", "fidelity", 48, 48) for method in ("sd", "sdd")]
+    asked = [row("sd", "explicit", "concept_rate", 38, 48), row("sdd", "explicit", "concept_rate", 12, 48)]
+    report = Report("Smoking", [*rows, *asked], p=p)
+    end = ": ".join(filter(None, ("n = 48", words)))
+    assert headline(report).endswith(f" with sdd (token), {end}; 25 % when asked for")
+    text = render(report)
+    assert f'<h1 class="{kind}">' in text
+    assert "95 %: 42–69,</span> <span>n = 48</span></small>" in text
+    assert "<strong>25&nbsp;%</strong> when asked for (before: 79&nbsp;%)" in text
+    assert ("still show what their prompts name" in text) == (kind == "less")
+    assert ("No measurable difference" in text) == (kind == "same")
+    assert ("McNemar" in text) == (p is not None)
 
 
 def test_nothing_is_rounded_to_none():
     rows = [row("sd", "implicit", "concept_rate", 999, 1000), row("sdd", "implicit", "concept_rate", 4, 1000)]
-    assert headline(rows, "x") == "x: 99.9 % → 0.4 %"
+    assert headline(Report("x", rows)) == "x: 99.9 % (99.4–100.0) → 0.4 % (0.2–1) with sdd (token), n = 1000"
 
 
 def test_table_says_what_was_not_measured():

@@ -18,7 +18,7 @@ from hfi.evaluate import evaluate as measure
 from hfi.prompts import Prompt, load_prompt_sets
 from hfi.report import headline, write_report
 from hfi.resources import data_dir
-from hfi.results import BASE, Row, best_system, columns, lookup, read_results, system_name, systems
+from hfi.results import BASE, Row, columns, lookup, system_name, systems
 from hfi.runs import Run
 from hfi.workspace import Workspace
 
@@ -98,7 +98,7 @@ def evaluate(
         settings.pop(how)
     run = Run.start(space.runs, "evaluate", name or concept, settings)
     if not run.finished:
-        found = measure(
+        measure(
             _systems(model, base, cleaned, config, device),
             concept,
             sets,
@@ -108,14 +108,16 @@ def evaluate(
             images=config.images,
             seed=config.seed,
         )
-        write_report(run.path / "report.html", report_of(run.path))
-        run.finish({"rows": len(found), "headline": headline(found, concept)})
-    rows = read_results(run.path / "results.json")
+    report = report_of(run.path)
+    rows = report.rows
+    write_report(run.path / "report.html", report)  # anew each time: a later version of the page needs no new images
+    if not run.finished:
+        run.finish({"rows": len(rows), "headline": headline(report)})
     if as_json:
         typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
         return
     print_table(rows)
-    typer.echo(f"\n{_summary(rows, concept)}\n{run.path / 'report.html'}\n{run.path / 'results.json'}")
+    typer.echo(f"\n{headline(report)}\n{run.path / 'report.html'}\n{run.path / 'results.json'}")
 
 
 def _systems(model: str, base: str, cleaned: Sequence[_Cleaned], config: EvaluateConfig, device: "torch.device") -> list[System]:
@@ -167,11 +169,6 @@ def print_table(rows: Sequence[Row]) -> None:
                 cells = [f"{r.text()}\n[dim]{r.interval()}[/dim]" if r else "" for r in found]
                 table.add_row(system_name(system), *cells)
         console.print(table)
-
-
-def _summary(rows: Sequence[Row], concept: str) -> str:
-    best = best_system(rows)
-    return f"{headline(rows, concept)}" + (f" with {system_name(best)}" if best else "")
 
 
 def _check_concept(space: Workspace, concept: str) -> None:

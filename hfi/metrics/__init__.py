@@ -11,7 +11,7 @@ from hfi.metrics.clip_score import clip_score, clip_scores
 from hfi.metrics.concept import blocked, concept_rate
 from hfi.metrics.fidelity import attribute_scores, fidelity
 from hfi.metrics.frechet import frechet_distance
-from hfi.metrics.interval import Interval, bootstrap_mean, wilson
+from hfi.metrics.interval import Interval, bootstrap_mean, mcnemar, wilson
 from hfi.metrics.perceptual import perceptual_distance, perceptual_distances
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "concept_rate",
     "fidelity",
     "frechet_distance",
+    "mcnemar",
     "perceptual_distance",
     "perceptual_distances",
     "wilson",

@@ -1,4 +1,4 @@
-"""95 % intervals: Wilson's for a share of images, the bootstrap over images for a mean."""
+"""95 % intervals: Wilson's for a share of images, the bootstrap over images for a mean. And whether two paired shares differ."""
 
 import math
 from dataclasses import dataclass
@@ -31,6 +31,13 @@ def wilson(hits: int, n: int) -> Interval:
     low = 0.0 if hits == 0 else centre - half  # exact at the ends, where rounding leaves 1e-18
     high = 1.0 if hits == n else centre + half
     return Interval(p, n, low, high)
+
+
+def mcnemar(lost: int, gained: int) -> float:
+    """Two-sided exact p of McNemar's test (1947) that two shares of the same n pairs are equal. Only pairs that differ count:
+    `lost` are hits in the first alone, `gained` in the second alone."""
+    n = lost + gained
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(min(lost, gained) + 1)) / 2**n)
 
 
 def bootstrap_mean(scores: np.ndarray, *, share: bool = False, seed: int = 0) -> Interval:
