@@ -22,6 +22,7 @@ from PIL import Image
 from hfi.config import check, option
 from hfi.errors import HfiError
 from hfi.files import whole, write_text
+from hfi.judgments import judged_by_text
 from hfi.metrics import (
     Interval,
     attribute_scores,
@@ -98,6 +99,7 @@ class System:
     conditioning: str
     images: Sampler | Mapping[str, Sequence[Image.Image]]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    judged_by: Sequence[Mapping[str, Any]] = ()  # whose judgments steered it, see hfi/judgments.py
 
     @property
     def folder(self) -> str:
@@ -180,7 +182,15 @@ def evaluate(
         "backbone": backbone and {"name": backbone.name, "content": backbone.content},
         "first_seed": seed,
         "images": {name: len(job) for name, job in jobs.items()},
-        "systems": [{"method": s.method, "conditioning": s.conditioning, "settings": dict(s.settings)} for s in systems],
+        "systems": [
+            {
+                "method": s.method,
+                "conditioning": s.conditioning,
+                "settings": dict(s.settings),
+                "judged_by": [*s.judged_by],
+            }
+            for s in systems
+        ],
         "cells": cells,
         "scores": "scores.jsonl",
         "warnings": warnings,
@@ -260,9 +270,14 @@ def report_of(folder: Path) -> Report:
     if backbone:
         measuring["CLIP backbone"] = f"{backbone['name']} ({backbone['content'][:12]})"
     provenance = {"Measuring": measuring}
+    steered: dict[tuple[bool, str], list[str]] = {}
     for system in about["systems"]:
         name = system_name((system["method"], system["conditioning"]))
         provenance[name] = {key: str(value) for key, value in system["settings"].items()}
+        if sets := system.get("judged_by"):  # absent in an evaluation of before, empty where nobody's judgments are known
+            provenance[name]["steered by"] = judged_by_text(sets)
+            simulated = any(entry["simulated"] for entry in sets)
+            steered.setdefault((simulated, judged_by_text(sets)), []).append(name)
     if (folder / "environment.json").exists():
         environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
         software = {"hfi": environment["hfi"], "python": environment["python"], **environment["versions"]}
@@ -284,11 +299,17 @@ def report_of(folder: Path) -> Report:
         concept=about["concept"],
         rows=read_results(folder / "results.json"),
         p=paired_p(folder),
+        simulated=_steering(steered, True),
+        summary=_steering(steered, False),
         grids=grids(folder),
         warnings=about["warnings"],
         provenance=provenance,
         limits=limits,
     )
+
+
+def _steering(found: Mapping[tuple[bool, str], Sequence[str]], simulated: bool) -> str:
+    return " ".join(f"{text} steered {' and '.join(names)}." for (kind, text), names in found.items() if kind == simulated)
 
 
 def _check(

@@ -64,9 +64,46 @@ class JudgmentSet:
         return any(j.simulated for j in self.judgments)
 
     @property
+    def judged_by(self) -> dict[str, Any]:
+        """What a result says of them: the hash, how many they are, and of how many people and simulated annotators."""
+        annotators = {j.annotator: j.simulated for j in self.judgments}
+        simulated = sum(annotators.values())
+        people = len(annotators) - simulated
+        return {"sha256": self.sha256, "judgments": len(self.judgments), "people": people, "simulated": simulated}
+
+    @property
     def prompts(self) -> dict[str, str | None]:
         """The prompt of each judged image, None where unknown."""
         return {sha: p for j in self.judgments for sha, p in zip(j.images, j.prompts, strict=True)}
+
+
+def judged_by(metadata: Mapping[str, str]) -> list[dict[str, Any]]:
+    """`JudgmentSet.judged_by` of the sets behind a result, from its metadata. Of one made before these were kept, only that there
+    are simulated judgments."""
+    old = [{"sha256": metadata.get("judgments", ""), "simulated": 1}] if metadata.get("simulated") == "true" else []
+    return json.loads(metadata["judged_by"]) if "judged_by" in metadata else old
+
+
+def each_once(*found: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Several results of `judged_by` as one, each set of judgments once."""
+    sets: dict[str, dict[str, Any]] = {}
+    for entry in (entry for entries in found for entry in entries):
+        sets[entry["sha256"]] = {**sets.get(entry["sha256"], {}), **entry}
+    return list(sets.values())
+
+
+def judged_by_text(found: Iterable[Mapping[str, Any]]) -> str:
+    """'960 judgments of 2 people and 3 simulated annotators', sets apart by commas; empty for none."""
+
+    def one(entry: Mapping[str, Any]) -> str:
+        if "judgments" not in entry:
+            return "simulated judgments"
+        people, simulated = entry["people"], entry["simulated"]
+        sides = [f"{people} {'person' if people == 1 else 'people'}"] if people else []
+        sides += [f"{simulated} simulated annotator{'' if simulated == 1 else 's'}"] if simulated else []
+        return f"{entry['judgments']} judgments of {' and '.join(sides)}"
+
+    return ", ".join(one(entry) for entry in found)
 
 
 def freeze(engine: Engine, concept: str, simulated: Include = "exclude") -> JudgmentSet:

@@ -94,6 +94,7 @@ def judged_space(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
     return path
 
 
+ANN = {"sha256": "fog", "judgments": 36, "people": 1, "simulated": 0}  # who judged it
 PROMPTS = ["--prompt", "a cat", "--prompt", "a dog", "--prompt", "hat", "--prompt", "a dog hat"]
 
 
@@ -377,6 +378,7 @@ def test_inverting_gives_a_token_for_diffusers(hfi: Hfi, space: Path, model: Pat
     assert token.metadata["base"] == load_sd(model).content
     assert token.metadata["initial_word"] == "cat"
     assert len(token.metadata["judgments"]) == 64
+    assert json.loads(token.metadata["judged_by"]) == [{**ANN, "sha256": token.metadata["judgments"]}]
     pipe = StableDiffusionPipeline.from_pretrained(model)
     pipe.load_textual_inversion(space / "tokens" / "fog.safetensors")
     pipe.set_progress_bar_config(disable=True)
@@ -552,9 +554,8 @@ def test_a_ranking_question_goes_all_the_way(hfi: Hfi, space: Path, model: Path)
 
 @pytest.fixture
 def with_token(space: Path, model: Path) -> Path:
-    LearnedToken("<fog>", (torch.ones(2, 16),), {"base": load_sd(model).content, "judgments": "abc"}).save(
-        space / "tokens" / "fog.safetensors"
-    )
+    about = {"base": load_sd(model).content, "judgments": "abc", "simulated": "true"}  # as tokens were before they had judged_by
+    LearnedToken("<fog>", (torch.ones(2, 16),), about).save(space / "tokens" / "fog.safetensors")
     return space
 
 
@@ -578,6 +579,10 @@ def test_erasing_writes_the_changed_tensors_and_a_unet_for_diffusers(
     assert result["run"] == name
     made = Erasure.load(space / "erasures" / f"{name}.safetensors")
     assert (made.metadata["conditioning"], json.loads(made.metadata["texts"]), made.concepts) == (kind, texts, ["fog"])
+    token = [{"sha256": "abc", "simulated": 1}] if kind == "token" else []
+    in_context = [ANN] if "sdd-context" in args else []
+    sets = json.loads(made.metadata["judged_by"])
+    assert [{**s, "sha256": "abc" if s["sha256"] == "abc" else "fog"} for s in sets] == token + in_context
     assert int(made.metadata["unet_evaluations"]) == result["unet_evaluations"] > 0
     before = UNet2DConditionModel.from_pretrained(model, subfolder="unet").state_dict()
     after = UNet2DConditionModel.from_pretrained(space / "erasures" / name / "unet").state_dict()

@@ -260,11 +260,15 @@ def space(tmp_path, monkeypatch):
     weight = sd.unet.get_parameter(name)
     for method, factor in (("sdd", 0.0), ("sdd-context", 4.0)):
         about = {"base": sd.content, "base_name": "tiny", "method": method, "concepts": '["red"]', "conditioning": "token"}
+        about |= {"judged_by": json.dumps(judges)} if (judges := JUDGES.get(method)) else {}
         Erasure({name: weight * factor}, about).save(space.erasures / f"red-{method}.safetensors")
     (tmp_path / "prompts").mkdir()
     (tmp_path / "prompts" / "implicit.csv").write_text("prompt\ncat\ndog\n")
     (tmp_path / "prompts" / "harmless.csv").write_text("prompt\nhat\n")
     return space
+
+
+JUDGES = {"sdd": [{"sha256": "a", "judgments": 90, "people": 2, "simulated": 0}]}
 
 
 def command(space, *more):
@@ -297,6 +301,25 @@ def test_the_command_measures_every_erasure_of_the_workspace(space):
     other_settings = command(space, "--guidance-scale", "3")
     assert isinstance(other_settings.exception, HfiError)
     assert "--name" in str(other_settings.exception)
+
+
+def test_the_report_says_whose_judgments_steered_the_removal(space):
+    page = space.runs / "evaluate" / "red" / "report.html"
+    said = command(space, "--images", "1")
+    assert said.exit_code == 0, said.output
+    assert "90 judgments of 2 people steered sdd (token)." in said.stdout  # and of sdd-context, made before, nothing
+    assert "<dt>steered by</dt><dd>90 judgments of 2 people</dd>" in page.read_text(encoding="utf-8")
+    assert "imulated" not in page.read_text(encoding="utf-8")
+    file = space.erasures / "red-sdd-context.safetensors"
+    made = Erasure.load(file)
+    sets = [{"sha256": "b", "judgments": 30, "people": 1, "simulated": 3}, {"sha256": "c", "simulated": 1}]
+    Erasure(made.tensors, {**made.metadata, "judged_by": json.dumps(sets)}).save(file)
+    page.with_name("evaluation.json").unlink()
+    page.with_name("result.json").unlink()
+    said = command(space, "--images", "1")
+    words = "30 judgments of 1 person and 3 simulated annotators, simulated judgments steered sdd-context (token)."
+    assert words in said.stdout
+    assert f'<div class="banner" role="note"><strong>Simulated judgments.</strong> {words}</div>' in page.read_text("utf-8")
 
 
 def test_one_method_twice_gives_two_systems(space):

@@ -30,6 +30,7 @@ from hfi.concepts import Concept
 from hfi.config import as_dict, flag
 from hfi.erase import METHODS, Removal
 from hfi.errors import UsageError
+from hfi.judgments import each_once, judged_by
 from hfi.prompts import load_prompts
 from hfi.store import queries
 from hfi.store.session import reading
@@ -198,6 +199,9 @@ def erase(
                 "unet_evaluations": str(result.evaluations),
                 "hfi": __version__,
                 "config": json.dumps(as_dict(settings)),
+                "judged_by": json.dumps(
+                    each_once(*(judged_by(t.metadata) for t in called.tokens), [j.judgments.judged_by for j in found])
+                ),
                 **{key: json.dumps(everything[key]) for key in ("concepts", "texts", "tokens", "judgments", "retain")},
                 **({"from": json.dumps(before.history)} if before else {}),
             }

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,7 @@ from hfi.cli.options import JsonOption, WorkspaceOption, name_option, with_confi
 from hfi.errors import HfiError, UsageError
 from hfi.evaluate import EvaluateConfig, Sampler, System, report_of
 from hfi.evaluate import evaluate as measure
+from hfi.judgments import each_once, judged_by
 from hfi.prompts import Prompt, load_prompt_sets
 from hfi.report import headline, write_report
 from hfi.resources import data_dir
@@ -35,6 +36,7 @@ class _Cleaned:
     method: str
     conditioning: str
     content: str
+    judged_by: list[dict[str, Any]]
 
 
 @with_config(EvaluateConfig)
@@ -117,7 +119,9 @@ def evaluate(
         typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
         return
     print_table(rows)
-    typer.echo(f"\n{headline(report)}\n{run.path / 'report.html'}\n{run.path / 'results.json'}")
+    said = (headline(report), report.simulated, report.summary)
+    typer.echo("\n" + "\n".join(filter(None, said)))
+    typer.echo(f"{run.path / 'report.html'}\n{run.path / 'results.json'}")
 
 
 def _systems(model: str, base: str, cleaned: Sequence[_Cleaned], config: EvaluateConfig, device: "torch.device") -> list[System]:
@@ -142,7 +146,7 @@ def _systems(model: str, base: str, cleaned: Sequence[_Cleaned], config: Evaluat
     made = [System(BASE, "none", sampler(), common)]
     for c in cleaned:
         own = {"erasure": "+".join(path.name for path in c.paths), "erasure content": c.content[:16]}
-        made.append(System(c.method, c.conditioning, sampler(*c.paths), {**common, **own}))
+        made.append(System(c.method, c.conditioning, sampler(*c.paths), {**common, **own}, c.judged_by))
     return made
 
 
@@ -215,7 +219,8 @@ def _cleaned(groups: Sequence[tuple[Path, ...]], base: str, model: str) -> list[
         taken = {(c.method, c.conditioning) for c in found}
         names = [method, *(f"{method}-{i}" for i in range(2, len(groups) + 2))]
         free = next(n for n in names if (n, conditioning) not in taken)
-        found.append(_Cleaned(paths, free, conditioning, str(identity(made))))
+        steered = each_once(*(judged_by(step) for e in made for step in e.history))
+        found.append(_Cleaned(paths, free, conditioning, str(identity(made)), steered))
     return found
 
 

@@ -26,6 +26,7 @@ from hfi.cli.common import (
 from hfi.cli.options import JsonOption, NameOption, WorkspaceOption, with_config
 from hfi.errors import HfiError, UsageError
 from hfi.invert.train import Examples, InvertConfig
+from hfi.judgments import each_once, judged_by
 from hfi.workspace import Workspace
 
 
@@ -130,6 +131,7 @@ def invert(
             "initial_word": phrase,
             "judgments": found.judgments.sha256,
             "simulated": str(found.judgments.simulated).lower(),
+            "judged_by": json.dumps(each_once(judged_by(about), [found.judgments.judged_by])),
             "reward_judgments": about.get("judgments", ""),
             "images": str(len(best)),
             "precision": precision,

@@ -86,6 +86,7 @@ def reward(
             "concept": concept,
             "judgments": found.judgments.sha256,
             "simulated": str(found.judgments.simulated).lower(),
+            "judged_by": json.dumps([found.judgments.judged_by]),
             "labels": labels,
             "config": json.dumps(asdict(config)),
             **{key: json.dumps(value) for key, value in figures.items()},
