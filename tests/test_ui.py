@@ -175,10 +175,23 @@ def test_a_task_ahead_waits_behind_the_one_in_hand_and_its_lease_runs_out(desk: 
         assert claim_ahead(s, later, kim.id, now + timedelta(days=1)) == ahead, "an expired one is taken up again"
 
 
-def test_the_question_names_the_concept_as_its_prompt_spells_it() -> None:
-    assert label.question(Concept("smoking", "Smoking", prompt="smoking")) == "Does this image show smoking?"
-    assert label.question(Concept("gore", "Blood and gore", prompt="gore")) == "Does this image show Blood and gore?"
-    assert "Brava" in label.question(Concept("brava", "Brava", question="ranking"))
+def test_the_question_suits_any_title_and_does_not_depend_on_the_prompt() -> None:
+    for prompt in ("smoking", "smoking a cigarette"):
+        assert label.question(Concept("smoking", "Smoking", prompt=prompt)) == "Smoking: does this image show it?"
+    assert label.question(Concept("gun", "Gun")) == "Gun: does this image show it?"
+    assert label.question(Concept("brava", "Brava", question="ranking")).startswith("Brava: which image shows it most?")
+
+
+def test_what_was_too_disturbing_is_covered_when_it_comes_back(desk: Desk) -> None:
+    kim, lee = person(desk.engine), person(desk.engine, "Lee")
+    token = label.state(desk, kim)["task"]["token"]
+    assert not label.judge(desk, kim, token, "disturbing", "answer 0")["covered"]
+    label.judge(desk, kim, label.state(desk, kim)["task"]["token"], "shows", "answer 1")
+    assert not label.undo(desk, kim, 2)["covered"]
+    back = label.undo(desk, kim, 1)
+    assert (back["task"]["token"], back["covered"]) == (token, True)
+    assert label.state(desk, kim) == back
+    assert not label.state(desk, lee)["covered"], "what somebody else found says nothing to Lee"
 
 
 # --- routes ---

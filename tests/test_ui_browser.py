@@ -152,7 +152,7 @@ def test_the_whole_way_by_keys(tab, site: Callable[..., Site]) -> None:  # type:
     asked: list[str] = []
     tab.on("request", lambda r: asked.append(r.url.removeprefix(here.url)))
     enter(tab, here)
-    assert "Does this image show smoking?" in tab.inner_text("#hfi-main")
+    assert "Smoking: does this image show it?" in tab.inner_text("#hfi-main")
     assert "a cigarette, or smoke from one" in tab.inner_text("#hfi-guideline")
     assert tab.get_attribute("#hfi-frame img", "alt") == "The image to judge"
     images = [shown(tab)]
@@ -170,6 +170,9 @@ def test_the_whole_way_by_keys(tab, site: Callable[..., Site]) -> None:  # type:
         assert shown(tab) == images[done]
     assert here.verdicts() == ["shows", "clean", "shows", "clean"]
     for done in (5, 6, 7, 8):
+        assert tab.is_visible("#hfi-frame img") == (done != 7), "what was too disturbing comes back covered, nothing else"
+        if done == 7:
+            tab.keyboard.press("h")
         judge(tab, lambda: tab.keyboard.press("f"), done)
     done = tab.inner_text("#hfi-done")
     assert "All done" in done
@@ -186,6 +189,7 @@ def test_the_mouse_and_double_clicks(tab, site: Callable[..., Site]) -> None:  #
         judge(tab, lambda verdict=verdict: tab.dblclick(f'[data-verdict="{verdict}"]'), i)
     assert here.verdicts() == ["shows", "clean", "unsure", "skip", "disturbing"]
     judge(tab, lambda: tab.dblclick("#hfi-undo"), 4)
+    tab.click("#hfi-cover button")
     tab.click("#hfi-hide")
     assert not tab.is_visible("#hfi-frame img")
     tab.click("#hfi-cover button")
@@ -272,17 +276,21 @@ def test_hiding_holds_until_asked_to_show(tab, site: Callable[..., Site]) -> Non
     assert tab.is_visible("#hfi-frame img")
 
 
-def test_a_phone_in_the_dark(browser, site: Callable[..., Site]) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("width", [390, 320])
+def test_a_phone_in_the_dark(browser, site: Callable[..., Site], width: int) -> None:  # type: ignore[no-untyped-def]
     here = site()
-    context = browser.new_context(viewport={"width": 390, "height": 664}, has_touch=True, is_mobile=True, color_scheme="dark")
+    context = browser.new_context(viewport={"width": width, "height": 664}, has_touch=True, is_mobile=True, color_scheme="dark")
     context.set_default_timeout(PATIENCE)
     tab = context.new_page()
     enter(tab, here)
-    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert not any(kbd.is_visible() for kbd in tab.locator("kbd").all()), "no keys where there is no keyboard"
+    sticks_out = "all => all.filter(b => b.scrollWidth > b.clientWidth).map(b => b.textContent)"
+    assert tab.locator(".hfi-answers button").evaluate_all(sticks_out) == []
     for selector in ("#hfi-frame img", '[data-verdict="shows"]', '[data-verdict="disturbing"]', "#hfi-undo"):
         box = tab.locator(selector).bounding_box()
         assert box["x"] >= 0
-        assert box["x"] + box["width"] <= 390
+        assert box["x"] + box["width"] <= width
         assert box["y"] + box["height"] <= 664, f"{selector} is in sight without scrolling"
         assert box["height"] >= 44
     red, green, blue = tab.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")

@@ -19,7 +19,7 @@ from hfi.images import ImageStore
 from hfi.store import queries
 from hfi.store.queries import Annotator
 from hfi.store.session import Engine, Session, reading, writing
-from hfi.store.showing import claim_ahead, shown_image
+from hfi.store.showing import claim_ahead, found_disturbing, shown_image
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -96,6 +96,7 @@ def _state(desk: Desk, session: Session, person: Annotator) -> dict[str, Any]:
     return {
         "person": person.name,
         "task": _task(claim.token, len(claim.images)),
+        "covered": found_disturbing(session, claim),
         "ahead": ahead and _task(ahead.token, ahead.images),
         "done": claim.done,
         "total": claim.total,
@@ -134,11 +135,10 @@ def build_page(desk: Desk, *, leave: bool, simulated: bool) -> gr.Blocks:
 
 
 def question(concept: Concept) -> str:
-    """The question in words: with the concept as its prompt spells it where that is its title in other letters."""
-    name = concept.prompt if concept.prompt.casefold() == concept.title.casefold() else concept.title
+    """The question in words that suit any title: 'Gun', 'Blood and gore', 'van Gogh'."""
     if concept.question == "ranking":
-        return f"Which shows {name} most? Put the images in order."
-    return f"Does this image show {name}?"
+        return f"{concept.title}: which image shows it most? Put them in order."
+    return f"{concept.title}: does this image show it?"
 
 
 def _guideline(concept: Concept) -> str:

@@ -1,4 +1,4 @@
-"""What a page shows beside the task in hand: its images, and the task after it, claimed early so that its images can load."""
+"""What a page shows beside the task in hand: its images, whether to cover them, and the task after it, claimed early to load."""
 
 import json
 import secrets
@@ -54,6 +54,12 @@ def claim_ahead(s: Session, claim: Claim, annotator_id: int, now: datetime | Non
     waiting.lease_expires_at = now + timedelta(seconds=row.lease_seconds)
     s.flush()
     return Ahead(waiting.token, len(json.loads(waiting.shown_order)))
+
+
+def found_disturbing(s: Session, claim: Claim) -> bool:
+    """Whether the annotator who has this task called it too disturbing before, and took that back."""
+    said = select(m.Judgment.id).where(m.Judgment.assignment_id == claim.assignment_id, m.Judgment.verdict == "disturbing")
+    return s.scalar(said.limit(1)) is not None
 
 
 def shown_image(s: Session, token: str, annotator_id: int, position: int) -> str:

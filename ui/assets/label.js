@@ -31,12 +31,14 @@
   let ready = false; // the images of the task in hand are on the screen
   let busy = false; // something is on its way to the server
   let failed = false; // an image of the task in hand does not load
-  let hidden = memory.get("hidden") === true;
+  let hidden = memory.get("hidden") === true; // images are hidden, until asked to show them
+  let covered = false; // this one is: it was found too disturbing before
   let ranks = []; // places of the images in the order given so far
   let seen = { since: 0, ms: 0 }; // time for which the task was in sight
   const loaded = new Map(); // src -> <img>, of this task and the next
   const pace = memory.get("pace") || []; // ms of the last judgments
 
+  const away = () => hidden || covered;
   const ranking = () => Boolean(document.querySelector('[data-verdict="ranked"]'));
 
   // --- talking to the server ---
@@ -85,9 +87,9 @@
   }
 
   function judge(verdict) {
-    const may = state && state.task && !busy && (ready ? !hidden || UNSEEN.has(verdict) : failed && UNSEEN.has(verdict));
+    const may = state && state.task && !busy && (ready ? !away() || UNSEEN.has(verdict) : failed && UNSEEN.has(verdict));
     if (!may) {
-      if (ready && hidden && !busy) saved("Hidden: press H to look first", "waiting");
+      if (ready && away() && !busy) saved("Hidden: press H to look first", "waiting");
       return;
     }
     if (performance.now() - seen.start < GUARD_MS) return;
@@ -117,7 +119,8 @@
       return;
     }
     if (!state.done) { saved("Nothing to undo", "waiting"); return; }
-    send("/api/undo", { done: state.done }, (next, before) => (next.done < before ? "Taken back: judge it again" : "Nothing to undo"));
+    send("/api/undo", { done: state.done }, (next, before) => (
+      next.done === before ? "Nothing to undo" : next.covered ? "Taken back, and hidden" : "Taken back: judge it again"));
   }
 
   // --- drawing ---
@@ -138,6 +141,7 @@
     ready = failed = false;
     once = crypto.randomUUID();
     ranks = [];
+    covered = next.covered === true;
     const task = next.task;
     const wanted = [...(task ? task.images : []), ...(next.ahead ? next.ahead.images : [])];
     for (const src of loaded.keys()) if (!wanted.includes(src)) loaded.delete(src);
@@ -190,17 +194,17 @@
     const open = Boolean(state && state.task);
     for (const button of document.querySelectorAll("[data-verdict]")) {
       const unseen = UNSEEN.has(button.dataset.verdict);
-      const able = open && !busy && (ready ? !hidden || unseen : failed && unseen);
+      const able = open && !busy && (ready ? !away() || unseen : failed && unseen);
       button.setAttribute("aria-disabled", String(!able)); // not `disabled`: that would throw the focus away at every image
     }
     $("hfi-undo").setAttribute("aria-disabled", String(busy || !state || (!state.done && !ranks.length)));
-    $("hfi-stage").classList.toggle("hfi-hidden", hidden);
+    $("hfi-stage").classList.toggle("hfi-hidden", away());
     $("hfi-stage").classList.toggle("hfi-wait", open && !ready && !failed);
-    $("hfi-frame").inert = hidden;
-    $("hfi-cover").inert = !hidden;
+    $("hfi-frame").inert = away();
+    $("hfi-cover").inert = !away();
     const hide = $("hfi-hide");
-    hide.setAttribute("aria-pressed", String(hidden));
-    hide.firstChild.textContent = `${hidden ? "Show" : "Hide"} ${ranking() ? "images" : "image"} `;
+    hide.setAttribute("aria-pressed", String(away()));
+    hide.firstChild.textContent = `${away() ? "Show" : "Hide"} ${ranking() ? "images" : "image"} `;
     for (const button of document.querySelectorAll(".hfi-cell")) {
       const rank = ranks.indexOf(Number(button.dataset.place));
       button.classList.toggle("hfi-ranked", rank >= 0);
@@ -274,12 +278,13 @@
 
   function hide(value) {
     hidden = value;
+    covered = false;
     memory.set("hidden", hidden);
     paint();
   }
 
   function place(number) {
-    if (!ready || busy || hidden || number >= state.task.images.length) return;
+    if (!ready || busy || away() || number >= state.task.images.length) return;
     ranks = ranks.includes(number) ? ranks.filter((other) => other !== number) : [...ranks, number];
     paint();
   }
@@ -308,7 +313,7 @@
 
   // --- hands ---
 
-  const ACTIONS = { undo, keys: help, panic: () => hide(true), hide: () => hide(!hidden) };
+  const ACTIONS = { undo, keys: help, panic: () => hide(true), hide: () => hide(!away()) };
 
   function typing(target) {
     return target instanceof Element && Boolean(target.closest("input, textarea, select, [contenteditable]:not([contenteditable='false'])"));
