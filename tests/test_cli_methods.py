@@ -295,18 +295,6 @@ def test_a_name_that_is_taken_is_told_with_what_differs(hfi: Hfi, fresh: Path, m
     )
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
-def test_a_terminal_is_told_what_is_loaded(space: Path) -> None:
-    import pty
-
-    ours, theirs = pty.openpty()
-    words = [sys.executable, "-m", "hfi", "generate", "-w", str(space), "-m", "./nowhere", "--prompt", "a"]
-    subprocess.run(words, stderr=theirs, check=False)
-    os.close(theirs)
-    assert os.read(ours, 1000).decode().splitlines()[0] == "loading ./nowhere"
-    os.close(ours)
-
-
 def test_no_workspace(hfi: Hfi, tmp_path: Path, model: Path) -> None:
     for command in (["generate", "--prompt", "a"], ["invert", "-c", "x"], ["erase", "-c", "x"]):
         code, _, err = hfi(command[0], "-w", tmp_path, "-m", model, *command[1:])
