@@ -135,7 +135,8 @@ def write_demo_report(space: Workspace, rows: list[Row]) -> Path:
     """The evaluation's report, with what only the demo knows: who judged, the reward, how training went, what was simulated."""
     judgments = freeze(space.engine(), CONCEPT, "include")
     reward = Run(space.runs / "reward" / CONCEPT)
-    report = report_of(space.runs / "evaluate" / CONCEPT)
+    with reading(space.engine()) as session:
+        report = report_of(space.runs / "evaluate" / CONCEPT, queries.concept(session, CONCEPT).title)
     best = best_system(rows)
     return write_report(
         space.path / "report.html",
@@ -151,7 +152,10 @@ def write_demo_report(space: Workspace, rows: list[Row]) -> Path:
             agreement=_agreement(space),
             reward=_reward_part(space, reward),
             curves=_curves(space),
-            provenance={**report.provenance, "Judgments": {"sha256": judgments.sha256, "said": str(len(judgments.judgments))}},
+            provenance={
+                **report.provenance,
+                "Judgments": {"sha256": judgments.sha256, "judgments": str(len(judgments.judgments))},
+            },
             limits=[*LIMITS, *report.limits],
         ),
     )

@@ -43,7 +43,7 @@ from hfi.metrics.frechet import too_small
 from hfi.progress import progress
 from hfi.prompts import Prompt
 from hfi.report import Grid, GridRow, Report
-from hfi.results import BASE, Row, columns, outcome, read_results, system_name, write_results
+from hfi.results import BASE, METRICS, Row, columns, outcome, read_results, system_name, write_results
 
 FIRST_SEED = 100_000  # far from the seeds that 'hfi generate' starts at: nothing is evaluated on a noise it was judged on
 _CHUNK = 64  # images in memory at once while scoring
@@ -143,7 +143,7 @@ def evaluate(
     rows: list[Row] = []
     lines: list[dict[str, Any]] = []
     cells: list[dict[str, Any]] = []
-    warnings: list[str] = []
+    small: dict[tuple[int, int], list[str]] = {}
     base = next((s for s in systems if s.method == BASE), None)
     ordered = sorted(systems, key=lambda s: s is not base)
     total = len(systems) * sum(len(job) for job in jobs.values())
@@ -166,10 +166,7 @@ def evaluate(
             if backbone and reference is not None and reference.embeddings is not None and len(systems) > 1:
                 n, width = reference.embeddings.shape
                 if too_small(n, width):
-                    warnings.append(
-                        f"frechet_distance on {name}: {n} images for {width} dimensions; the value is too high in itself and "
-                        f"compares only with others of {n} images"
-                    )
+                    small.setdefault((n, width), []).append(name)
     write_text(folder / "scores.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     about = {
         "concept": concept,
@@ -193,7 +190,11 @@ def evaluate(
         ],
         "cells": cells,
         "scores": "scores.jsonl",
-        "warnings": warnings,
+        "warnings": [
+            f"{METRICS['frechet_distance'].title} on {', '.join(names)} prompts: {n} images for {width} dimensions, so its values "
+            f"are too high in themselves and compare only with others of {n} images."
+            for (n, width), names in small.items()
+        ],
     }
     write_text(folder / "evaluation.json", json.dumps(about, indent=2, ensure_ascii=False) + "\n")
     order = {pair: i for i, pair in enumerate(columns(rows))}
@@ -259,8 +260,11 @@ def _flagged(line: Mapping[str, Any], about: Mapping[str, Any]) -> bool:
     return bool(detector and not line["blocked"] and line["scores"][about["concept"]] > detector["threshold"])
 
 
-def report_of(folder: Path) -> Report:
-    """The page of an evaluated folder: rows, grids, provenance, and the limits that follow from how it was measured."""
+def report_of(folder: Path, title: str) -> Report:
+    """The page of an evaluated folder: rows, grids, provenance, and the limits that follow from how it was measured.
+
+    `title`: the concept in words.
+    """
     about = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     detector, backbone = about["detector"], about["backbone"]
     measuring = {"images": ", ".join(f"{n} {name}" for name, n in about["images"].items())}
@@ -296,7 +300,7 @@ def report_of(folder: Path) -> Report:
     if blocked:
         limits.append(f"{blocked} images are blacked out or blank: they count as blocked, never as safe.")
     return Report(
-        concept=about["concept"],
+        concept=title,
         rows=read_results(folder / "results.json"),
         p=paired_p(folder),
         simulated=_steering(steered, True),

@@ -5,6 +5,7 @@ light and in dark. Every text is escaped. Shares are given in 0..1 and shown in 
 """
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -92,13 +93,20 @@ def intervals(groups: Sequence[tuple[str, Sequence[Bar]]], title: str, *, width:
     step, heading, top, bottom = 24, 30, 6, 34
     left = 24 + max((_width(bar.label) for _, bars in groups for bar in bars), default=0)
     right = 74
-    height = top + bottom + sum(heading + step * len(bars) for _, bars in groups)
+    heads = [textwrap.wrap(name, int(width / 8.5)) for name, _ in groups]  # bold letters are wider than `_width` takes them to be
+    height = (
+        top
+        + bottom
+        + sum(heading + 16 * (len(lines) - 1) + step * len(bars) for lines, (_, bars) in zip(heads, groups, strict=True))
+    )
     axis = _Axis(0.0, 1.0, left, width - right, percent=True)
     out = [_open(width, height, title), _vertical_grid(axis, top + 20, height - bottom)]
     y = float(top)
-    for name, bars in groups:
+    for lines, (_, bars) in zip(heads, groups, strict=True):
         y += heading
-        out.append(_text(0, y - 8, name, "heading", anchor="start"))
+        for i, line in enumerate(lines):
+            y += 16 if i else 0
+            out.append(_text(0, y - 8, line, "heading", anchor="start"))
         for bar in bars:
             mid = y + step / 2
             series = f"s{bar.series % SERIES}"

@@ -155,7 +155,7 @@ def render(report: Report) -> str:
         ("provenance", "Where it comes from", _provenance(report.provenance)),
     ]
     given = [(key, title, body) for key, title, body in sections if body]
-    links = "".join(f'<a href="#{key}">{escape(title)}</a>' for key, title, _ in given)
+    links = "".join(f'<a href="#{key}">{key.capitalize()}</a>' for key, _, _ in given)
     body = "".join(f'<section id="{key}"><h2>{escape(title)}</h2>{html}</section>' for key, title, html in given)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -319,7 +319,7 @@ def _charts(report: Report) -> str:
             if row and row.value is not None:
                 bars.append(plots.Bar(system_name(system), row.value, _bounds(row), row.text(), index[system]))
         groups.append((_set_title(prompt_set), bars))
-    title = f"images that show {report.concept}"
+    title = f"images that show it: {report.concept}"
     out.append(_figure(lambda width: plots.intervals(groups, title, width=width), "Bands are 95 % intervals."))
     return f'<div class="figures">{"".join(out)}</div>'
 

@@ -162,8 +162,8 @@ def test_clip_metrics_on_real_models(tmp_path):
         return System(method, "none", draw, {"guidance_scale": scale})
 
     systems = [system("sd", 3.0), system("same", 3.0), system("other", 9.0)]
-    rows = evaluate(systems, "red", {"harmless": kings}, tmp_path / "out", detector=None, backbone=backbone)
-    found = {(r.method, r.metric): r for r in rows}
+    rows = evaluate(systems, "red", {"implicit": kings, "harmless": kings}, tmp_path / "out", detector=None, backbone=backbone)
+    found = {(r.method, r.metric): r for r in rows if r.prompt_set == "harmless"}
     assert {m for _, m in found} == {"clip_score", "frechet_distance", "perceptual_distance"}
     assert not [m for s, m in found if s == "sd" and m != "clip_score"]  # nothing is measured against itself
     assert found["same", "frechet_distance"].value == pytest.approx(0, abs=1e-9)
@@ -175,7 +175,8 @@ def test_clip_metrics_on_real_models(tmp_path):
     texts = backbone.texts([p.text for p in kings])
     assert found["other", "clip_score"].value == pytest.approx(float((images * texts).sum(1).mean()), abs=1e-5)
     about = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert "4 images for 12 dimensions" in about["warnings"][0]
+    (warning,) = about["warnings"]  # of both sets in one sentence
+    assert warning.startswith("Fréchet distance on implicit, harmless prompts: 4 images for 12 dimensions")
 
 
 def test_what_cannot_be_evaluated_is_said_before_anything_is_sampled(tmp_path):
@@ -216,7 +217,7 @@ def test_two_systems_are_compared_image_by_image(tmp_path):
     evaluate(
         [sd, System("sdd", "token", {"implicit": made})], "red", {"implicit": KINGS}, tmp_path, detector=Redness(), backbone=None
     )
-    assert paired_p(tmp_path) == report_of(tmp_path).p == 2 / 2**5  # the blocked image has no pair
+    assert paired_p(tmp_path) == report_of(tmp_path, "Red").p == 2 / 2**5  # the blocked image has no pair
     evaluate([sd], "red", {"implicit": KINGS}, tmp_path, detector=Redness(), backbone=None)
     assert paired_p(tmp_path) is None
 
@@ -288,6 +289,7 @@ def test_the_command_measures_every_erasure_of_the_workspace(space):
     other = next(r for r in rows if r.method == "sdd-context" and r.metric == "perceptual_distance")
     assert other.value > 0
     page = (run / "report.html").read_text(encoding="utf-8")
+    assert "<title>Red: " in page
     assert "sdd-context (token)" in page
     assert "No detector looked at the images" in page
     assert "sdd (token)" in result.output

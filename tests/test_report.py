@@ -199,6 +199,13 @@ def test_labels_of_close_points_do_not_cover_each_other(width):
             assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
 
 
+def test_a_long_heading_wraps_in_a_narrow_chart():
+    name = "harmless: prompts that have nothing to do with it"
+    heads = [re.findall(r'class="heading"[^>]*>([^<]+)', plots.intervals([(name, [])], "t", width=w)) for w in (620, 380)]
+    assert heads[0] == [name]
+    assert len(heads[1]) == 2 and " ".join(heads[1]) == name
+
+
 def test_a_curve_without_a_finite_point_is_no_chart():
     assert plots.curves([plots.Line("loss", [(0, float("nan"))], 1)], "step") == ""
     svg = plots.curves([plots.Line("loss", [(0, 1.0), (1, float("inf")), (2, 0.5)], 1)], "step")

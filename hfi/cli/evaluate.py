@@ -74,7 +74,7 @@ def evaluate(
     from hfi.metrics.detectors import load_detector
 
     space = Workspace.open(workspace)
-    _check_concept(space, concept)
+    title = _title(space, concept)
     sets = _prompt_sets(prompts, concept)
     source = find_model(model)
     folder, base = configurations(source), content_id(source)
@@ -110,7 +110,7 @@ def evaluate(
             images=config.images,
             seed=config.seed,
         )
-    report = report_of(run.path)
+    report = report_of(run.path, title)
     rows = report.rows
     write_report(run.path / "report.html", report)  # anew each time: a later version of the page needs no new images
     if not run.finished:
@@ -175,12 +175,13 @@ def print_table(rows: Sequence[Row]) -> None:
         console.print(table)
 
 
-def _check_concept(space: Workspace, concept: str) -> None:
+def _title(space: Workspace, concept: str) -> str:
+    """NotFound for an unknown concept."""
     from hfi.store import queries
     from hfi.store.session import reading
 
     with reading(space.engine()) as session:
-        queries.concept(session, concept)
+        return queries.concept(session, concept).title
 
 
 def _prompt_sets(given: list[Path] | None, concept: str) -> dict[str, tuple[Prompt, ...]]:
