@@ -45,12 +45,33 @@ def test_an_unknown_command_gets_a_suggestion(hfi, words: list[str], said: str) 
     assert (done.exit_code, done.stderr) == (2, f"hfi: error: {said}\n")
 
 
-@pytest.mark.parametrize("words", [["--nonsense"], ["init", "--nonsense"], ["db", "nonsense"], ["concept", "show"], ["import"]])
-def test_wrong_usage_is_exit_code_2_without_a_traceback(hfi, words: list[str]) -> None:  # type: ignore[no-untyped-def]
-    done = hfi(*words)
-    assert done.exit_code == 2
-    assert "Traceback" not in done.output
-    assert done.stderr.strip()
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--nonsense", "no such option: --nonsense: see 'hfi --help'"),
+        ("init --nonsense", "no such option: --nonsense: see 'hfi init --help'"),
+        ("db nonsense", "no such command 'nonsense': see 'hfi db --help'"),
+        ("concept show", "missing argument 'slug': see 'hfi concept show --help'"),
+        ("erase -c x", "missing option '--model' / '-m': see 'hfi erase --help'"),
+        ("erase -c x --model", "option '--model' requires an argument"),
+        ("labels export -c x --format foo", "--format is 'foo': choose one of 'jsonl', 'csv'"),
+        ("reward -c x --simulated foo", "--simulated is 'foo': choose one of 'exclude', 'include', 'only'"),
+        ("generate -m x --steps a", "--steps is 'a': give a whole number"),
+        ("generate -m x --guidance-scale a", "--guidance-scale is 'a': give a number"),
+        ("ui --port 99999", "--port is '99999': give 65535 or less"),
+        ("demo --images 0", "--images is '0': give 1 or more"),
+    ],
+)
+def test_wrong_usage_is_one_sentence_like_every_other_mistake(hfi, words: str, said: str) -> None:  # type: ignore[no-untyped-def]
+    done = hfi(*words.split())
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"hfi: error: {said}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_group_without_a_command_shows_its_help(hfi) -> None:  # type: ignore[no-untyped-def]
+    done = hfi("db")
+    assert (done.exit_code, "upgrade" in done.output) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -93,13 +93,43 @@ def _root(
 def main(args: list[str] | None = None) -> None:
     """Entry point: a user's mistake is one line and exit code 1 or 2, an interruption is said to be resumable (130)."""
     try:
-        app(args=args)
+        code = app(args=args, prog_name="hfi", standalone_mode=False)
     except HfiError as e:
         print(f"hfi: error: {e}", file=sys.stderr)
         sys.exit(e.exit_code)
+    except _Mistake as e:
+        if type(e).__name__ == "NoArgsIsHelpError":
+            e.show()
+        else:
+            print(f"hfi: error: {_sentence(e)}", file=sys.stderr)
+        sys.exit(2)
     except typer.Abort:
         sys.exit(1)
-    except SystemExit as e:
-        if e.code == 130:  # how typer reports Ctrl-C
-            print("hfi: interrupted; run the same command again to go on", file=sys.stderr)
-        raise
+    if code == 130:  # how typer reports Ctrl-C
+        print("hfi: interrupted; run the same command again to go on", file=sys.stderr)
+    sys.exit(code)
+
+
+_Mistake: Any = typer.BadParameter.__mro__[1]  # the UsageError of the click that typer brings
+_WANTED = {
+    "int_parsing": "give a whole number",
+    "float_parsing": "give a number",
+    "greater_than_equal": "give {ge} or more",
+    "less_than_equal": "give {le} or less",
+}
+
+
+def _sentence(mistake: Any) -> str:
+    """What typer's parser says, in the words of our own errors."""
+    if errors := getattr(mistake.__cause__, "errors", None):  # pydantic's: a value that does not fit
+        found = errors()[0]
+        option = next((name for name in mistake.param.opts if name.startswith("--")), mistake.param.name)
+        if found["type"] in _WANTED:
+            wanted = _WANTED[found["type"]].format(**found.get("ctx", {}))
+        else:
+            _, fixed, rest = found["msg"].rpartition("is not one of ")
+            wanted = f"choose one of {rest.rstrip('.')}" if fixed else rest
+        return f"{option} is {found['input']!r}: {wanted}"
+    text = mistake.format_message().rstrip(".")
+    where = f": see '{mistake.ctx.command_path} --help'" if mistake.ctx else ""
+    return f"{text[0].lower()}{text[1:]}{where}"
