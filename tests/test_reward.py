@@ -171,6 +171,16 @@ def test_the_held_out_labels_do_not_reach_the_head() -> None:
     assert len(train) + len(validation) + len(out) == 40
 
 
+def test_counts_weigh_whatever_the_size_of_a_batch() -> None:
+    """Two like images with opposite labels: the one that nine people judged pulls harder, also alone in its update."""
+    x = np.ones((20, 2), np.float32)
+    y, count = np.tile([1.0, 0.0], 10), np.tile([9.0, 1.0], 10)
+    for batch in (1, 20):
+        config = RewardConfig(batch_size=batch, epochs=150, patience=150, learning_rate=0.02, weight_decay=0)
+        head, _ = train_reward(x, Labels(y, count), config)
+        assert head(torch.ones(1, 2)).item() == pytest.approx(0.9, abs=0.06)
+
+
 def test_rankings_are_learned() -> None:
     x, labels = ranked(20)
     head, figures = train_reward(x, labels, RewardConfig(batch_size=8))

@@ -82,7 +82,7 @@ def train_reward(
         order = torch.randperm(len(items[0]), generator=generator).tolist()
         for i in range(0, len(order), config.batch_size):
             batch = [items[0][k] for k in order[i : i + config.batch_size]]
-            loss = _loss(head, x, labels, batch)
+            loss = _loss(head, x, labels, batch) * _share(labels, batch, items[0])
             if not torch.isfinite(loss):
                 raise NonFiniteLoss(epoch)
             optimizer.zero_grad()
@@ -220,6 +220,11 @@ def _loss(head: Head, x: Tensor, labels: Labels, items: list) -> Tensor:
     sizes = [len(ranking) for ranking in items]
     flat = head(x[[i for ranking in items for i in ranking]])
     return ranking_loss(flat.split(sizes))
+
+
+def _share(labels: Labels, batch: list, items: list) -> float:
+    """What a batch weighs beside the mean batch, so that a count means the same whichever images it meets there."""
+    return float(labels.count[batch].mean() / labels.count[items].mean()) if labels.binary else 1.0
 
 
 def _new_head(width: int, config: RewardConfig, binary: bool, generator: torch.Generator) -> Head:
