@@ -459,6 +459,7 @@ def test_status_counts_people_and_simulations_apart(hfi: Hfi, space: Workspace, 
     (entry,) = json.loads(hfi("labels", "status", "--json", *w).stdout)
     imported, default = entry["campaigns"]
     assert (imported["name"], imported["tasks"], imported["done"], imported["simulated"]) == ("imported", 3, 2, None)
+    assert (imported["answers"], default["answers"]) == (2, 1)  # a second answer where one is enough counts for nothing
     assert imported["people"]["verdicts"] == {"shows": 2, "clean": 2, "unsure": 1}
     assert imported["people"]["agreement"]["alpha"] == 1.0
     assert (default["tasks"], default["done"], default["people"]) == (3, 0, None)
@@ -466,6 +467,8 @@ def test_status_counts_people_and_simulations_apart(hfi: Hfi, space: Workspace, 
     assert (entry["people"]["judgments"], entry["simulated"]["judgments"]) == (5, 1)
     text = hfi("labels", "status", "--concept", "smoking", *w).stdout
     assert "2 shows, 2 clean, 1 unsure" in text
+    assert "1 of 6 judgments needed," in text
+    assert "0 of 3 images finished" in text
     assert "alpha 1.00" in text
     assert "not enough overlap" in text
     assert "(simulated)" in text

@@ -94,7 +94,7 @@ def test_eight_people_at_once_never_get_the_same_image(engine: Engine) -> None:
     assert not errors
     assert len(got) == len(set(got)) == 200
     with reading(engine) as s:
-        assert q.progress(s, campaign.id) == q.Progress(200, 200, {"shows": 200})
+        assert q.progress(s, campaign.id) == q.Progress(200, 200, {"shows": 200}, 200)
         assert len(q.current_judgments(s, "smoking")) == 200
 
 
@@ -106,7 +106,7 @@ def test_each_task_gets_as_many_people_as_the_overlap_and_nobody_twice(engine: E
     with writing(engine) as s:
         assert q.claim_next(s, campaign.id, cem.id) is None
         assert q.claim_next(s, campaign.id, ann.id) is None
-        assert q.progress(s, campaign.id, cem.id) == q.Progress(0, 0, {})
+        assert q.progress(s, campaign.id, cem.id) == q.Progress(0, 0, {}, 0)
 
 
 def test_an_open_lease_fills_a_place_until_it_expires(engine: Engine) -> None:
@@ -259,7 +259,7 @@ def test_undo_goes_back_to_the_first_and_leaves_every_row(engine: Engine) -> Non
     seen = [answer(engine, campaign, ann, "clean", later + timedelta(seconds=i)).token for i in range(4)]
     assert set(seen) == {c.token for c in (*said, open_one)}
     with reading(engine) as s:
-        assert q.progress(s, campaign.id, ann.id) == q.Progress(4, 4, {"clean": 4})
+        assert q.progress(s, campaign.id, ann.id) == q.Progress(4, 4, {"clean": 4}, 4)
 
 
 def test_one_undo_touches_nobody_else(engine: Engine) -> None:
@@ -329,7 +329,7 @@ def test_a_campaign_takes_new_images_and_keeps_old_tasks(engine: Engine) -> None
         grown = q.ensure_campaign(s, "smoking", "default", image_ids=ids)
         assert (grown.id, grown.tasks) == (campaign.id, 5)
         assert q.ensure_campaign(s, "smoking", "default", image_ids=ids).tasks == 5
-        assert q.progress(s, campaign.id, ann.id) == q.Progress(1, 5, {"shows": 1})
+        assert q.progress(s, campaign.id, ann.id) == q.Progress(1, 5, {"shows": 1}, 1)
         with pytest.raises(HfiError, match="asks 1 people"):
             q.ensure_campaign(s, "smoking", "default", image_ids=ids, overlap=2)
         with pytest.raises(NotFound, match="known are smoking"):

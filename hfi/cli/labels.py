@@ -40,12 +40,19 @@ def status(workspace: WorkspaceOption = Path("."), concept: ConceptOption = None
     with reading(engine) as session:
         wanted = [queries.concept(session, concept)] if concept else queries.concepts_list(session)
         campaigns = {c.slug: queries.campaigns(session, c.slug) for c in wanted}
-        done = {c.id: queries.progress(session, c.id).done for found in campaigns.values() for c in found}
+        far = {c.id: queries.progress(session, c.id) for found in campaigns.values() for c in found}
     table = []
     for c in wanted:
         said = _said(engine, c.slug)
         rows = [
-            {"name": k.name, "overlap": k.overlap, "tasks": k.tasks, "done": done[k.id], **_sides(said, k.name)}
+            {
+                "name": k.name,
+                "overlap": k.overlap,
+                "tasks": k.tasks,
+                "done": far[k.id].done,
+                "answers": far[k.id].answers,
+                **_sides(said, k.name),
+            }
             for k in campaigns[c.slug]
         ]
         table.append({"concept": c.slug, "question": c.question, "campaigns": rows, **_sides(said)})
@@ -84,7 +91,8 @@ def _print(concepts: list[dict[str, Any]]) -> None:
     table = Table("concept", "campaign", "done", "by", "judgments", "agreement")
     for entry in concepts:
         for c in entry["campaigns"]:
-            name, done = c["name"], f"{c['done']} of {c['tasks']}" + (f" (x{c['overlap']})" if c["overlap"] > 1 else "")
+            name, what = c["name"], "rankings" if entry["question"] == "ranking" else "images"
+            done = f"{c['answers']} of {c['tasks'] * c['overlap']} judgments needed,\n{c['done']} of {c['tasks']} {what} finished"
             for side in [side for side in _SIDES if c[side]] or [""]:
                 counts = ", ".join(f"{n} {verdict}" for verdict, n in c[side]["verdicts"].items()) if side else "none yet"
                 agreed = _agreement(c[side]["agreement"]) if side else ""

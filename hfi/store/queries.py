@@ -102,11 +102,13 @@ class Submitted:
 
 @dataclass(frozen=True)
 class Progress:
-    """Tasks of a campaign: `done` by this annotator (or, for all, fully judged) of `total`; counts of living verdicts."""
+    """Tasks of a campaign: `done` by this annotator (or, for all, fully judged) of `total`; counts of living verdicts; how many
+    answers count towards total x overlap."""
 
     done: int
     total: int
     by_verdict: Mapping[str, int]
+    answers: int
 
 
 @dataclass(frozen=True)
@@ -597,15 +599,12 @@ def progress(s: Session, campaign_id: int, annotator_id: int | None = None) -> P
     if annotator_id is not None:
         done = sum(by_verdict.values())
         left = s.scalar(select(func.count()).select_from(open_tasks(row, annotator_id).subquery()))
-        return Progress(done, done + int(left or 0), by_verdict)
+        return Progress(done, done + int(left or 0), by_verdict, done)
     total = s.scalar(select(func.count()).select_from(m.Task).where(m.Task.campaign_id == campaign_id))
-    answers = (
-        select(last.c.task_id)
-        .group_by(last.c.task_id)
-        .having(func.sum(case((last.c.verdict.in_(_NO_ANSWER), 0), else_=1)) >= row.overlap)
-    )
-    full = s.scalar(select(func.count()).select_from(answers.subquery()))
-    return Progress(int(full or 0), int(total or 0), by_verdict)
+    answers = func.sum(case((last.c.verdict.in_(_NO_ANSWER), 0), else_=1)).label("answers")
+    each = list(s.scalars(select(answers).group_by(last.c.task_id)))
+    full = sum(n >= row.overlap for n in each)
+    return Progress(full, int(total or 0), by_verdict, sum(min(n, row.overlap) for n in each))
 
 
 def current_judgments(s: Session, concept_slug: str, simulated: bool | None = None) -> list[JudgmentRow]:
