@@ -143,6 +143,13 @@ def test_a_lost_database_is_missed_and_not_made_anew(hfi: Hfi, space: Workspace)
     assert hfi("doctor", "-w", space.path).exit_code == 0
 
 
+def test_labels_export_makes_no_folder(hfi: Hfi, space: Workspace, tmp_path: Path) -> None:
+    out = tmp_path / "nowhere" / "x" / "l.jsonl"
+    said = f"cannot write {out}: there is no folder {out.parent}; make it, or give another --out"
+    refused(hfi("labels", "export", "-c", "smoking", "-o", out, "-w", space.path), 1, said)
+    assert not (tmp_path / "nowhere").exists()
+
+
 @pytest.mark.parametrize("where", ["head", "schema", "rows"])
 def test_a_damaged_database_is_named_with_what_to_do(hfi: Hfi, space: Workspace, where: str) -> None:
     file = space.path / "hfi.db"
@@ -433,7 +440,7 @@ def test_export_leaves_out_simulations_and_comments_unless_asked(hfi: Hfi, space
     options = ("labels", "export", "-c", "smoking", "-w", space.path)
     counts = {}
     for include in ("exclude", "include", "only"):
-        out = tmp_path / "deep" / f"{include}.jsonl"
+        out = tmp_path / f"{include}.jsonl"
         assert hfi(*options, "--out", out, "--simulated", include).exit_code == 0
         counts[include] = len(load(out).judgments)
         assert "private" not in out.read_text()
@@ -443,7 +450,7 @@ def test_export_leaves_out_simulations_and_comments_unless_asked(hfi: Hfi, space
     assert "Ann" not in printed
     with_comments = tmp_path / "comments.jsonl"
     hfi(*options, "--out", with_comments, "--comments")
-    assert load(with_comments).sha256 == load(tmp_path / "deep" / "exclude.jsonl").sha256  # as a run names them
+    assert load(with_comments).sha256 == load(tmp_path / "exclude.jsonl").sha256  # as a run names them
 
 
 def test_status_counts_people_and_simulations_apart(hfi: Hfi, space: Workspace, tmp_path: Path) -> None:

@@ -139,6 +139,8 @@ def export(
     comments: Annotated[bool, typer.Option(help="Take along what people wrote in their own words.")] = False,
 ) -> None:
     """Write a concept's judgments to a file. People appear by pseudonym."""
+    if out and not out.parent.is_dir():
+        raise HfiError(f"cannot write {out}: there is no folder {out.parent}; make it, or give another --out")
     if kind is None:
         kind = "csv" if out and out.suffix.lower() == ".csv" else "jsonl"
     found = freeze(Workspace.open(workspace).engine(), concept, simulated)
