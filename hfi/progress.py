@@ -21,6 +21,14 @@ def progress(description: str, total: int, unit: str = "it", done: int = 0) -> I
             yield advance
 
 
+def _rate(rate: float, unit: str) -> str:
+    return f"{1 / rate:.0f} s/{unit.removesuffix('s')}" if 0 < rate < 0.1 else f"{rate:.1f} {unit}/s"
+
+
+def _left(seconds: float) -> str:
+    return f"{seconds:.0f} s left" if seconds <= 120 else f"{seconds / 60:.0f} min left"
+
+
 @contextmanager
 def _bar(description: str, total: int, unit: str, done: int) -> Iterator[Advance]:
     from rich.console import Console
@@ -42,7 +50,7 @@ def _bar(description: str, total: int, unit: str, done: int) -> Iterator[Advance
             nonlocal count
             count += n
             rate = (count - done) / max(time.monotonic() - start, 1e-9)
-            bar.update(task, advance=n, note=note, rate=f"{rate:.1f} {unit}/s")
+            bar.update(task, advance=n, note=note, rate=_rate(rate, unit))
 
         yield advance
 
@@ -55,9 +63,9 @@ def _lines(description: str, total: int, unit: str, done: int) -> Iterator[Advan
     def say(note: str) -> None:
         seconds = time.monotonic() - start
         rate = (count - done) / max(seconds, 1e-9)
-        left = f", {(total - count) / rate:.0f} s left" if rate > 0 and count < total else ""
-        words = f"{description}: {count}/{total}, {rate:.1f} {unit}/s{left}"
-        print(f"{words} {note}".rstrip(), file=sys.stderr, flush=True)
+        left = _left((total - count) / rate) if rate > 0 and count < total else ""
+        parts = (f"{description}: {count}/{total}", _rate(rate, unit), left, note)
+        print(", ".join(part for part in parts if part), file=sys.stderr, flush=True)
 
     def advance(n: int, note: str = "") -> None:
         nonlocal count, last

@@ -169,7 +169,18 @@ def test_progress_without_a_terminal_is_lines_with_rate_and_time_left(
             clock[0] += 6
             advance(5, "loss 0.5")
     # 10 in 12 seconds, those of an earlier run left out of the rate: 20 left at 10 / 12 a second
-    assert capsys.readouterr().err.splitlines()[0] == "generating: 20/40, 0.8 images/s, 24 s left loss 0.5"
+    assert capsys.readouterr().err.splitlines()[0] == "generating: 20/40, 0.8 images/s, 24 s left, loss 0.5"
+
+
+def test_slow_progress_is_told_in_seconds_an_image_and_minutes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("hfi.progress.time.monotonic", lambda: clock[0])
+    with progress("generating", 20, "images") as advance:
+        clock[0] += 25
+        advance(1, "")
+    assert capsys.readouterr().err.splitlines()[0] == "generating: 1/20, 25 s/image, 8 min left"
 
 
 def test_progress_says_at_least_how_it_ended(capsys: pytest.CaptureFixture[str]) -> None:
