@@ -361,6 +361,15 @@ def test_a_changed_table_changes_what_is_said(hfi: Hfi, space: Workspace, tmp_pa
     assert [j.verdict for j in freeze(space.engine(), "smoking").judgments] == ["clean"]
 
 
+def test_the_only_concept_of_the_workspace_needs_no_name(hfi: Hfi, space: Workspace, tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    write(table, "image,verdict\na.png,shows\n")
+    assert hfi("labels", "import", table, "-w", space.path).exit_code == 0
+    assert len(freeze(space.engine(), "smoking").judgments) == 1
+    assert hfi("concept", "add", "fog", "-w", space.path).exit_code == 0
+    refused(hfi("labels", "import", table, "-w", space.path), 2, "several concepts, smoking, fog: choose one with --concept")
+
+
 def test_images_given_by_path_are_imported_and_win_over_names(hfi: Hfi, space: Workspace, tmp_path: Path) -> None:
     picture(tmp_path / "deep" / "new.png", 250)
     picture(tmp_path / "a.png", 251)  # not the a.png of the workspace
@@ -488,7 +497,6 @@ def test_status_counts_people_and_simulations_apart(hfi: Hfi, space: Workspace, 
         (["export", "-c", "gore"], None, 1, "no concept 'gore'"),
         (["export", "-c", "smoking"], None, 1, "no judgments of 'smoking'"),
         (["import", "FILE.csv", "-c", "gore"], BY_HAND, 1, "no concept 'gore'"),
-        (["import", "FILE.csv"], BY_HAND, 2, "give --concept"),
         (["import", "FILE.txt", "-c", "smoking"], BY_HAND, 2, "neither .jsonl nor .csv"),
         (["import", "gone.csv", "-c", "smoking"], None, 1, "cannot read gone.csv"),
         (["import", "gone.jsonl"], None, 1, "no file gone.jsonl"),

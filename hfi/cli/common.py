@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from filecmp import cmp
@@ -18,7 +19,7 @@ from hfi.files import whole
 from hfi.judgments import Include, JudgmentSet, freeze, save
 from hfi.runs import Run
 from hfi.store import queries
-from hfi.store.session import reading
+from hfi.store.session import Session, reading
 from hfi.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -83,6 +84,18 @@ class Judged:
         return sorted({prompt for sha in labels if (prompt := prompts[sha]) and prompt not in bad})
 
 
+def the_concept(session: Session, slug: str | None) -> Concept:
+    """The concept of this name; without one, the workspace's only concept."""
+    if slug is not None:
+        return queries.concept(session, slug)
+    known = queries.concepts_list(session)
+    if not known:
+        raise HfiError("there is no concept to judge by: add one with 'hfi concept add NAME --guideline ...'")
+    if len(known) > 1:
+        raise UsageError(f"several concepts, {', '.join(c.slug for c in known)}: choose one with --concept")
+    return known[0]
+
+
 def judged(space: Workspace, slug: str, simulated: Include) -> Judged:
     """NotFound for an unknown concept, NoJudgments where there is none."""
     engine = space.engine()
@@ -103,6 +116,16 @@ def start_run(space: Workspace, command: str, name: str | None, default: str, se
         if not (run.path / "config.json").exists() or run.config() == wanted:
             return Run.start(space.runs, command, run.path.name, settings)
     raise HfiError(f"there are ten thousand runs named {default}: give a --name")
+
+
+def say_finished(run: Run) -> None:
+    typer.echo(f"the run {run.path.name} was finished before: nothing was trained", err=True)
+
+
+def say_next(space: Workspace, *words: str) -> None:
+    """The command that comes next in the loop, ready to be typed."""
+    there = [] if space.path.resolve() == Path.cwd() else ["--workspace", str(space.path)]
+    typer.echo(f"next: {shlex.join(['hfi', *words, *there])}", err=True)
 
 
 def find_file(folder: Path, name: str, kind: str, make: str) -> Path:

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hfi.aggregate import agreement
-from hfi.cli.common import SimulatedOption
+from hfi.cli.common import SimulatedOption, the_concept
 from hfi.cli.import_ import keep_image
 from hfi.cli.options import JsonOption, WorkspaceOption
 from hfi.errors import HfiError, NoJudgments, UsageError
@@ -168,20 +168,23 @@ def import_(
     *,
     concept: Annotated[
         str | None,
-        typer.Option("--concept", "-c", help="The concept (default: the one that a .jsonl names).", show_default=False),
+        typer.Option(
+            "--concept", "-c", help="The concept (default: the one that a .jsonl names, or the only one).", show_default=False
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Bring judgments from elsewhere; the same file again adds nothing.
 
     A .csv names an image by its sha256, by a path from the folder of the .csv (that image is then imported as well), or by the
-    file name that it was imported under.
+    file name that it was imported under. Its verdicts are shows, clean, unsure, skip or disturbing; of rankings, ranked (with the
+    column rank) or none.
     """
     space = Workspace.open(workspace)
     engine = space.engine()
-    judgments, slug = _read(file, concept)
+    judgments, named = _read(file, concept)
     with reading(engine) as session:
-        queries.concept(session, slug)
+        slug = the_concept(session, named).slug
         images = queries.images(session)
     known, by_name = {image.sha256: image.sha256 for image in images}, _by_name(images)
     unknown: dict[str, str] = {}
@@ -223,8 +226,8 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _read(file: Path, concept: str | None) -> tuple[tuple[Judgment, ...], str]:
-    """The judgments of a file and the concept that they are about."""
+def _read(file: Path, concept: str | None) -> tuple[tuple[Judgment, ...], str | None]:
+    """The judgments of a file and the concept that they are about, None where neither the file nor `concept` says."""
     if file.suffix.lower() == ".jsonl":
         found = load(file)
         if concept not in (None, found.concept):
@@ -232,8 +235,6 @@ def _read(file: Path, concept: str | None) -> tuple[tuple[Judgment, ...], str]:
         return found.judgments, found.concept
     if file.suffix.lower() != ".csv":
         raise UsageError(f"{file} is neither .jsonl nor .csv: give a file that 'hfi labels export' wrote")
-    if concept is None:
-        raise UsageError("a .csv does not say what it is about: give --concept")
     try:
         with open(file, encoding="utf-8-sig", newline="") as opened:  # line ends inside a comment stay as they are
             text = opened.read()

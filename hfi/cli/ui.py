@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from hfi.cli.common import the_concept
 from hfi.cli.options import WorkspaceOption
 from hfi.concepts import Concept
 from hfi.errors import HfiError, UsageError
@@ -39,7 +40,7 @@ def ui(
     space = Workspace.open(workspace)
     engine = space.engine()
     with writing(engine) as session:
-        chosen = _concept(session, concept)
+        chosen = the_concept(session, concept)
         target = _campaign(session, chosen, campaign)
         person = queries.ensure_annotator(session, annotator) if annotator is not None else None
     listener = _listen(host, port)
@@ -61,17 +62,6 @@ def ui(
         server.run(sockets=[listener])
     except KeyboardInterrupt:
         typer.echo("stopped; every judgment is kept, the same command goes on", err=True)
-
-
-def _concept(session: Session, slug: str | None) -> Concept:
-    if slug is not None:
-        return queries.concept(session, slug)
-    known = queries.concepts_list(session)
-    if not known:
-        raise HfiError("there is no concept to judge by: add one with 'hfi concept add NAME --guideline ...'")
-    if len(known) > 1:
-        raise UsageError(f"several concepts, {', '.join(c.slug for c in known)}: choose one with --concept")
-    return known[0]
 
 
 def _campaign(session: Session, concept: Concept, name: str) -> Campaign:
