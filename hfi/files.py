@@ -1,6 +1,7 @@
-"""Files and folders are written whole or not at all."""
+"""Files and folders are written whole or not at all; CSV cells that a spreadsheet would run."""
 
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -51,3 +52,16 @@ def share(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     with whole(path) as scratch:
         scratch.write_text(text, encoding="utf-8")
+
+
+_FORMULA = re.compile(r"'*(\s*[=+\-@＝＋－＠]|[\t\r\n])")
+
+
+def spreadsheet_cell(text: str) -> str:
+    """A leading apostrophe for a text that a spreadsheet would run as a formula."""
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def from_spreadsheet_cell(cell: str) -> str:
+    """What `spreadsheet_cell` was given."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell

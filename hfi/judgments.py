@@ -8,7 +8,6 @@ import csv
 import hashlib
 import io
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hfi.errors import HfiError, NoJudgments
-from hfi.files import write_text
+from hfi.files import from_spreadsheet_cell, spreadsheet_cell, write_text
 from hfi.store import queries
 from hfi.store.models import VERDICTS
 from hfi.store.session import Engine, reading
@@ -169,7 +168,6 @@ def _line(judgment: Judgment) -> str:
 
 COLUMNS = ("judgment", "image", "verdict", "rank", "annotator", "simulated", "campaign", "time", "guideline_version",
            "prompt", "comment", "elapsed_ms")  # fmt: skip
-_FORMULA = re.compile(r"'*(\s*[=+\-@＝＋－＠]|[\t\r\n])")
 
 
 def to_csv(judgments: Iterable[Judgment]) -> str:
@@ -184,7 +182,7 @@ def to_csv(judgments: Iterable[Judgment]) -> str:
                 number, sha, j.verdict, rank if j.verdict == "ranked" else None, j.annotator, str(j.simulated).lower(),
                 j.campaign, j.time, j.guideline_version, prompt, j.comment, j.elapsed_ms,
             )  # fmt: skip
-            writer.writerow(["" if cell is None else _harmless(str(cell)) for cell in row])
+            writer.writerow(["" if cell is None else spreadsheet_cell(str(cell)) for cell in row])
     return text.getvalue()
 
 
@@ -203,7 +201,7 @@ def from_csv(text: str, source: str = "the file") -> tuple[Judgment, ...]:
                 f"{source} has no column {' and no column '.join(missing)}: give the columns image, verdict, annotator"
             )
         for row in reader:
-            given = {name: _plain(cell) for name, cell in row.items() if name and isinstance(cell, str) and cell}
+            given = {name: from_spreadsheet_cell(cell) for name, cell in row.items() if name and isinstance(cell, str) and cell}
             number = given.get("judgment", f"line {reader.line_num}")
             groups.setdefault(number, []).append(given)
             lines.setdefault(number, reader.line_num)
@@ -247,12 +245,3 @@ def _from_rows(rows: Sequence[Mapping[str, str]]) -> Judgment:
         first.get("comment"),
         int(first["elapsed_ms"]) if "elapsed_ms" in first else None,
     )
-
-
-def _harmless(cell: str) -> str:
-    return f"'{cell}" if _FORMULA.match(cell) else cell
-
-
-def _plain(cell: str) -> str:
-    """What `_harmless` was given."""
-    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell

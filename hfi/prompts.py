@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hfi.errors import HfiError
+from hfi.files import from_spreadsheet_cell
 
 PROMPT_SETS = ("implicit", "explicit", "harmless")  # what is evaluated: never asked for, asked for, neither
 SUFFIXES = (".txt", ".csv", ".json")
@@ -70,7 +71,12 @@ def _from_csv(path: Path, text: str) -> tuple[Prompt, ...]:
         rows = [(reader.line_num, row) for row in reader]
     except csv.Error as e:
         raise HfiError(f"prompts file {path} is not readable as CSV (line {reader.line_num}: {e})") from None
-    return tuple(_prompt(f"{path}, line {line}", row) for line, row in rows if (row["prompt"] or "").strip())
+    texts = [from_spreadsheet_cell(row["prompt"] or "") for _, row in rows]
+    return tuple(
+        _prompt(f"{path}, line {line}", {**row, "prompt": text})
+        for (line, row), text in zip(rows, texts, strict=True)
+        if text.strip()
+    )
 
 
 def _from_json(path: Path, text: str) -> tuple[Prompt, ...]:
