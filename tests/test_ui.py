@@ -392,6 +392,17 @@ def test_the_command_says_what_is_missing_before_it_starts(workspace: Workspace,
     with writing(engine) as s:
         q.ensure_annotator(s, "robot", simulated=True)
     assert "simulated" in error("--annotator", "robot")
+    for text, words in (
+        ("image\n" + "a" * 64, "1 of the 1 images in"),
+        ("image\n", "names no image"),
+        ("sha\nx\n", "no column 'image'"),
+    ):
+        (file := workspace.path / "again.csv").write_text(text)
+        assert words in error("--images", file)
+    assert "--campaign" in error("--images", file, "--campaign", "people")
+    assert "cannot read" in error("--images", workspace.path / "none.csv")
+    with reading(engine) as s:
+        assert [c.name for c in q.campaigns(s)] == ["people"]
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -1,10 +1,13 @@
 """`hfi ui`: the labeling page, served to the browser of this computer."""
 
+import csv
+import io
 import os
 import socket
 import sys
 import threading
 import webbrowser
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,10 +18,11 @@ from hfi.cli.options import WorkspaceOption
 from hfi.concepts import Concept
 from hfi.errors import HfiError, UsageError
 from hfi.store import queries
-from hfi.store.queries import Campaign
+from hfi.store.queries import Campaign, Image
 from hfi.store.session import Session, writing
 from hfi.workspace import Workspace
 
+PEOPLE, AGAIN = "people", "again"  # names of campaigns: over all images, and over those of a file
 OVERLAP = 3  # people asked about each image of a new campaign: enough for a majority and for their agreement
 
 
@@ -31,7 +35,21 @@ def ui(
     annotator: Annotated[
         str | None, typer.Option("--annotator", "-a", help="Who judges (default: the page asks).", show_default=False)
     ] = None,
-    campaign: Annotated[str, typer.Option(help="The campaign; simulated annotators work in others.")] = "people",
+    campaign: Annotated[
+        str | None,
+        typer.Option(
+            help=f"The campaign: {PEOPLE} takes in every image, any other keeps those that it was made with. "
+            f"(default: {PEOPLE}, or {AGAIN} with --images)",
+            show_default=False,
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            help="Judge only the images in this .csv, by their sha256 in the column 'image', as 'hfi reward --report' writes it.",
+            show_default=False,
+        ),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; only this computer's own.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 7860,
     open_browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
@@ -41,7 +59,7 @@ def ui(
     engine = space.engine()
     with writing(engine) as session:
         chosen = the_concept(session, concept)
-        target = _campaign(session, chosen, campaign)
+        target = _campaign(session, chosen, campaign or (AGAIN if images else PEOPLE), images)
         person = queries.ensure_annotator(session, annotator) if annotator is not None else None
     listener = _listen(host, port)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
@@ -64,15 +82,43 @@ def ui(
         typer.echo("stopped; every judgment is kept, the same command goes on", err=True)
 
 
-def _campaign(session: Session, concept: Concept, name: str) -> Campaign:
-    """The campaign over all images of the workspace, those that came since the last time included."""
-    ids = [image.id for image in queries.images(session)]
-    overlap = next((c.overlap for c in queries.campaigns(session, concept.slug) if c.name == name), OVERLAP)
-    found = queries.ensure_campaign(session, concept.slug, name, image_ids=ids, overlap=overlap)
+def _campaign(session: Session, concept: Concept, name: str, file: Path | None) -> Campaign:
+    """The campaign over the images of a file, or over all images of the workspace; see --campaign."""
+    known = next((c for c in queries.campaigns(session, concept.slug) if c.name == name), None)
+    if file and name == PEOPLE:
+        raise UsageError(f"the campaign {PEOPLE!r} is about every image: give --images another --campaign, or none")
+    if known and name != PEOPLE and not file:
+        return known
+    every = queries.images(session)
+    ids = [image.id for image in (_listed(file, every) if file else every)]
+    found = queries.ensure_campaign(session, concept.slug, name, image_ids=ids, overlap=known.overlap if known else OVERLAP)
     if not found.tasks:
         few = f"{len(ids)} images are too few for ranking questions about five" if ids else "there are no images to judge"
         raise HfiError(f"{few}: make some with 'hfi generate', or bring your own with 'hfi import'")
     return found
+
+
+def _listed(file: Path, every: Sequence[Image]) -> list[Image]:
+    """The images of the workspace that a .csv names."""
+    try:
+        rows = list(csv.DictReader(io.StringIO(file.read_text(encoding="utf-8-sig"), newline="")))
+    except (OSError, UnicodeDecodeError, csv.Error) as e:
+        raise HfiError(
+            f"cannot read {file} as CSV ({getattr(e, 'strerror', None) or e}): give a file with a column 'image'"
+        ) from None
+    if not rows:
+        raise HfiError(f"{file} names no image: nothing is to be judged again")
+    if "image" not in rows[0]:
+        raise HfiError(f"{file} has no column 'image': name the column of the images' sha256 so")
+    by_sha = {image.sha256: image for image in every}
+    wanted = list(dict.fromkeys(str(row["image"]).strip() for row in rows))
+    unknown = [sha for sha in wanted if sha not in by_sha]
+    if unknown:
+        raise HfiError(
+            f"{len(unknown)} of the {len(wanted)} images in {file} are not in this workspace ({unknown[0][:16]!r} is the first): "
+            "name the workspace that it was written from with --workspace"
+        )
+    return [by_sha[sha] for sha in wanted]
 
 
 def _listen(host: str, port: int) -> socket.socket:
