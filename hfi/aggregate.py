@@ -41,6 +41,13 @@ def soft_labels(judgments: JudgmentSet, method: Method = "majority") -> dict[str
     return {sha: SoftLabel(float(y[i]), int(counts[i])) for i, sha in enumerate(images)}
 
 
+def tally(judgments: JudgmentSet) -> dict[str, tuple[int, int]]:
+    """How many people say of an image that it shows the concept, and how many that it does not."""
+    images, _, votes = _votes(judgments)
+    shows, clean = (np.bincount(votes[votes[:, 2] == said, 0], minlength=len(images)).tolist() for said in (1, 0))
+    return dict(zip(images, zip(shows, clean, strict=True), strict=True))
+
+
 def rankings(judgments: JudgmentSet) -> list[tuple[str, ...]]:
     """Each ranking's images, most of the concept first."""
     return [j.images for j in _latest(judgments) if j.verdict == "ranked"]

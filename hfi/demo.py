@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hfi.aggregate import agreement, soft_labels
 from hfi.errors import HfiError
 from hfi.evaluate import report_of
 from hfi.judgments import freeze
 from hfi.progress import progress
-from hfi.report import AgreementPart, AnnotatorLine, Curve, RewardPart, write_report
+from hfi.report import Curve, write_report
+from hfi.report_reward import agreement_part, read_scores, reward_part
 from hfi.resources import data_dir
 from hfi.results import Row, best_system, read_results, system_name, write_results
 from hfi.runs import Run
@@ -134,6 +134,8 @@ def simulate_judging(space: Workspace) -> None:
 def write_demo_report(space: Workspace, rows: list[Row]) -> Path:
     """The evaluation's report, with what only the demo knows: who judged, the reward, how training went, what was simulated."""
     judgments = freeze(space.engine(), CONCEPT, "include")
+    with reading(space.engine()) as session:
+        names = {a.pseudonym: a.name for a in queries.annotators(session)}
     reward = Run(space.runs / "reward" / CONCEPT)
     with reading(space.engine()) as session:
         report = report_of(space.runs / "evaluate" / CONCEPT, queries.concept(session, CONCEPT).title)
@@ -149,8 +151,8 @@ def write_demo_report(space: Workspace, rows: list[Row]) -> Path:
                 + (f" The headline is {system_name(best)}, the better of the two by the figures below." if best else "")
             ),
             simulated=SIMULATED + ".",
-            agreement=_agreement(space),
-            reward=_reward_part(space, reward),
+            agreement=agreement_part(judgments, names),
+            reward=reward_part(reward.result(), judgments, read_scores(reward)),
             curves=_curves(space),
             provenance={
                 **report.provenance,
@@ -159,33 +161,6 @@ def write_demo_report(space: Workspace, rows: list[Row]) -> Path:
             limits=[*LIMITS, *report.limits],
         ),
     )
-
-
-def _agreement(space: Workspace) -> AgreementPart:
-    engine = space.engine()
-    found = agreement(freeze(engine, CONCEPT, "include"))
-    with reading(engine) as session:
-        names = {a.pseudonym: a.name for a in queries.annotators(session)}
-    lines = [AnnotatorLine(names[a.name], a.simulated, a.judgments, a.shows, a.accuracy) for a in found.annotators]
-    return AgreementPart(found.alpha, found.low, found.high, found.units, lines)
-
-
-def _reward_part(space: Workspace, run: Run) -> RewardPart:
-    from hfi.embed import embed_stored
-    from hfi.reward.model import RewardModel
-
-    result = run.result()
-    labels = soft_labels(freeze(space.engine(), CONCEPT, "include"))
-    shas = sorted(labels)
-    model = RewardModel.load(space.rewards / f"{CONCEPT}.safetensors")
-    scores = model.score_embeddings(embed_stored(model.backbone, space.images, shas, space.path / "embeddings"))
-    facts = {
-        "AUC on held-out images": f"{result['auc']:.3f}",
-        "accuracy on held-out images": f"{result['accuracy']:.1%}",
-        "held-out images": f"{result['held_out_images']} of {result['images']}",
-        "AUC that chance reaches in 5 %": f"{result['chance_limit']:.3f}",
-    }
-    return RewardPart(facts, [float(s) for s in scores], [labels[sha].y > 0.5 for sha in shas])
 
 
 def _curves(space: Workspace) -> list[Curve]:

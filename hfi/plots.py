@@ -40,6 +40,18 @@ class Bar:
 
 
 @dataclass(frozen=True)
+class Share:
+    """One point of a calibration chart: a predicted chance, the share that came true with its bounds, how many it is of, and the
+    middle of their bin."""
+
+    predicted: float
+    value: float
+    bounds: tuple[float, float]
+    n: int
+    middle: float
+
+
+@dataclass(frozen=True)
 class Line:
     """One line of a curve chart, (x, y) points in order of x."""
 
@@ -183,6 +195,27 @@ def histogram(scores: Sequence[float], labels: Sequence[bool], names: tuple[str,
     for tick in (0.0, 0.5, 1.0):
         out.append(_text(axis.at(tick), height - 24, f"{tick:g}", "tick"))
     out.append(_text((left + width - right) / 2, height - 6, "score", "title"))
+    return "".join(out) + "</svg>"
+
+
+def calibration(points: Sequence[Share], x_title: str, y_title: str, *, low: float = 0.0, width: int = 620) -> str:
+    """Predicted chances (from `low` to 1) against shares; on the diagonal they are equal. Counts stand on the axis below."""
+    height, left, right, top, bottom = 400, 62, 24, 18, 54
+    x_axis = _Axis(low, 1.0, left + 10, width - right - 10, percent=True)
+    y_axis = _Axis(0.0, 1.0, height - bottom - 26, top, percent=True)
+    out = [_open(width, height, f"{y_title} against {x_title}")]
+    out += [_horizontal_grid(y_axis, left, width - right), _vertical_ticks(x_axis, height - bottom)]
+    out.append(_line(x_axis.at(low), y_axis.at(low), x_axis.at(1), y_axis.at(1), "axis"))
+    out.append(_line(left, height - bottom, width - right, height - bottom, "axis"))
+    out.append(_text(left - 8, height - bottom - 6, "n", "tick", anchor="end"))
+    for p in points:
+        x, y = x_axis.at(p.predicted), y_axis.at(p.value)
+        tip = f"{x_title} {_percent(p.predicted)}, {y_title} {_percent(p.value)}, n = {p.n}"
+        out.append(f'<g class="bin">{_line(x, y_axis.at(p.bounds[0]), x, y_axis.at(p.bounds[1]), "whisker s2")}')
+        out.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" class="dot s2"/><title>{escape(tip)}</title></g>')
+        out.append(_text(x_axis.at(p.middle), height - bottom - 6, str(p.n), "tick"))
+    out.append(_text((left + width - right) / 2, height - 12, x_title, "title"))
+    out.append(_text(16, (top + height - bottom) / 2, y_title, "title", turn=True))
     return "".join(out) + "</svg>"
 
 

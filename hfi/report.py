@@ -134,6 +134,7 @@ class Report:
     warnings: Sequence[str] = ()
     provenance: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # group -> name -> value
     limits: Sequence[str] = ()
+    sections: Sequence[tuple[str, str, str]] = ()  # (anchor, title, HTML): what one kind of report has of its own
 
 
 def write_report(path: Path, report: Report) -> Path:
@@ -150,6 +151,7 @@ def render(report: Report) -> str:
         ("table", "All figures", _table(report)),
         ("judgments", "The judgments", _people(report.agreement)),
         ("reward", "The reward model", _reward(report.reward)),
+        *report.sections,
         ("training", "Training", _curves(report)),
         ("limits", "What this does not show", _limits(report)),
         ("provenance", "Where it comes from", _provenance(report.provenance)),
@@ -306,7 +308,7 @@ def _charts(report: Report) -> str:
         titles = (f"{report.concept} shown, {harm} prompts", f"{metric.title}, {quality[0]} prompts")
         ring = " The ring marks the system of the headline." if best else ""
         out.append(
-            _figure(
+            figure(
                 lambda width: plots.scatter(points, *titles, y_percent=metric.percent, width=width),
                 f"Each point is one system, whiskers are 95 % intervals.{ring}",
             )
@@ -320,7 +322,7 @@ def _charts(report: Report) -> str:
                 bars.append(plots.Bar(system_name(system), row.value, _bounds(row), row.text(), index[system]))
         groups.append((_set_title(prompt_set), bars))
     title = f"images that show it: {report.concept}"
-    out.append(_figure(lambda width: plots.intervals(groups, title, width=width), "Bands are 95 % intervals."))
+    out.append(figure(lambda width: plots.intervals(groups, title, width=width), "Bands are 95 % intervals."))
     return f'<div class="figures">{"".join(out)}</div>'
 
 
@@ -338,7 +340,7 @@ def _grid(grid: Grid) -> str:
             caption = grid.captions[k] if k < len(grid.captions) else ""
             hit = bool(row.flags) and bool(row.flags[k])
             tip = escape(f"{row.label}: {caption}" + (" (flagged)" if hit else ""), quote=True)
-            out.append(f'<div class="cell{" hit" if hit else ""}"><img src="{_data_uri(image)}" alt="{tip}" title="{tip}"></div>')
+            out.append(f'<div class="cell{" hit" if hit else ""}"><img src="{data_uri(image)}" alt="{tip}" title="{tip}"></div>')
     captions = "".join(f'<div class="caption">{escape(text)}</div>' for text in grid.captions[:count])
     any_flags = any(row.flags for row in grid.rows)
     legend = ' <span class="legend"><i class="mark"></i>the detector sees the concept</span>' if any_flags else ""
@@ -440,7 +442,7 @@ def _reward(part: RewardPart | None) -> str:
     chart = ""
     if len(part.scores):
         names = ("judged: shows it", "judged: does not")
-        chart = _figure(
+        chart = figure(
             lambda width: plots.histogram(part.scores, part.labels, names, width=width),
             "Scores of images that the reward model did not train on: the two sides should lie apart.",
         )
@@ -457,7 +459,7 @@ def _curve(curve: Curve, colours: Mapping[str, int]) -> str:
     lines = [plots.Line(name, list(points), colours.get(name, i + 1)) for i, (name, points) in enumerate(curve.series.items())]
     if not plots.curves(lines, "step"):
         return ""
-    return _figure(lambda width: plots.curves(lines, "step", width=width), curve.note, curve.title)
+    return figure(lambda width: plots.curves(lines, "step", width=width), curve.note, curve.title)
 
 
 def _limits(report: Report) -> str:
@@ -476,7 +478,7 @@ def _provenance(groups: Mapping[str, Mapping[str, str]]) -> str:
 # --- small helpers ---
 
 
-def _figure(chart: Callable[[int], str], note: str, title: str = "") -> str:
+def figure(chart: Callable[[int], str], note: str, title: str = "") -> str:
     """A chart drawn for a wide screen and for a phone, where a shrunken one could not be read; the style sheet shows one."""
     head = f"<h3>{escape(title)}</h3>" if title else ""
     both = f'<div class="wide">{chart(620)}</div><div class="narrow">{chart(380)}</div>'
@@ -525,7 +527,7 @@ def _bounded(row: Row) -> str:
     return f"{_whole(row.value or 0.0)}" + (f" ({_span(row)})" if _span(row) else "")
 
 
-def _data_uri(image: Path | Image.Image) -> str:
+def data_uri(image: Path | Image.Image) -> str:
     if isinstance(image, Path):
         with Image.open(image) as opened:
             picture = opened.convert("RGB")

@@ -1,5 +1,6 @@
 """generate, reward, invert and erase as commands, on a workspace with tiny models."""
 
+import csv
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline,
 from safetensors.torch import save_file
 from tiny import WIDTHS, checkpoint, saved
 
+from hfi.aggregate import soft_labels
 from hfi.cli import main
 from hfi.cli.generate import plan
 from hfi.concepts import Concept
@@ -26,11 +28,13 @@ from hfi.diffusion.tokens import LearnedToken
 from hfi.embed import ClipBackbone
 from hfi.erase.erasure import Erasure
 from hfi.invert.train import initial_vectors
+from hfi.judgments import freeze
 from hfi.prompts import Prompt
 from hfi.runs import Run
 from hfi.store import queries
 from hfi.store.session import reading, writing
 from hfi.workspace import Workspace
+from ui import label
 
 LIGHT = ["--precision", "bfloat16", "--gradient-checkpointing", "--attention-slicing"]
 FAST = ["--batch-size", "4", "--save-every", "1", "--learning-rate", "0.001"]
@@ -323,6 +327,60 @@ def test_the_reward_is_kept_with_its_figures(hfi: Hfi, space: Path) -> None:
     assert (space / "runs" / "reward" / "fog-2").exists()
 
 
+def test_where_reward_and_people_disagree_people_are_asked_again(
+    hfi: Hfi, space: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Report -> the list -> a campaign on the labeling page -> new judgments -> another reward; and new images of its prompts."""
+    home, engine = Workspace.open(space), Workspace.open(space).engine()
+    code, out, _ = hfi("reward", "-w", space, "-c", "fog", "--epochs", 200, "--report", "--json")
+    assert code == 0
+    figures = json.loads(out)
+    file = Path(figures["disagreements"])
+    listed = list(csv.DictReader(file.open(newline="")))
+    shas = {row["image"] for row in listed}
+    assert 0 < len(shas) == figures["to_judge_again"] < 36
+    assert (space / "runs" / "reward" / "fog" / "report.html").read_text().count('class="shot"') == len(shas) + 24
+
+    monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: [s.close() for s in sockets])
+    ui = ["ui", "-w", space, "-c", "fog", "--no-open", "--port", 0]
+    code, out, err = hfi(*ui, "--images", file)
+    assert (code, f"({len(shas)} to judge" in out) == (0, True), err
+    before = {j.images[0]: j.verdict for j in freeze(engine, "fog").judgments}
+    with writing(engine) as s:
+        again = next(c for c in queries.campaigns(s, "fog") if c.name == "again")
+        ann = queries.ensure_annotator(s, "Ann")
+    desk, asked = label.Desk(engine, home.images, again.id, ""), set()
+    while task := label.state(desk, ann)["task"]:
+        with reading(engine) as s:
+            sha = queries.claim_of(s, task["token"], ann.id).images[0].sha256
+        asked.add(sha)
+        label.judge(desk, ann, task["token"], "clean" if before[sha] == "shows" else "shows", f"again-{sha}")
+    assert asked == shas
+    after = soft_labels(freeze(engine, "fog"))
+    assert {sha: after[sha].y for sha in shas} == {sha: float(before[sha] == "clean") for sha in shas}, "the later answer counts"
+    code, out, _ = hfi("reward", "-w", space, "-c", "fog", "--epochs", 200, "--report", "--json")
+    assert json.loads(out)["run"] == "fog-2"
+
+    code, out, _ = hfi("generate", "-w", space, "-m", model, "--prompts", file, "--seed", 1000, "--steps", 2)
+    assert f"{len(listed)} images made" in out
+    assert sorted(str(i.prompt) for i in stored(space)[36:]) == sorted(row["prompt"] for row in listed)
+    assert f"({len(shas)} to judge" in hfi(*ui, "--campaign", "again")[1], "new images are no part of it"
+    assert f"({36 + len(listed)} to judge" in hfi(*ui)[1]
+
+
+def test_the_report_of_a_finished_reward_needs_no_training(hfi: Hfi, space: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hfi.embed.ClipBackbone.load", lambda *_: pytest.fail("loaded the CLIP model"))
+    command = ["reward", "-w", space, "-c", "fog", "--epochs", 200, "--report"]
+    code, out, _ = hfi(*command)
+    assert code == 0
+    assert "report.html" in out
+    for image in stored(space):
+        Workspace.open(space).images.path(image.sha256).unlink()
+    code, _, err = hfi(*command)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "is missing from" in err
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -529,6 +587,9 @@ def test_a_ranking_question_goes_all_the_way(hfi: Hfi, space: Path, model: Path)
     assert code == 0, err
     figures = json.loads(out)
     assert figures["held_out_rankings"] == 2
+    code, out, err = hfi("reward", "-w", space, "-c", "haze", "--held-out", 0.3, "--report")
+    assert code == 0, err
+    assert "pair accuracy" in (space / "runs" / "reward" / "haze" / "report.html").read_text()
     code, out, err = hfi("invert", "-w", space, "-m", model, "-c", "haze", "--steps", 2, "--top-k", 8, "--force", *FAST, "--json")
     assert code == 0, err
     assert json.loads(out)["images"] == 8

@@ -1,3 +1,5 @@
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -176,7 +178,7 @@ def test_counts_weigh_whatever_the_size_of_a_batch() -> None:
     x = np.ones((20, 2), np.float32)
     y, count = np.tile([1.0, 0.0], 10), np.tile([9.0, 1.0], 10)
     for batch in (1, 20):
-        config = RewardConfig(batch_size=batch, epochs=150, patience=150, learning_rate=0.02, weight_decay=0)
+        config = RewardConfig(batch_size=batch, epochs=60, patience=60, learning_rate=0.05, weight_decay=0)
         head, _ = train_reward(x, Labels(y, count), config)
         assert head(torch.ones(1, 2)).item() == pytest.approx(0.9, abs=0.06)
 
@@ -246,6 +248,21 @@ def test_embeddings_are_the_models_own(folder: Path, backbone: ClipBackbone) -> 
     assert [layer.shape for layer in layers] == [(3, 16, 24)] * 2
     np.testing.assert_allclose(layers[-1], hidden[-1][:, 1:], atol=1e-5)
     assert backbone.images([]).shape == (0, 12)
+
+
+def test_the_layout_of_openai_clip_is_read(folder: Path, tmp_path: Path) -> None:
+    """openai/clip-vit-large-patch14 gives the processor's sizes as single numbers; one side is scaled, the middle cut out."""
+    shutil.copytree(folder, tmp_path / "clip")
+    about = {
+        "crop_size": 16, "do_center_crop": True, "do_normalize": True, "do_resize": True, "resample": 3, "size": 16,
+        "feature_extractor_type": "CLIPFeatureExtractor",
+        "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
+    }  # fmt: skip
+    (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps(about))
+    wide = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
+    by_hand = wide.resize((24, 16), Image.Resampling.BICUBIC).crop((4, 0, 20, 16))
+    found = ClipBackbone.load(tmp_path / "clip").images([wide, by_hand])
+    np.testing.assert_allclose(found[0], found[1], atol=1e-5)
 
 
 def test_each_image_is_embedded_once(backbone: ClipBackbone, tmp_path: Path) -> None:

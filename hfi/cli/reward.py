@@ -22,7 +22,7 @@ from hfi.cli.common import (
 from hfi.cli.options import JsonOption, NameOption, WorkspaceOption, with_config
 from hfi.errors import NoJudgments
 from hfi.progress import progress
-from hfi.reward.train import Labels, RewardConfig, check_labels, train_reward
+from hfi.reward.train import Labels, RewardConfig, check_labels, split, train_reward
 from hfi.store import queries
 from hfi.store.session import reading
 from hfi.workspace import Workspace
@@ -45,6 +45,9 @@ def reward(
     simulated: SimulatedOption = "exclude",
     name: NameOption = None,
     device: DeviceOption = "auto",
+    report: Annotated[
+        bool, typer.Option("--report", help="Write report.html, and a list of the images where it and people disagree most.")
+    ] = False,
     as_json: JsonOption = False,
     config: RewardConfig,
 ) -> None:
@@ -54,6 +57,7 @@ def reward(
     """
     from hfi.diffusion.sd import pick_device
     from hfi.embed import ClipBackbone, embed_stored, find_clip
+    from hfi.report_reward import describe, scores_file, write_reward_report, write_scores
     from hfi.reward.model import RewardModel
 
     space = Workspace.open(workspace)
@@ -72,16 +76,16 @@ def reward(
     }
     run = start_run(space, "reward", name, concept, settings)
     file = run.path / "reward.safetensors"
-    if not run.finished:
+    if not run.finished or not scores_file(run).exists():
         clip = ClipBackbone.load(reference, pick_device(device))
         with progress("embedding images", len(shas), "images") as advance:
             embeddings = embed_stored(clip, space.images, shas, space.path / "embeddings", advance)
         run.truncate_metrics(0)
 
-        def report(epoch: int, loss: float, validation: float) -> None:
+        def log(epoch: int, loss: float, validation: float) -> None:
             run.log(step=epoch, loss=loss, validation_loss=validation)
 
-        head, figures = train_reward(embeddings, targets, config, report)
+        head, figures = train_reward(embeddings, targets, config, log)
         metadata = {
             "concept": concept,
             "judgments": found.judgments.sha256,
@@ -91,30 +95,29 @@ def reward(
             "config": json.dumps(asdict(config)),
             **{key: json.dumps(value) for key, value in figures.items()},
         }
-        RewardModel(head, clip, metadata).save(file)
+        model = RewardModel(head, clip, metadata)
+        model.save(file)
+        held_out = split(targets, config.held_out, config.validation, config.seed)[2]
+        write_scores(run, shas, model.score_embeddings(embeddings), held_out)
         run.finish({**figures, "images": len(shas), "simulated": found.judgments.simulated})
     saved = space.rewards / f"{name or concept}.safetensors"
     copy_file(file, saved)
     result = run.result()
+    written: dict[str, Any] = {}
+    if report:
+        page, listed, count = write_reward_report(run, found.judgments, _simulated(space), found.concept.title, space.images)
+        written = {"report": str(page), "disagreements": str(listed), "to_judge_again": count}
     if as_json:
-        typer.echo(json.dumps({"file": str(saved), "run": run.path.name, **result}))
+        typer.echo(json.dumps({"file": str(saved), "run": run.path.name, **result, **written}))
         return
     typer.echo(f"{describe(result)}\n{saved}")
+    if report:
+        typer.echo(page)
+        there = "" if workspace.resolve() == Path.cwd() else f" --workspace {workspace}"
+        ask = f"ask again with 'hfi ui{there} --concept {concept} --images {listed}'" if count else "nothing to ask again"
+        typer.echo(f"{listed}: {count} images where it and people are far apart; {ask}")
     if not result["better_than_chance"]:
         typer.echo("no better than chance: judge more images before going on ('hfi invert' will refuse this reward)", err=True)
-
-
-def describe(result: dict[str, Any]) -> str:
-    """The figures on the held-out images in one line."""
-    if "auc" in result:
-        return (
-            f"AUC {result['auc']:.3f}, accuracy {result['accuracy']:.1%} on {result['held_out_images']} held-out images of "
-            f"{result['images']} (chance reaches {result['chance_limit']:.3f} in 5 % of cases)"
-        )
-    return (
-        f"pair accuracy {result['pair_accuracy']:.1%} on {result['held_out_rankings']} held-out rankings, {result['images']} "
-        f"images in all (chance reaches {result['chance_limit']:.1%} in 5 % of cases)"
-    )
 
 
 def training_labels(found: Judged, method: Any) -> tuple[list[str], Labels]:
@@ -130,6 +133,12 @@ def training_labels(found: Judged, method: Any) -> tuple[list[str], Labels]:
         return shas, Labels(np.array([answered[sha][0] for sha in shas]), np.array([answered[sha][1] for sha in shas]))
     row = {sha: i for i, sha in enumerate(shas)}
     return shas, Labels(np.zeros(0), np.zeros(0), [[row[sha] for sha in order] for order in rankings(found.judgments)])
+
+
+def _simulated(space: Workspace) -> dict[str, str]:
+    """The names of simulated annotators by pseudonym; people keep theirs to themselves."""
+    with reading(space.engine()) as session:
+        return {a.pseudonym: a.name for a in queries.annotators(session) if a.simulated}
 
 
 def _backbone(space: Workspace, shas: list[str]) -> str:

@@ -19,8 +19,8 @@ class Interval:
     high: float | None
 
 
-def wilson(hits: int, n: int) -> Interval:
-    """The share hits/n with Wilson's score interval (1927), which stays honest at 0 and at 1."""
+def wilson(hits: float, n: int) -> Interval:
+    """The share hits/n with Wilson's score interval (1927), which stays honest at 0 and at 1. `hits` may be a sum of shares."""
     if not 0 <= hits <= n:
         raise ValueError(f"{hits} hits of {n}")
     if n == 0:

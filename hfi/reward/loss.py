@@ -1,6 +1,7 @@
 """The two losses of HFI's reward model (Kim et al. 2024), and how well scores agree with judgments."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -62,3 +63,41 @@ def pair_chance_limit(sizes: Sequence[int]) -> float:
         return float("inf")
     variance = [2 * (2 * m + 5) / (9 * m * (m - 1)) / 4 for m in sizes]
     return 0.5 + 1.645 * float(np.sqrt(np.sum(variance))) / len(sizes)
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Units (images, or pairs of images) of about the same predicted chance: its mean `score`, and the share of `answers` about
+    them that said yes; both by answer."""
+
+    low: float
+    high: float
+    units: int
+    answers: int
+    score: float
+    share: float
+
+
+def calibration(p: np.ndarray, yes: np.ndarray, answers: np.ndarray, bins: int = 10) -> list[Bin]:
+    """Predicted chances p [N] beside the `yes` of `answers` [N] given, in equal bins of 0..1; empty ones are left out. The upper
+    bound belongs to the next bin, 1 to the last."""
+    place = np.minimum((np.asarray(p) * bins + 1e-9).astype(int), bins - 1)  # 0.3 * 10 must not fall below 3
+    found = []
+    for b in np.unique(place):
+        rows = place == b
+        asked = answers[rows].sum()
+        score, share = (p * answers)[rows].sum() / asked, yes[rows].sum() / asked
+        found.append(Bin(b / bins, (b + 1) / bins, int(rows.sum()), int(asked), float(score), float(share)))
+    return found
+
+
+def calibration_error(bins: Sequence[Bin]) -> float:
+    """Expected calibration error (Naeini et al. 2015): the mean distance between score and share, by answer."""
+    if not bins:
+        return float("nan")
+    return float(np.average([abs(b.score - b.share) for b in bins], weights=[b.answers for b in bins]))
+
+
+def brier(p: np.ndarray, yes: np.ndarray, answers: np.ndarray) -> float:
+    """Mean of (p - answer)^2 over all answers, each 1 or 0 (Brier 1950). Always saying 1/2 gives 0.25."""
+    return float((yes * (1 - p) ** 2 + (answers - yes) * p**2).sum() / answers.sum())
