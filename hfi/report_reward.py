@@ -222,6 +222,7 @@ def predictions(judgments: JudgmentSet, scores: Scores) -> tuple[np.ndarray, np.
     Binary: the score of each image, and those who say it shows the concept. Ranking: for each pair of images, sigmoid of the
     difference of their scores, and those who give the pair the same order as the scores (equal scores: half).
     """
+    held: list[tuple[float, float, int]]
     if judgments.question == "binary":
         held = [(scores[sha][0], shows, shows + clean) for sha, (shows, clean) in tally(judgments).items() if scores[sha][1]]
     else:
@@ -274,7 +275,7 @@ def _again(found: Sequence[Scored], images: ImageStore, concept: str, file: str)
         return _card("Nowhere: no score lies far from what people said.", (), images)
     where = escape(f"runs/reward/{file}")
     note = (
-        "One of the two may be wrong. Ask people again, who see neither score nor label: "
+        "One of the two may be wrong. In the workspace’s folder, ask people again, who see neither score nor label: "
         f"<br><code>hfi ui --concept {escape(concept)} --images {where}</code>"
         "<br>Or make more images of these prompts to judge: "
         f"<br><code>hfi generate --model MODEL --seed 1000 --prompts {where}</code>"

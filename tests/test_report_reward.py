@@ -210,6 +210,8 @@ def test_the_page_holds_what_was_measured(tmp_path: Path, store: ImageStore) -> 
     assert EVIL in page.text["provenance"]
     assert [row["image"] for row in csv.DictReader(io.StringIO(listed.read_text()))] == [shas[i] for i in again]
     assert count == 4
+    part = reward_part(run.result(), told, scores)
+    assert (list(part.scores), list(part.labels)) == (values[:4], [False, True, False, True]), "held-out images only"
 
 
 def test_a_ranking_page_speaks_of_pairs(tmp_path: Path, store: ImageStore) -> None:
