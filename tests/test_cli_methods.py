@@ -732,6 +732,24 @@ def test_an_interrupted_erasure_goes_on(hfi: Hfi, with_token: Path, tmp_path: Pa
     assert one.metadata == two.metadata
 
 
+def test_each_command_says_what_comes_next_and_that_it_was_finished_before(hfi: Hfi, space: Path, model: Path) -> None:
+    here = f"--workspace {space}\n"
+    before = "the run {} was finished before: nothing was trained\n"
+    common = ["-w", space, "-c", "fog"]
+    code, _, err = hfi("reward", *common, "--epochs", 200)
+    following = f"next: hfi invert --model FOLDER_OR_HUB_ID --concept fog {here}"
+    assert (code, err) == (0, before.format("fog") + following)
+    command = ["invert", *common, "-m", model, "--steps", 1, "--top-k", 6, "--name", "iw", *FAST]
+    following = f"next: hfi erase --model {model} --concept fog --token iw {here}"
+    assert hfi(*command)[2].endswith(f"\n{following}")
+    assert hfi(*command)[2] == before.format("iw") + following
+    command = ["erase", *common, "-m", model, "--token", "iw", "--steps", 1, "--ddim-steps", 4, *FAST]
+    following = f"next: hfi evaluate --model {model} --concept fog --erasure fog-sdd-token {here}"
+    assert hfi(*command)[2].endswith(f"\n{following}")
+    assert hfi(*command)[2] == before.format("fog-sdd-token") + following
+    assert hfi(*command, "--json")[2] == before.format("fog-sdd-token")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
 def test_an_interruption_keeps_the_step_under_way(
@@ -745,12 +763,10 @@ def test_an_interruption_keeps_the_step_under_way(
     words = [sys.executable, "-c", start, *map(str, command), "-w", str(with_token)]
     env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     process = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    for _ in range(6000):
-        if len(run.metrics()) > 3:
-            break
+    while len(run.metrics()) <= 3 and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == code, err
     assert "Traceback" not in err
     done = len(run.metrics())

@@ -23,6 +23,8 @@ from hfi.cli.common import (
     find_file,
     judged,
     load_tokens,
+    say_finished,
+    say_next,
     start_run,
 )
 from hfi.cli.options import JsonOption, NameOption, WorkspaceOption, with_config
@@ -164,6 +166,8 @@ def erase(
     run = start_run(space, "erase", name, f"{'+'.join(c.slug for c in concepts)}-{method}-{called.kind}", everything)
     file, unet = run.path / "erasure.safetensors", space.erasures / run.path.name / "unet"
     saved = space.erasures / f"{run.path.name}.safetensors"
+    if run.finished:
+        say_finished(run)
     if not run.finished or not unet.exists():
 
         def trained() -> Any:
@@ -225,6 +229,7 @@ def erase(
     else:
         words = ", ".join(called.texts)
         typer.echo(f"{words} removed by {method} in {summary['unet_evaluations']:,} U-Net evaluations\n{saved}\n{unet}")
+        say_next(space, "evaluate", "--model", model, "--concept", concepts[0].slug, "--erasure", run.path.name)
 
 
 def method_config(method: str, given: Any) -> Any:

@@ -21,6 +21,8 @@ from hfi.cli.common import (
     copy_file,
     find_file,
     judged,
+    say_finished,
+    say_next,
     start_run,
 )
 from hfi.cli.options import JsonOption, NameOption, WorkspaceOption, with_config
@@ -105,7 +107,9 @@ def invert(
     }
     run = start_run(space, "invert", name, concept, settings)
     file = run.path / "token.safetensors"
-    if not run.finished:
+    if run.finished:
+        say_finished(run)
+    else:
         reward_model = RewardModel.load(reward_file, device=str(pick_device(device)))
         prompts = found.judgments.prompts
         shas = sorted(found.labels(labels))
@@ -148,3 +152,5 @@ def invert(
         typer.echo(json.dumps(result))
     else:
         typer.echo(f"{placeholder} learned from {result['images']} images\n{saved}")
+        own = [] if saved.stem == concept else ["--token", saved.stem]
+        say_next(space, "erase", "--model", model, "--concept", concept, *own)

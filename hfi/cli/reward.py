@@ -17,6 +17,8 @@ from hfi.cli.common import (
     check_writable,
     copy_file,
     judged,
+    say_finished,
+    say_next,
     start_run,
 )
 from hfi.cli.options import JsonOption, NameOption, WorkspaceOption, with_config
@@ -76,7 +78,9 @@ def reward(
     }
     run = start_run(space, "reward", name, concept, settings)
     file = run.path / "reward.safetensors"
-    if not run.finished or not scores_file(run).exists():
+    if run.finished and scores_file(run).exists():
+        say_finished(run)
+    else:
         clip = ClipBackbone.load(reference, pick_device(device))
         with progress("embedding images", len(shas), "images") as advance:
             embeddings = embed_stored(clip, space.images, shas, space.path / "embeddings", advance)
@@ -118,6 +122,9 @@ def reward(
         typer.echo(f"{listed}: {count} images where it and people are far apart; {ask}")
     if not result["better_than_chance"]:
         typer.echo("no better than chance: judge more images before going on ('hfi invert' will refuse this reward)", err=True)
+    else:
+        own = ["--reward", name] if name else []
+        say_next(space, "invert", "--model", "FOLDER_OR_HUB_ID", "--concept", concept, *own)
 
 
 def training_labels(found: Judged, method: Any) -> tuple[list[str], Labels]:
