@@ -41,7 +41,7 @@ class InvertConfig:
         "reward", "how much an image counts: all the same, its reward, or its reward against the clean images of its prompt"
     )
     error: Literal["prediction", "velocity"] = option(
-        "prediction", "what errors are measured in: the network's prediction, or the velocity, where noisy steps count more"
+        "velocity", "what errors are measured in: the network's prediction, or the velocity, where noisy steps count more"
     )
     top_k: int = option(64, "learn from this many best-scoring images", low=1)
     steps: int = option(300, "optimizer updates", low=1)
