@@ -197,7 +197,10 @@ def test_the_mouse_and_double_clicks(tab, site: Callable[..., Site]) -> None:  #
     tab.click("#hfi-keys-open")
     tab.click("#hfi-keys button")
     assert not tab.is_visible("#hfi-keys")
-    tab.click("text=Not you?")
+    for _ in range(3):  # seen twice on a busy machine: the click leaves no trace, not even a request; a person clicks again
+        with suppress(playwright.TimeoutError), tab.expect_request("**/leave", timeout=PATIENCE / 3):
+            tab.click("text=Not you?")
+            break
     tab.click("text=Go on as Kim")
     settle(tab)
     assert count(tab) == "4 of 8"
