@@ -197,7 +197,7 @@ def test_the_mouse_and_double_clicks(tab, site: Callable[..., Site]) -> None:  #
     tab.click("#hfi-keys-open")
     tab.click("#hfi-keys button")
     assert not tab.is_visible("#hfi-keys")
-    for _ in range(3):  # seen twice on a busy machine: the click leaves no trace, not even a request; a person clicks again
+    for _ in range(3):  # twice, on a busy machine, the next page never came: if the click was lost, a person would click again
         with suppress(playwright.TimeoutError), tab.expect_request("**/leave", timeout=PATIENCE / 3):
             tab.click("text=Not you?")
             break
