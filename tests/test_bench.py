@@ -39,7 +39,7 @@ def test_the_plain_inversion_has_our_losses(root: Path, kind: str) -> None:
     rng = np.random.default_rng(0)
     images = [Image.fromarray(rng.integers(0, 256, (*sd.image_size, 3), dtype=np.uint8)) for _ in range(4)]
     weights, prompts = torch.tensor([0.4, 0.8, 1.2, 1.6]), ["a cat", "a dog", "a cat", "hat"]
-    config = InvertConfig(steps=4, batch_size=3, learning_rate=0.05, weight_decay=0.1, vectors=2)
+    config = InvertConfig(steps=4, batch_size=3, learning_rate=0.05, weight_decay=0.1, vectors=2, error="prediction")
     mean, std = encode_images(sd, images)
     ours = [step.loss for step in invert(sd, Examples(mean, std, weights, prompts), "<hfi>", "cat dog", config)]
     plain = list(invert_reference(sd, images, weights, prompts, "<hfi>", "cat dog", config))
