@@ -14,7 +14,8 @@ demo: $(VENV)/.core
 	$(BIN)/hfi demo
 
 test: $(VENV)/.test
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --ignore tests/test_ui_browser.py
+	$(BIN)/pytest tests/test_ui_browser.py
 
 bench: $(VENV)/.core
 	$(BIN)/hfi bench speed
