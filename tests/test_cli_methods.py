@@ -273,7 +273,7 @@ def test_a_folder_that_cannot_be_written(hfi: Hfi, fresh: Path, model: Path) -> 
 @pytest.mark.parametrize(
     "words",
     [
-        ["generate", "-m", "x", "--prompt", "a", "--run-name", "../x"],
+        ["generate", "-m", "x", "--prompt", "a", "--name", "../x"],
         ["reward", "-c", "fog", "--name", "a/b"],
         ["invert", "-m", "x", "-c", "fog", "--name", ".."],
         ["erase", "-m", "x", "-c", "fog", "--name", "a/b"],

@@ -60,7 +60,7 @@ def generate(
         list[str] | None,
         typer.Option(help="Generate with this erasure applied, by name or file; several add up.", show_default=False),
     ] = None,
-    name: Annotated[str | None, name_option("Name to find these images by.", "--run-name")] = None,
+    name: Annotated[str | None, name_option("Name to find these images by.")] = None,
     as_json: JsonOption = False,
     config: GenerateConfig,
 ) -> None:

@@ -28,8 +28,8 @@ def _run_name(name: str | None) -> str | None:
     return name
 
 
-def name_option(help: str, *flags: str) -> Any:
-    return typer.Option("--name", *flags, callback=_run_name, help=help, show_default=False)
+def name_option(help: str) -> Any:
+    return typer.Option("--name", callback=_run_name, help=help, show_default=False)
 
 
 NameOption = Annotated[str | None, name_option("Name of the run and of the file that it makes (default: from what it does).")]

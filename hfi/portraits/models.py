@@ -167,10 +167,6 @@ def save_model_index(folder: Path) -> None:
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def count_parameters(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
 @torch.no_grad()
 def ema_update(average: dict[str, torch.Tensor], module: nn.Module, decay: float) -> None:
     for name, value in module.state_dict().items():
