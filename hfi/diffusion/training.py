@@ -34,25 +34,45 @@ class Step:
     values: Mapping[str, float] = field(default_factory=dict)
 
 
-def drive(start: Callable[[State | None], Generator[Step, None, T]], run: Run, *, steps: int, save_every: int, title: str) -> T:
+Training = Generator[Step, bool | None, T]  # sending True instead of asking for the next step ends it there
+
+
+def drive(
+    start: Callable[[State | None], Training[T]],
+    run: Run,
+    *,
+    steps: int,
+    save_every: int,
+    title: str,
+    validate: Callable[[Step], bool] | None = None,
+    validate_every: int = 0,
+) -> T:
     """Runs a training to its end and returns what the generator returns. Ctrl-C and SIGTERM first keep the state of the step under
     way. After them, or a kill, the same call goes on at the last kept state, and gives bit for bit what an uninterrupted run gives
-    (same machine, same number of threads)."""
+    (same machine, same number of threads).
+
+    `validate` looks at each `validate_every`-th step and the last one (0: at none). It may log and draw, must depend on the step's
+    state and the run's metrics alone, and ends the training early by answering True.
+    """
     path = run.path / "checkpoint.pt"
     state = load_state(path)
     done = int(state["step"]) if state else 0
     run.truncate_metrics(done)
     training = start(state)
-    stop = False
+    stop = enough = False
     with postponed() as asked, progress(title, steps, "steps", done) as advance:
         while not stop:
             try:
-                step = next(training)
+                step = training.send(True) if enough else next(training)
             except StopIteration as end:
                 result: T = end.value
                 return result
             run.log(step=step.step, loss=step.loss, **step.values)
             advance(1, f"loss {step.loss:.4f}")
+            if validate and validate_every and (step.step % validate_every == 0 or step.step == steps):
+                enough = validate(step)
+            if enough:  # not kept: what would go on from here would not know that it was enough
+                continue
             stop = bool(asked)  # read once: what is asked for from here on has its state kept after the next step
             if stop or step.step % save_every == 0 or step.step == steps:
                 save_state(path, {**step.state(), "step": step.step})

@@ -14,7 +14,6 @@ makes z_t, and is the result; and the formula is linear in what the network pred
 """
 
 from collections import Counter
-from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,7 +23,7 @@ from torch import Tensor
 from hfi.config import option
 from hfi.diffusion.cond import Cond
 from hfi.diffusion.sd import StableDiffusion, encode_null, encode_prompts
-from hfi.diffusion.training import State, Step
+from hfi.diffusion.training import State, Training
 from hfi.erase.distil import DistilConfig, Distilled, Predict, distil, squared_error
 from hfi.erase.removal import Removal
 from hfi.errors import NoJudgments
@@ -63,7 +62,7 @@ def contexts(removal: Removal) -> tuple[list[str], list[str], Tensor]:
 
 def erase_context(
     sd: StableDiffusion, removal: Removal, config: ContextConfig, state: State | None = None
-) -> Generator[Step, None, Distilled]:
+) -> Training[Distilled]:
     """`removal.contexts` are the flagged prompts of each concept; the empty prompt is always among those retained."""
     prompts, texts, counts = contexts(removal)
     harmless = ["", *dict.fromkeys(p for p in removal.retain if p)]

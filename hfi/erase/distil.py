@@ -8,7 +8,7 @@
 Student, teacher and frozen model are one U-Net with three sets of the trained tensors, kept in float32.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -20,7 +20,7 @@ from hfi.diffusion.cond import Cond
 from hfi.diffusion.sample import predict_guided, schedule
 from hfi.diffusion.sd import StableDiffusion, predict, velocity_weight
 from hfi.diffusion.trainable import ema_update, masters, select
-from hfi.diffusion.training import State, Step
+from hfi.diffusion.training import State, Step, Training
 from hfi.erase.rollouts import Latents, fresh, move_on, roll, spread, start, timestep_law
 from hfi.errors import NonFiniteLoss
 
@@ -84,7 +84,7 @@ def distil(
     objective: Objective,
     config: DistilConfig,
     state: State | None = None,
-) -> Generator[Step, None, Distilled]:
+) -> Training[Distilled]:
     """Rollouts go toward one of N conditions, drawn by shares [N], with null as the empty prompt."""
     trained = select(sd.unet, config.train)
     student = {name: value.requires_grad_(True) for name, value in masters(trained).items()}
@@ -159,5 +159,6 @@ def distil(
                 "evaluations": evaluations,
             }
 
-        yield Step(step, float(loss.detach()), kept, {"evaluations": evaluations})
+        if (yield Step(step, float(loss.detach()), kept, {"evaluations": evaluations})):
+            break
     return Distilled({name: value.cpu() for name, value in teacher.items()}, evaluations)

@@ -19,7 +19,6 @@ Where the authors' code differs from their paper, this follows the paper:
  - it averages every parameter of the U-Net into the teacher; here the trained ones, which is the same, as the others are equal.
 """
 
-from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,7 +27,7 @@ from torch import Tensor
 
 from hfi.config import option
 from hfi.diffusion.sd import StableDiffusion, encode_null, encode_prompts
-from hfi.diffusion.training import State, Step
+from hfi.diffusion.training import State, Training
 from hfi.erase.distil import DistilConfig, Distilled, Predict, distil, squared_error
 from hfi.erase.removal import Removal
 
@@ -45,9 +44,7 @@ def sdd_loss(eps_concept: Tensor, eps_null: Tensor) -> Tensor:
     return squared_error(eps_concept, eps_null.detach())
 
 
-def erase_sdd(
-    sd: StableDiffusion, removal: Removal, config: SDDConfig, state: State | None = None
-) -> Generator[Step, None, Distilled]:
+def erase_sdd(sd: StableDiffusion, removal: Removal, config: SDDConfig, state: State | None = None) -> Training[Distilled]:
     """`removal.texts` are the concepts, as words or learned tokens."""
     each = encode_prompts(sd, removal.texts)  # c_p, K of them
     joined = encode_prompts(sd, [", ".join(removal.texts)])  # c_s

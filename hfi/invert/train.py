@@ -14,7 +14,7 @@ Only the n x D numbers of v are trained: they replace the output of the embeddin
 is. A model with two text encoders (SDXL) learns n vectors for each of them, together.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from torch import Tensor
 from hfi.config import check, option
 from hfi.diffusion.sd import StableDiffusion, encode_ids, predict, tokenize, velocity_weight
 from hfi.diffusion.tokens import LearnedToken, install
-from hfi.diffusion.training import State, Step
+from hfi.diffusion.training import State, Step, Training
 from hfi.errors import NonFiniteLoss, UsageError
 
 PLAIN = ("a picture of {}", "a photo of {}", "an image showing {}", "a portrait with {}", "{}")
@@ -111,7 +111,7 @@ def injected(sd: StableDiffusion, placeholder: str, vectors: Sequence[Tensor]) -
 
 def invert(
     sd: StableDiffusion, examples: Examples, placeholder: str, initial: str, config: InvertConfig, state: State | None = None
-) -> Generator[Step, None, LearnedToken]:
+) -> Training[LearnedToken]:
     """Trains v; the generator's return value is the token, without provenance. NonFiniteLoss where training diverges."""
     start = initial_vectors(sd, initial, config.vectors)
     named = install(sd, LearnedToken(placeholder, start))
@@ -161,7 +161,8 @@ def invert(
                 "generator": generator.get_state(),
             }
 
-        yield Step(step, float(loss.detach()), kept)
+        if (yield Step(step, float(loss.detach()), kept)):
+            break
     return LearnedToken(placeholder, tuple(rows.cpu() for rows in average))
 
 
