@@ -21,7 +21,7 @@ from hfi.diffusion.sd import StableDiffusion, encode_null, encode_prompts, load_
 from hfi.diffusion.tokens import LearnedToken, install
 from hfi.diffusion.training import drive, load_state, save_state
 from hfi.erase import METHODS, Removal
-from hfi.erase.context import ContextConfig, context_target, contexts, erase_context
+from hfi.erase.context import ContextConfig, context_target, contexts, erase_context, eta_at
 from hfi.erase.distil import Distilled
 from hfi.erase.erasure import Erasure, apply, check_together, compose, export_unet, identity
 from hfi.erase.rollouts import Latents, fresh, move_on, roll, spread, start, timestep_law
@@ -270,6 +270,20 @@ def test_context_equals_a_plain_loop(root: Path, models: dict[str, StableDiffusi
     expected = dict(teacher.named_parameters())
     for name, value in ours.weights.items():
         torch.testing.assert_close(value, expected[name].detach(), rtol=1e-3, atol=1e-5)
+
+
+def test_eta_can_grow(sd: StableDiffusion) -> None:
+    """From 0 to eta over the first third; a training that goes on knows where it is."""
+    growing = ContextConfig(**{**FAST, "steps": 6}, eta=4.0, eta_schedule="linear")
+    assert [eta_at(step, growing) for step in range(1, 7)] == [2.0, 4.0, 4.0, 4.0, 4.0, 4.0]
+    assert eta_at(1, dataclasses.replace(growing, eta_schedule="constant")) == 4.0
+    _, losses = finish(erase_context(sd, REMOVAL, growing))
+    _, halved = finish(erase_context(sd, REMOVAL, ContextConfig(**{**FAST, "steps": 1}, eta=2.0)))
+    assert losses[:1] == halved
+    training = erase_context(sd, REMOVAL, growing)
+    first = next(training)
+    _, rest = finish(erase_context(sd, REMOVAL, growing, {**first.state(), "step": 1}))
+    assert rest == losses[1:]
 
 
 def test_beta_weighs_the_pool(sd: StableDiffusion) -> None:

@@ -43,6 +43,9 @@ class ContextConfig(DistilConfig):
         "velocity", "what errors are measured in: the network's prediction (SDD), or the velocity, where noisy steps count more"
     )
     eta: float = option(4.0, "how many times the concept's part is subtracted", above=0)
+    eta_schedule: Literal["constant", "linear"] = option(
+        "constant", "eta from the first update on, or growing from 0 over the first third of them"
+    )
     explicit: float = option(0.3, "share of the rollouts on prompts that name the concept", low=0, high=1)
     retain_weight: float = option(1.0, "weight of holding harmless prompts to the frozen model", low=0)
 
@@ -50,6 +53,11 @@ class ContextConfig(DistilConfig):
 def context_target(eps_prompt: Tensor, eps_with: Tensor, eps_harmless: Tensor, eta: float) -> Tensor:
     """eps_prompt - eta (eps_with - eps_harmless): [B, C, h, w] x3 -> [B, C, h, w]."""
     return eps_prompt - eta * (eps_with - eps_harmless)
+
+
+def eta_at(step: int, config: ContextConfig) -> float:
+    """eta at an update, counted from 1. linear: eta min(1, 3 step / steps)."""
+    return config.eta if config.eta_schedule == "constant" else config.eta * min(1.0, 3 * step / config.steps)
 
 
 def contexts(removal: Removal) -> tuple[list[str], list[str], Tensor]:
@@ -77,11 +85,13 @@ def erase_context(
     with_concept = Cond.cat([encode_prompts(sd, harmless, suffix=v) for v in concepts])  # K M
     first = torch.tensor([concepts.index(v) * m for v in texts])  # [N]: where the rows of a flagged prompt's concept begin
 
-    def objective(student: Predict, frozen: Predict, z: Tensor, t: Tensor, c: Tensor, generator: torch.Generator) -> Tensor:
+    def objective(
+        student: Predict, frozen: Predict, z: Tensor, t: Tensor, c: Tensor, generator: torch.Generator, step: int
+    ) -> Tensor:
         h = torch.randint(m, (len(z),), generator=generator)
         asked = Cond.cat([plain[c % n], with_concept[first[c % n] + h], retained[h]])
         eps_p, eps_hv, eps_h = frozen(torch.cat([z] * 3), torch.cat([t] * 3), asked).chunk(3)
-        target = context_target(eps_p, eps_hv, eps_h, config.eta)
+        target = context_target(eps_p, eps_hv, eps_h, eta_at(step, config))
         if not config.retain_weight:
             return squared_error(student(z, t, conditions[c]), target)
         wanted = Cond.cat([conditions[c], retained[h]])

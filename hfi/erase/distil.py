@@ -55,10 +55,11 @@ class DistilConfig:
 
 
 class Objective(Protocol):
-    """Loss of each latent [B], to be averaged over the batch; `c` [B] are the rows of the rollouts' conditions."""
+    """Loss of each latent [B], to be averaged over the batch; `c` [B] are the rows of the rollouts' conditions; `step` counts
+    from 1."""
 
     def __call__(
-        self, student: Predict, frozen: Predict, z: Tensor, t: Tensor, c: Tensor, generator: torch.Generator
+        self, student: Predict, frozen: Predict, z: Tensor, t: Tensor, c: Tensor, generator: torch.Generator, step: int
     ) -> Tensor: ...
 
 
@@ -137,7 +138,7 @@ def distil(
         t = plan.timesteps[latents.k.to(plan.timesteps.device)]
         if config.error == "velocity":
             weight = weight * velocity_weight(sd, t).cpu()
-        losses = objective(counted(student, True), counted(None, False), latents.x, t, latents.c, generator)
+        losses = objective(counted(student, True), counted(None, False), latents.x, t, latents.c, generator, step)
         loss = (weight.to(losses) * losses).mean()
         optimizer.zero_grad()
         loss.backward()

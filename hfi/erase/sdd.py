@@ -50,7 +50,9 @@ def erase_sdd(sd: StableDiffusion, removal: Removal, config: SDDConfig, state: S
     joined = encode_prompts(sd, [", ".join(removal.texts)])  # c_s
     null = encode_null(sd)
 
-    def objective(student: Predict, frozen: Predict, z: Tensor, t: Tensor, c: Tensor, generator: torch.Generator) -> Tensor:
+    def objective(
+        student: Predict, frozen: Predict, z: Tensor, t: Tensor, c: Tensor, generator: torch.Generator, step: int
+    ) -> Tensor:
         with torch.no_grad():
             target = (student if config.null == "student" else frozen)(z, t, null.expand(len(z)))
         return sdd_loss(student(z, t, joined.expand(len(z))), target)
