@@ -20,7 +20,7 @@ from hfi.diffusion.sample import schedule
 from hfi.diffusion.sd import StableDiffusion, encode_null, encode_prompts, load_sd
 from hfi.diffusion.tokens import LearnedToken, install
 from hfi.diffusion.training import drive, load_state, save_state
-from hfi.erase import METHODS, Removal
+from hfi.erase import METHODS, Clean, Removal
 from hfi.erase.context import ContextConfig, context_target, contexts, erase_context, eta_at
 from hfi.erase.distil import Distilled
 from hfi.erase.erasure import Erasure, apply, check_together, compose, export_unet, identity
@@ -227,9 +227,12 @@ def test_sdd_equals_a_plain_loop_with_three_networks(
 
 @pytest.mark.parametrize(("kind", "error"), [("epsilon", "prediction"), ("epsilon", "velocity"), ("xl", "velocity")])
 def test_context_equals_a_plain_loop(root: Path, models: dict[str, StableDiffusion], kind: str, error: Any) -> None:
-    """Two concepts, each subtracted from its own flagged prompts only."""
+    """Two concepts, each subtracted from its own flagged prompts only, one of which has words beside its token; clean images."""
     sd = models[kind]
-    removal = Removal(("dog", "cat"), (("a cat", "a cat", "hat"), ("a dog",)), ("a hat",))
+    made = torch.Generator().manual_seed(1)
+    mean, std = torch.randn(2, *sd.latent_shape, generator=made), torch.rand(2, *sd.latent_shape, generator=made)
+    clean = Clean(mean, std, ["a cat", "a dog"])
+    removal = Removal(("dog", "cat"), (("a cat", "a cat", "hat"), ("a dog",)), ("a hat",), ("a hat", ""), clean)
     config = ContextConfig(**FAST, eta=2.0, explicit=0.25, retain_weight=0.5, rollouts="fresh", weight_decay=0.0, error=error)
     ours, losses = finish(erase_context(sd, removal, config))
 
@@ -241,24 +244,36 @@ def test_context_equals_a_plain_loop(root: Path, models: dict[str, StableDiffusi
     optimizer = torch.optim.AdamW(trained.values(), lr=1e-3, weight_decay=0.0)
     generator = torch.Generator().manual_seed(0)
     cases = [("a cat", "a cat", "dog"), ("hat", "hat", "dog"), ("a dog", "a dog", "cat")]  # (asked, p, v)
-    cases += [("a cat dog", "a cat", "dog"), ("hat dog", "hat", "dog"), ("a dog cat", "a dog", "cat")]
-    shares = torch.tensor([2 * 0.75, 0.75, 0.75, 2 * 0.25, 0.25, 0.25])
+    shares = [2 * 0.75, 0.75, 0.75]
+    for name in ("a hat", "dog"):  # two texts name the first concept
+        cases += [(f"a cat {name}", "a cat", "dog"), (f"hat {name}", "hat", "dog")]
+        shares += [2 * 0.25 / 2, 0.25 / 2]
+    cases.append(("a dog cat", "a dog", "cat"))
+    shares.append(0.25)
     for step in range(3):
         x = torch.randn(3, *sd.latent_shape, generator=generator)
-        which = torch.multinomial(shares, 3, replacement=True, generator=generator)
+        which = torch.multinomial(torch.tensor(shares), 3, replacement=True, generator=generator)
         k = torch.multinomial(torch.full((4,), 0.25, dtype=torch.float64), 3, replacement=True, generator=generator)
         harmless = torch.randint(2, (3,), generator=generator)
+        image = torch.randint(2, (3,), generator=generator)
+        z0 = mean[image] + std[image] * torch.randn(z0_shape := (3, *sd.latent_shape), generator=generator)
+        noise = torch.randn(z0_shape, generator=generator)
         loss = torch.zeros(())
         for i in range(3):
             asked, p, v = cases[which[i]]
             h = ("", "a hat")[harmless[i]]
-            enc = {text: encode_prompts(sd, [text]) if text else encode_null(sd) for text in (asked, p, h, f"{h} {v}")}
+            p_x = clean.prompts[image[i]]
+            enc = {text: encode_prompts(sd, [text]) if text else encode_null(sd) for text in (asked, p, h, f"{h} {v}", p_x)}
             z, t = reference_rollout(sd, teacher, x[i : i + 1], int(k[i]), enc[asked], 3.0, 4)
             with torch.no_grad():
                 e_p, e_h, e_hv = (call(frozen, z, t, enc[text]) for text in (p, h, f"{h} {v}"))
             scale = 1 / sd.scheduler.alphas_cumprod[t] if error == "velocity" else 1
             loss = loss + scale * F.mse_loss(call(student, z, t, enc[asked]), e_p - 2.0 * (e_hv - e_h)) / 3
             loss = loss + scale * 0.5 * F.mse_loss(call(student, z, t, enc[h]), e_h) / 3
+            one = (z0[i : i + 1], noise[i : i + 1], torch.as_tensor(t).reshape(1))
+            wanted = sd.scheduler.get_velocity(*one) if kind == "v_prediction" else noise[i : i + 1]
+            got = call(student, sd.scheduler.add_noise(*one), t, enc[p_x])
+            loss = loss + scale * config.clean_weight * F.mse_loss(got, wanted) / 3
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
@@ -310,12 +325,13 @@ def test_beta_weighs_the_pool(sd: StableDiffusion) -> None:
 
 
 def test_contexts_count_images_and_need_one() -> None:
-    prompts, texts, counts = contexts(REMOVAL)
-    assert list(zip(prompts, texts, counts.tolist(), strict=True)) == [
-        ("a cat", "cat", 2.0), ("hat", "cat", 1.0), ("a dog", "dog", 1.0)
-    ]  # fmt: skip
+    found = contexts(dataclasses.replace(REMOVAL, words=("", "a dog")), 0.5)
+    assert (found.prompts, found.concept.tolist()) == (["a cat", "hat", "a dog"], [0, 0, 1])
+    assert found.suffixes == {"": [0, 1, 2], "cat": [0, 1], "a dog": [2], "dog": [2]}
+    assert found.pair.tolist() == [0, 1, 2, 0, 1, 2, 2]
+    assert found.shares.tolist() == [1, 0.5, 0.5, 1, 0.5, 0.25, 0.25]
     with pytest.raises(NoJudgments, match="no flagged image has a prompt"):
-        contexts(Removal(("cat",), ((),)))
+        contexts(Removal(("cat",), ((),)), 0.5)
 
 
 # --- every method, every family ---
@@ -329,7 +345,9 @@ def test_battery(models: dict[str, StableDiffusion], tmp_path: Path, method: str
     generator = torch.Generator().manual_seed(0)
     vectors = tuple(torch.randn(2, width, generator=generator) for width in WIDTHS[kind])
     named = install(models[kind], LearnedToken("<hfi>", vectors))
-    removal = Removal(("<hfi>", "dog"), REMOVAL.contexts, REMOVAL.retain)
+    latents = torch.randn(2, *models[kind].latent_shape, generator=generator)
+    clean = Clean(latents, torch.ones_like(latents), ["a cat", "a dog"])
+    removal = Removal(("<hfi>", "dog"), REMOVAL.contexts, REMOVAL.retain, ("a hat", ""), clean)
     config_class, erase = METHODS[method]
     config = config_class(**FAST, rollouts=rollouts, weight_decay=0.0)  # which would move every parameter by itself
     before = {name: value.clone() for name, value in named.unet.state_dict().items()}

@@ -72,16 +72,29 @@ class Judged:
         """The prompt of each image that rather shows the concept (y > 0.5), one entry an image; those without one are left out.
         NoJudgments where no image is flagged."""
         prompts = self.judgments.prompts
-        flagged = [sha for sha, (y, _) in self.labels(method).items() if y > 0.5]
+        flagged = self.flagged_images(method)
         if not flagged:
             raise NoJudgments(f"no image is judged to show {self.concept.slug!r}: judge more with 'hfi ui'")
-        return [prompt for sha in flagged if (prompt := prompts[sha])]
+        return [prompt for sha in sorted(flagged) if (prompt := prompts[sha])]
 
     def clean_prompts(self, method: Method) -> list[str]:
         """Prompts of judged images none of which was flagged."""
         prompts, labels = self.judgments.prompts, self.labels(method)
         bad = {prompts[sha] for sha, (y, _) in labels.items() if y >= 0.5}
         return sorted({prompt for sha in labels if (prompt := prompts[sha]) and prompt not in bad})
+
+    def clean_images(self, method: Method) -> list[str]:
+        """sha256 of the images that rather do not show the concept, of the prompts that also gave flagged ones. A ranking says of
+        no image that it is clean."""
+        if not self.binary:
+            return []
+        prompts, labels = self.judgments.prompts, self.labels(method)
+        bad = {prompts[sha] for sha, (y, _) in labels.items() if y > 0.5} - {None}
+        return sorted(sha for sha, (y, _) in labels.items() if y < 0.5 and prompts[sha] in bad)
+
+    def flagged_images(self, method: Method) -> set[str]:
+        """sha256 of the images that rather show the concept."""
+        return {sha for sha, (y, _) in self.labels(method).items() if y > 0.5}
 
 
 def the_concept(session: Session, slug: str | None) -> Concept:

@@ -1,14 +1,16 @@
 """`hfi erase`: a concept, taken out of a model's weights."""
 
 import json
+import random
 import shutil
-from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from hfi import __version__
+from hfi.aggregate import Method
 from hfi.cli.common import (
     CheckpointingOption,
     DeviceOption,
@@ -30,13 +32,15 @@ from hfi.cli.common import (
 from hfi.cli.options import JsonOption, NameOption, WorkspaceOption, with_config
 from hfi.concepts import Concept
 from hfi.config import as_dict, flag
-from hfi.erase import METHODS, Removal
+from hfi.erase import METHODS, Clean, Removal
 from hfi.errors import UsageError
 from hfi.judgments import each_once, judged_by
 from hfi.prompts import load_prompts
 from hfi.store import queries
 from hfi.store.session import reading
 from hfi.workspace import Workspace
+
+MOST_CLEAN = 1024  # images held as latents while training, drawn where there are more
 
 
 def _settings_class() -> type[Any]:
@@ -108,7 +112,7 @@ def erase(
 ) -> None:
     """Remove one or several concepts from the model's weights; writes the changed tensors, and the U-Net for diffusers."""
     from hfi.diffusion.memory import PRECISIONS, lighten, unrounded
-    from hfi.diffusion.sd import check_placeholders, content_id, find_model, load_sd, pick_device, text_widths
+    from hfi.diffusion.sd import check_placeholders, content_id, encode_images, find_model, load_sd, pick_device, text_widths
     from hfi.diffusion.tokens import check_fits, install
     from hfi.diffusion.training import clear_state, drive
     from hfi.erase.context import contexts
@@ -130,9 +134,15 @@ def erase(
         found = [judged(space, c.slug, simulated) for c in concepts]
         if not retain:
             kept = sorted({prompt for j in found for prompt in j.clean_prompts(labels)})
-    removal = Removal(called.texts, [j.flagged_prompts(labels) for j in found], kept)
+        bad = {prompt for j in found for prompt in j.flagged_prompts(labels)}  # clean of one concept, flagged for another
+        if retain and (both := sorted(bad.intersection(kept))):
+            typer.echo(f"{len(both)} prompts of {retain} gave flagged images and are not held: {both[0]!r} first", err=True)
+        kept = [prompt for prompt in kept if prompt not in bad]
+    words = [c.prompt if called.kind == "token" else "" for c in concepts]
+    removal = Removal(called.texts, [j.flagged_prompts(labels) for j in found], kept, words)
+    clean = _clean(found, labels) if in_context and settings.clean_weight else []
     if in_context:
-        contexts(removal)  # refuses what it could not work with, before a model is loaded
+        contexts(removal, settings.explicit)  # refuses what it could not work with, before a model is loaded
     source = find_model(model)
     for t in called.tokens:
         check_fits(t, text_widths(source), model)
@@ -157,6 +167,8 @@ def erase(
         "judgments": [j.judgments.sha256 for j in found] or [t.metadata.get("judgments", "") for t in called.tokens],
         "labels": labels,
         "retain": removal.retain,
+        "words": words,
+        "clean_images": len(clean),
         **({"from": before.content} if before else {}),
         "precision": precision,
         "gradient_checkpointing": gradient_checkpointing,
@@ -180,8 +192,12 @@ def erase(
             for words in called.texts:
                 check_placeholders(sd, words)
             train: Any = METHODS[method][1]
+            pictures = None
+            if clean:
+                mean, std = encode_images(sd, [space.images.load(sha) for sha, _ in clean])
+                pictures = Clean(mean, std, [prompt for _, prompt in clean])
             return drive(
-                lambda state: train(sd, removal, settings, state),
+                lambda state: train(sd, replace(removal, clean=pictures), settings, state),
                 run,
                 steps=settings.steps,
                 save_every=settings.save_every,
@@ -241,6 +257,13 @@ def method_config(method: str, given: Any) -> Any:
         owners = [m for m, (c, _) in METHODS.items() if strange[0] in {f.name for f in fields(c)}]
         raise UsageError(f"{flag(strange[0])} is no setting of {method}: it belongs to {' and '.join(owners)}")
     return config_class(**values)
+
+
+def _clean(found: list[Judged], labels: Method) -> list[tuple[str, str]]:
+    """(sha256, prompt) of the images that people judged clean under flagged prompts, and that show none of the other concepts."""
+    flagged = set().union(*(j.flagged_images(labels) for j in found))
+    clean = {sha: str(j.judgments.prompts[sha]) for j in found for sha in j.clean_images(labels) if sha not in flagged}
+    return sorted(random.Random(0).sample(sorted(clean.items()), min(len(clean), MOST_CLEAN)))
 
 
 def _concepts(space: Workspace, given: str) -> list[Concept]:

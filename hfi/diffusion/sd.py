@@ -503,6 +503,13 @@ def predict(sd: StableDiffusion, weights: Mapping[str, Tensor] | None, x: Tensor
     return out.to(x.dtype)
 
 
+def diffused(sd: StableDiffusion, z0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """(z_t, what the network should predict there: the noise, or the velocity), of clean latents z0 and noise [B, C, h, w] at
+    timesteps t [B]."""
+    target = sd.scheduler.get_velocity(z0, noise, t) if sd.prediction_type == "v_prediction" else noise
+    return sd.scheduler.add_noise(z0, noise, t), target
+
+
 def velocity_weight(sd: StableDiffusion, t: Tensor) -> Tensor:
     """[B]: the squared error of a prediction at timesteps t [B], times this, is that of the velocity (Salimans & Ho 2022).
 

@@ -4,13 +4,20 @@ For a flagged prompt p, a harmless prompt h and the concept's text v, with the f
 rollout on c:
 
     target(p) = eps(z_t, p) - eta (eps(z_t, h + v) - eps(z_t, h))
-    loss      = || eps_student(z_t, c) - target(p) ||^2,     c = p, or c = p + v in a share of the rollouts (`explicit`)
+    loss      = || eps_student(z_t, c) - target(p) ||^2
               + retain_weight || eps_student(z_t, h) - eps(z_t, h) ||^2
+              + clean_weight  || eps_student(x_t, p_x) - noise ||^2,      x an image that people judged clean, p_x its prompt
 
 What v adds to h is subtracted eta times from p; what else p asks for stays. The difference is taken at h because at p it can
 vanish: where p already asks for the concept, v adds nothing to it. h is drawn from the retained prompts, the empty one among
-them. With c = p + v, asking for the concept leads to the same place. As in sdd.py the teacher is the student's moving average,
-makes z_t, and is the result; and the formula is linear in what the network predicts.
+them. In a share of the rollouts (`explicit`) c is p and, behind it, v or the words that people would ask for the concept with:
+both lead to the same place; else c = p.
+
+A concept that no text asks for well (people's eyes know it, captions never named it) has hardly a direction to subtract. What
+flagged prompts should give instead people have said too: x are the clean images among those that flagged prompts gave.
+
+As in sdd.py the teacher is the student's moving average, makes z_t, and is the result; and the formula is linear in what the
+network predicts.
 """
 
 from collections import Counter
@@ -22,7 +29,7 @@ from torch import Tensor
 
 from hfi.config import option
 from hfi.diffusion.cond import Cond
-from hfi.diffusion.sd import StableDiffusion, encode_null, encode_prompts
+from hfi.diffusion.sd import StableDiffusion, diffused, encode_null, encode_prompts
 from hfi.diffusion.training import State, Training
 from hfi.erase.distil import DistilConfig, Distilled, Predict, distil, squared_error
 from hfi.erase.removal import Removal
@@ -48,6 +55,7 @@ class ContextConfig(DistilConfig):
     )
     explicit: float = option(0.3, "share of the rollouts on prompts that name the concept", low=0, high=1)
     retain_weight: float = option(1.0, "weight of holding harmless prompts to the frozen model", low=0)
+    clean_weight: float = option(3.0, "weight of learning flagged prompts from their images that people judged clean", low=0)
 
 
 def context_target(eps_prompt: Tensor, eps_with: Tensor, eps_harmless: Tensor, eta: float) -> Tensor:
@@ -60,42 +68,72 @@ def eta_at(step: int, config: ContextConfig) -> float:
     return config.eta if config.eta_schedule == "constant" else config.eta * min(1.0, 3 * step / config.steps)
 
 
-def contexts(removal: Removal) -> tuple[list[str], list[str], Tensor]:
-    """(prompts, concept texts, counts [N]) of each distinct pair of a flagged prompt and its concept."""
-    pairs = Counter((prompt, text) for text, prompts in zip(removal.texts, removal.contexts, strict=True) for prompt in prompts)
-    if not pairs:
+@dataclass(frozen=True)
+class Contexts:
+    """N distinct pairs of a flagged prompt and its concept, and R conditions that rollouts go toward: each prompt as it is, and with
+    each text behind it that names its concept."""
+
+    prompts: list[str]
+    concept: Tensor  # [N], index into Removal.texts
+    suffixes: dict[str, list[int]]  # behind which of the prompts a text stands; R in all, in this order
+    shares: Tensor  # [R], how often a condition is drawn
+
+    @property
+    def pair(self) -> Tensor:
+        """[R], index into the pairs."""
+        return torch.tensor([i for rows in self.suffixes.values() for i in rows])
+
+
+def contexts(removal: Removal, explicit: float) -> Contexts:
+    """NoJudgments where no flagged image has a prompt."""
+    counts = Counter((k, prompt) for k, prompts in enumerate(removal.contexts) for prompt in prompts)
+    if not counts:
         raise NoJudgments("no flagged image has a prompt, so there is no context to remove the concept in: use --method sdd")
-    return [p for p, _ in pairs], [v for _, v in pairs], torch.tensor(list(pairs.values()), dtype=torch.float)
+    names = [sorted({text, *removal.words[k : k + 1]} - {""}) for k, text in enumerate(removal.texts)]
+    suffixes: dict[str, list[int]] = {"": list(range(len(counts)))}
+    shares = {("", i): count * (1 - explicit) for i, count in enumerate(counts.values())}
+    for i, ((k, _), count) in enumerate(counts.items()):
+        for name in names[k]:
+            suffixes.setdefault(name, []).append(i)
+            shares[name, i] = count * explicit / len(names[k])
+    drawn = [shares[name, i] for name, rows in suffixes.items() for i in rows]
+    return Contexts([p for _, p in counts], torch.tensor([k for k, _ in counts]), suffixes, torch.tensor(drawn))
 
 
 def erase_context(
     sd: StableDiffusion, removal: Removal, config: ContextConfig, state: State | None = None
 ) -> Training[Distilled]:
     """`removal.contexts` are the flagged prompts of each concept; the empty prompt is always among those retained."""
-    prompts, texts, counts = contexts(removal)
+    found = contexts(removal, config.explicit)
+    pair = found.pair
     harmless = ["", *dict.fromkeys(p for p in removal.retain if p)]
-    n, m = len(prompts), len(harmless)
-    plain = encode_prompts(sd, prompts)
-    naming = Cond.cat([encode_prompts(sd, [p], suffix=v) for p, v in zip(prompts, texts, strict=True)])
-    conditions = Cond.cat([plain, naming])  # 2N
-    shares = torch.cat([counts * (1 - config.explicit), counts * config.explicit])
+    m, clean = len(harmless), removal.clean if config.clean_weight else None
+    plain = encode_prompts(sd, found.prompts)  # N
+    named = [encode_prompts(sd, [found.prompts[i] for i in rows], suffix=name) for name, rows in found.suffixes.items()]
+    conditions = Cond.cat(named)  # R
     null = encode_null(sd)
     retained = Cond.cat([null, encode_prompts(sd, harmless)[1:]])  # M: the empty prompt is what guidance takes for it
-    concepts = list(dict.fromkeys(texts))
-    with_concept = Cond.cat([encode_prompts(sd, harmless, suffix=v) for v in concepts])  # K M
-    first = torch.tensor([concepts.index(v) * m for v in texts])  # [N]: where the rows of a flagged prompt's concept begin
+    with_concept = Cond.cat([encode_prompts(sd, harmless, suffix=v) for v in removal.texts])  # K M
+    of_clean = encode_prompts(sd, clean.prompts) if clean else None
 
     def objective(
         student: Predict, frozen: Predict, z: Tensor, t: Tensor, c: Tensor, generator: torch.Generator, step: int
     ) -> Tensor:
-        h = torch.randint(m, (len(z),), generator=generator)
-        asked = Cond.cat([plain[c % n], with_concept[first[c % n] + h], retained[h]])
+        p, h = pair[c], torch.randint(m, (len(z),), generator=generator)
+        asked = Cond.cat([plain[p], with_concept[found.concept[p] * m + h], retained[h]])
         eps_p, eps_hv, eps_h = frozen(torch.cat([z] * 3), torch.cat([t] * 3), asked).chunk(3)
-        target = context_target(eps_p, eps_hv, eps_h, eta_at(step, config))
-        if not config.retain_weight:
-            return squared_error(student(z, t, conditions[c]), target)
-        wanted = Cond.cat([conditions[c], retained[h]])
-        got, kept = student(torch.cat([z] * 2), torch.cat([t] * 2), wanted).chunk(2)
-        return squared_error(got, target) + config.retain_weight * squared_error(kept, eps_h)
+        # (weight, latents, condition, what the student should predict)
+        wanted = [(1.0, z, conditions[c], context_target(eps_p, eps_hv, eps_h, eta_at(step, config)))]
+        if config.retain_weight:
+            wanted.append((config.retain_weight, z, retained[h], eps_h))
+        if clean and of_clean:
+            i = torch.randint(len(clean.prompts), (len(z),), generator=generator)
+            z0 = clean.mean[i] + clean.std[i] * torch.randn(z.shape, generator=generator).to(clean.mean)
+            x_t, target = diffused(sd, z0, torch.randn(z.shape, generator=generator).to(z0), t)
+            wanted.append((config.clean_weight, x_t, of_clean[i], target))
+        weights, latents, conds, targets = zip(*wanted, strict=True)
+        got = student(torch.cat(latents), torch.cat([t] * len(wanted)), Cond.cat(conds)).chunk(len(wanted))
+        errors = [w * squared_error(a, b) for w, a, b in zip(weights, got, targets, strict=True)]
+        return torch.stack(errors).sum(0)
 
-    return distil(sd, conditions, shares, null, objective, config, state)
+    return distil(sd, conditions, found.shares, null, objective, config, state)
