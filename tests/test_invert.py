@@ -12,9 +12,18 @@ from tiny import WIDTHS, saved
 from hfi.diffusion.memory import lighten
 from hfi.diffusion.sd import StableDiffusion, encode_ids, encode_prompts, load_sd, predict, tokenize
 from hfi.diffusion.tokens import LearnedToken, install
-from hfi.diffusion.training import drive, load_state, save_state
+from hfi.diffusion.training import Step, drive, load_state, save_state
 from hfi.errors import HfiError, NoJudgments, NonFiniteLoss, UsageError
-from hfi.invert.train import PLAIN, Examples, InvertConfig, initial_vectors, injected, inversion_loss, invert
+from hfi.invert.train import (
+    PLAIN,
+    Examples,
+    Inversion,
+    InvertConfig,
+    initial_vectors,
+    injected,
+    inversion_loss,
+    invert,
+)
 from hfi.invert.weights import choose, flagged
 from hfi.runs import Run
 
@@ -32,20 +41,35 @@ def sd(models: dict[str, StableDiffusion]) -> StableDiffusion:
     return models["epsilon"]
 
 
-def examples(sd: StableDiffusion, prompts: tuple[str | None, ...] = ("a cat", "a dog", None)) -> Examples:
-    generator = torch.Generator().manual_seed(5)
+def examples(
+    sd: StableDiffusion,
+    prompts: tuple[str | None, ...] = ("a cat", "a dog", None),
+    *,
+    initial: str = "cat",
+    placeholder: str = "<hfi>",
+    seed: int = 5,
+) -> Examples:
+    generator = torch.Generator().manual_seed(seed)
     shape = (len(prompts), *sd.latent_shape)
-    weights = torch.tensor([1.5, 1.0, 0.5])[: len(prompts)]
-    return Examples(torch.randn(shape, generator=generator), torch.rand(shape, generator=generator), weights, prompts)
+    weights = torch.tensor([1.5, 1.0, 0.5]).repeat(len(prompts))[: len(prompts)]
+    mean, std = torch.randn(shape, generator=generator), torch.rand(shape, generator=generator)
+    return Examples(placeholder, initial, mean, std, weights, prompts)
 
 
-def finish(training: Generator[Any, None, LearnedToken]) -> tuple[LearnedToken, list[float]]:
-    losses = []
+def steps_of(training: Generator[Any, None, Inversion]) -> tuple[Inversion, list[Step]]:
+    steps = []
     while True:
         try:
-            losses.append(next(training).loss)
+            steps.append(next(training))
         except StopIteration as end:
-            return end.value, losses
+            return end.value, steps
+
+
+def finish(training: Generator[Any, None, Inversion]) -> tuple[LearnedToken, list[float]]:
+    """The only concept's token, and the losses."""
+    made, steps = steps_of(training)
+    (token,) = made.tokens
+    return token, [step.loss for step in steps]
 
 
 # --- formulas ---
@@ -144,9 +168,9 @@ def test_training_equals_textual_inversion_on_the_whole_table(
 ) -> None:
     """The usual implementation: the embedding tables are the parameters, the other rows are put back after every step."""
     sd = models[kind]
-    data = examples(sd)
+    data = examples(sd, initial="cat dog")
     config = InvertConfig(**(FAST | {"weight_decay": 0.1}), vectors=2, template=template, error=error, ema_decay=0.5)
-    token, losses = finish(invert(sd, data, "<hfi>", "cat dog", config))
+    token, losses = finish(invert(sd, [data], config))
 
     named = install(sd, LearnedToken("<hfi>", initial_vectors(sd, "cat dog", 2)))
     tables = [encoder.get_input_embeddings().weight.requires_grad_(True) for encoder in named.text_encoders]
@@ -191,7 +215,7 @@ def test_every_vector_learns_and_nothing_else_does(models: dict[str, StableDiffu
     sd = models[kind]
     parts = {**dict(enumerate(sd.text_encoders)), "unet": sd.unet, "vae": sd.vae}
     before = {(k, n): v.clone() for k, m in parts.items() for n, v in m.state_dict().items()}
-    token, _ = finish(invert(sd, examples(sd), "<hfi>", "cat", InvertConfig(**FAST, vectors=3)))
+    token, _ = finish(invert(sd, [examples(sd)], InvertConfig(**FAST, vectors=3)))
     assert token.widths == WIDTHS[kind]
     for mine, start in zip(token.embeddings, initial_vectors(sd, "cat", 3), strict=True):
         assert ((mine - start).abs().amax(1) > 0).all()
@@ -201,8 +225,8 @@ def test_every_vector_learns_and_nothing_else_does(models: dict[str, StableDiffu
 
 def test_it_learns(sd: StableDiffusion) -> None:
     """The loss on one image, over noise that training did not see, falls."""
-    data = examples(sd, ("a cat",))
-    token, _ = finish(invert(sd, data, "<hfi>", "dog", InvertConfig(**{**FAST, "steps": 60, "batch_size": 8})))
+    data = examples(sd, ("a cat",), initial="dog")
+    token, _ = finish(invert(sd, [data], InvertConfig(**{**FAST, "steps": 60, "batch_size": 8})))
     generator = torch.Generator().manual_seed(9)
     noise = torch.randn((128, *sd.latent_shape), generator=generator)
     t = torch.randint(1000, (128,), generator=generator)
@@ -217,8 +241,8 @@ def test_it_learns(sd: StableDiffusion) -> None:
 
 
 def test_a_long_prompt_does_not_push_the_token_out(sd: StableDiffusion) -> None:
-    data = examples(sd, ("cat " * 50,))
-    token, _ = finish(invert(sd, data, "<hfi>", "dog", InvertConfig(**FAST, vectors=2)))
+    data = examples(sd, ("cat " * 50,), initial="dog")
+    token, _ = finish(invert(sd, [data], InvertConfig(**FAST, vectors=2)))
     assert ((token.embeddings[0] - initial_vectors(sd, "dog", 2)[0]).abs().amax(1) > 0).all()
 
 
@@ -226,11 +250,11 @@ def test_a_long_prompt_does_not_push_the_token_out(sd: StableDiffusion) -> None:
 def test_after_a_kill_the_same_run_ends_the_same(models: dict[str, StableDiffusion], kind: str, tmp_path: Path) -> None:
     sd = models[kind]
     config = InvertConfig(**{**FAST, "save_every": 2})
-    whole, losses = finish(invert(sd, examples(sd), "<hfi>", "cat", config))
+    whole, losses = finish(invert(sd, [examples(sd)], config))
     run = Run.start(tmp_path, "invert", "x", dataclasses.asdict(config))
 
     def killed(state: Any) -> Any:
-        training = invert(sd, examples(sd), "<hfi>", "cat", config, state)
+        training = invert(sd, [examples(sd)], config, state)
         for _ in range(3):
             yield next(training)
         raise KeyboardInterrupt
@@ -239,10 +263,10 @@ def test_after_a_kill_the_same_run_ends_the_same(models: dict[str, StableDiffusi
         drive(killed, run, steps=4, save_every=2, title="x")
     assert len(run.metrics()) == 3
     assert load_state(run.path / "checkpoint.pt")["step"] == 2  # type: ignore[index]
-    again = drive(lambda state: invert(sd, examples(sd), "<hfi>", "cat", config, state), run, steps=4, save_every=2, title="x")
-    assert again.content == whole.content
+    again = drive(lambda state: invert(sd, [examples(sd)], config, state), run, steps=4, save_every=2, title="x")
+    assert again.tokens[0].content == whole.content
     assert [line["loss"] for line in run.metrics()] == losses
-    other, _ = finish(invert(sd, examples(sd), "<hfi>", "cat", dataclasses.replace(config, seed=1)))
+    other, _ = finish(invert(sd, [examples(sd)], dataclasses.replace(config, seed=1)))
     assert other.content != whole.content
 
 
@@ -252,15 +276,15 @@ def test_a_light_inversion_goes_on_exactly_and_checkpointing_changes_nothing(sd:
     plain, light, half = load_sd(folder), load_sd(folder), load_sd(folder, dtype=torch.bfloat16)
     lighten(light.unet, gradient_checkpointing=True)
     lighten(half.unet, gradient_checkpointing=True, attention_slicing=True)
-    (kept, losses), (twice, same) = (finish(invert(model, examples(sd), "<hfi>", "cat", config)) for model in (plain, light))
+    (kept, losses), (twice, same) = (finish(invert(model, [examples(sd)], config)) for model in (plain, light))
     assert same == pytest.approx(losses, rel=1e-5)
     torch.testing.assert_close(twice.embeddings[0], kept.embeddings[0])
 
-    whole, losses = finish(invert(half, examples(sd), "<hfi>", "cat", config))
-    training = invert(half, examples(sd), "<hfi>", "cat", config)
+    whole, losses = finish(invert(half, [examples(sd)], config))
+    training = invert(half, [examples(sd)], config)
     next(training)
     save_state(tmp_path / "state.pt", {**next(training).state(), "step": 2})
-    again, last = finish(invert(half, examples(sd), "<hfi>", "cat", config, load_state(tmp_path / "state.pt")))
+    again, last = finish(invert(half, [examples(sd)], config, load_state(tmp_path / "state.pt")))
     assert last == losses[2:]
     assert again.content == whole.content != kept.content
     assert whole.embeddings[0].dtype == torch.float32
@@ -275,6 +299,6 @@ def test_a_damaged_state_is_named(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops(sd: StableDiffusion) -> None:
     data = examples(sd)
     data.mean[1, 0, 0, 0] = float("nan")
-    training = invert(sd, data, "<hfi>", "cat", InvertConfig(**{**FAST, "steps": 50}))
+    training = invert(sd, [data], InvertConfig(**{**FAST, "steps": 50}))
     with pytest.raises(NonFiniteLoss, match="at step"):
         finish(training)
