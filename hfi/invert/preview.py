@@ -14,10 +14,10 @@ from hfi.files import whole
 from hfi.invert.train import PLAIN, Examples
 
 COUNT = 4  # pictures in a row
-STEPS, GUIDANCE_SCALE = 25, 7.5  # as `sample` draws
+GUIDANCE_SCALE = 7.5
 
 
-def preview(sd: StableDiffusion, examples: Sequence[Examples], tokens: Sequence[LearnedToken]) -> Image.Image:
+def preview(sd: StableDiffusion, examples: Sequence[Examples], tokens: Sequence[LearnedToken], *, steps: int = 25) -> Image.Image:
     """For each concept a row of its token alone in a plain sentence, and one of a few images' prompts followed by it. Without
     tokens, what they are compared to: the word that the token starts from, and the prompts alone."""
     for token in tokens:
@@ -25,12 +25,13 @@ def preview(sd: StableDiffusion, examples: Sequence[Examples], tokens: Sequence[
     rows = []
     for e in examples:
         name = e.placeholder if tokens else ""
-        sentence = PLAIN[0].format(name or e.initial)
-        rows.append((sentence, _draw(sd, [sentence] * COUNT)))
+        plain, word = PLAIN[0].removesuffix("{}"), name or e.initial
+        rows.append((plain + word, _draw(sd, [plain] * COUNT, word, steps=steps)))
         # the best-scoring images come first; those of weight 0 and less are there for contrast
         shown = [p for p, weight in zip(e.prompts, e.weights.tolist(), strict=True) if p is not None and weight > 0]
         if prompts := list(dict.fromkeys(shown))[:COUNT]:
-            rows.append((" | ".join(f"{prompt} {name}".strip() for prompt in prompts), _draw(sd, prompts, name)))
+            title = f"flagged prompts with {name}" if name else "flagged prompts alone"
+            rows.append((f"{title}: {' | '.join(prompts)}", _draw(sd, prompts, name, steps=steps)))
     return contact_sheet(rows)
 
 
@@ -44,7 +45,7 @@ def write_preview(path: Path, sheet: Image.Image) -> None:
         raise HfiError(f"cannot write {path}: {e.strerror or e}") from e
 
 
-def _draw(sd: StableDiffusion, prompts: Sequence[str], suffix: str = "") -> list[Image.Image]:
+def _draw(sd: StableDiffusion, prompts: Sequence[str], suffix: str, *, steps: int) -> list[Image.Image]:
     """An image of each prompt followed by the suffix, which is never cut; seeds 0, 1, ..."""
     cond, x = encode_prompts(sd, prompts, suffix), noise(sd, range(len(prompts)))
-    return to_images(decode(sd, sample_latents(sd, cond, encode_null(sd), x, steps=STEPS, guidance_scale=GUIDANCE_SCALE)))
+    return to_images(decode(sd, sample_latents(sd, cond, encode_null(sd), x, steps=steps, guidance_scale=GUIDANCE_SCALE)))

@@ -286,12 +286,11 @@ def _mean_loss(sd: StableDiffusion, tokens: Sequence[LearnedToken], held: Sequen
 
 def _texts(sd: StableDiffusion, examples: Examples, template: str) -> list[Tensor]:
     """For each image the token ids [T, E, L] of the texts to draw from. A prompt too long is cut, v never is."""
-    plain = tokenize(sd, [sentence.format(examples.placeholder) for sentence in PLAIN])
-    if template == "plain":
-        return [plain] * len(examples.prompts)
-    own = list(dict.fromkeys(p for p in examples.prompts if p is not None))
-    ids = dict(zip(own, tokenize(sd, own, suffix=examples.placeholder), strict=True)) if own else {}
-    return [plain if prompt is None else ids[prompt][None] for prompt in examples.prompts]
+    v = examples.placeholder
+    plain = tokenize(sd, [sentence.removesuffix("{}") for sentence in PLAIN], suffix=v)
+    own = [] if template == "plain" else list(dict.fromkeys(p for p in examples.prompts if p is not None))
+    ids = dict(zip(own, tokenize(sd, own, suffix=v), strict=True)) if own else {}
+    return [ids[prompt][None] if prompt in ids else plain for prompt in examples.prompts]
 
 
 def _draw(texts: Tensor, generator: torch.Generator) -> Tensor:
