@@ -97,8 +97,9 @@ def invert(
 ) -> None:
     """Condense the judgments into a learned token: reward-weighted textual inversion on the images that people flagged.
 
-    Several concepts share each update's batch; each learns a token of its own, from its own reward. The concept's own token is
-    that of the last run without a --name; 'hfi erase --token NAME' takes another.
+    Several concepts share each update's batch, and each learns a token of its own from its own reward.
+
+    The concept's own token is that of the last run without a --name; 'hfi erase --token NAME' takes another.
     """
     import torch
 
