@@ -41,7 +41,7 @@ def test_the_plain_inversion_has_our_losses(root: Path, kind: str) -> None:
     weights, prompts = torch.tensor([0.4, 0.8, 1.2, 1.6]), ["a cat", "a dog", "a cat", "hat"]
     config = InvertConfig(steps=4, batch_size=3, learning_rate=0.05, weight_decay=0.1, vectors=2, error="prediction")
     mean, std = encode_images(sd, images)
-    ours = [step.loss for step in invert(sd, Examples(mean, std, weights, prompts), "<hfi>", "cat dog", config)]
+    ours = [step.loss for step in invert(sd, [Examples("<hfi>", "cat dog", mean, std, weights, prompts)], config)]
     plain = list(invert_reference(sd, images, weights, prompts, "<hfi>", "cat dog", config))
     assert plain == pytest.approx(ours, rel=1e-4)
     assert len(set(plain)) == 4

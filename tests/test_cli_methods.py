@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
 from safetensors.torch import save_file
 from tiny import WIDTHS, checkpoint, saved
 
@@ -555,6 +556,13 @@ def test_a_reward_that_knows_nothing_stops_the_inversion(hfi: Hfi, space: Path, 
         (["-c", "fog", "--template", "x"], 2, "--template"),
         (["-c", "fog", "--top-k", "0"], 2, "--top-k is 0"),
         (["-c", "fog", "--weighting", "best"], 2, "--weighting"),
+        (["-c", "fog,fog"], 2, "several different ones"),
+        (["-c", "fog,mist", "--reward", "fog"], 2, "2 concepts and 1 --reward: give one for each concept, in the same order"),
+        (["-c", "fog", "--initial-word", "a", "--initial-word", "b"], 2, "1 concepts and 2 --initial-word"),
+        (["-c", "fog,mist", "--token", "<a>", "--token", "<a>"], 2, "a token of its own"),
+        (["-c", "fog", "--top-k", "4", "--keep", "best"], 2, "there are 4"),
+        (["-c", "fog", "--schedule", "linear"], 2, "--schedule"),
+        (["-c", "fog", "--validate-every", "0"], 2, "--validate-every is 0"),
     ],
 )
 def test_mistakes_of_invert(
@@ -564,6 +572,87 @@ def test_mistakes_of_invert(
     found, _, err = hfi("invert", "-w", space, "-m", model, *args)
     assert found == code
     assert words in err
+
+
+@pytest.fixture
+def two_concepts(hfi: Hfi, space: Path) -> Path:
+    """Mist is on the images without fog; with a reward of its own."""
+    home = Workspace.open(space)
+    engine = home.engine()
+    fog = {sha: found.y for sha, found in soft_labels(freeze(engine, "fog")).items()}
+    with writing(engine) as s:
+        campaign = queries.ensure_campaign(s, "mist", "m", image_ids=[i.id for i in queries.images(s)], overlap=1)
+        person = queries.ensure_annotator(s, "Ann")
+        while claim := queries.claim_next(s, campaign.id, person.id):
+            verdict = "clean" if fog[claim.images[0].sha256] > 0.5 else "shows"
+            queries.submit(s, claim.token, person.id, verdict, f"m-{claim.token}")
+    code, _, err = hfi("reward", "-w", space, "-c", "mist", "--epochs", "200")
+    assert code == 0, err
+    return space
+
+
+def test_two_concepts_learn_in_one_run(hfi: Hfi, two_concepts: Path, model: Path) -> None:
+    space, common = two_concepts, ["-w", two_concepts, "-m", model, "--top-k", 6, *FAST]
+    assert hfi("invert", *common, "-c", "fog", "--steps", 1)[0] == 0
+    command = ["invert", *common, "-c", "fog,mist", "--initial-word", "hat", "--initial-word", "cat dog", "--steps", 3]
+    command += ["--learning-rate", 1, "--ema-decay", 0]  # so that pictures change
+    code, out, err = hfi(*command, "--keep", "best", "--validate-every", 2, "--preview-every", 2, "--json")
+    assert code == 0, err
+    run, files = (
+        Run(space / "runs" / "invert" / "fog+mist"),
+        [space / "tokens" / f"{name}.safetensors" for name in ("fog", "mist")],
+    )
+    result = json.loads(out)
+    assert (result["token"], result["run"]) == (["<fog>", "<mist>"], "fog+mist")
+    assert result["file"] == [str(file) for file in files]
+    assert result["images"] == [6, 6]
+    assert all(reward > 0.5 for reward in result["lowest_reward"])
+    assert f"{files[0]} was replaced; the earlier one is {space / 'runs' / 'invert' / 'fog' / 'token.safetensors'}" in err
+    fog, mist = (LearnedToken.load(file) for file in files)
+    assert fog.content != mist.content
+    for token, mine, word, other in ((fog, "fog", "hat", "<mist>"), (mist, "mist", "cat dog", "<fog>")):
+        about = token.metadata
+        assert (token.placeholder, about["concept"], about["initial_word"]) == (f"<{mine}>", mine, word)
+        assert about["judgments"] == freeze(Workspace.open(space).engine(), mine).sha256
+        assert json.loads(about["judged_by"]) == [{**ANN, "sha256": about["judgments"]}]
+        assert json.loads(about["learned_with"]) == [other]
+        assert LearnedToken.load(run.path / f"{mine}.safetensors").content == token.content
+    held_out = {line["step"]: line["held_out"] for line in run.metrics() if "held_out" in line}
+    assert list(held_out) == [2, 3]
+    assert result["kept_step"] == min(held_out, key=held_out.__getitem__)
+    sheets = sorted((run.path / "previews").iterdir())
+    assert [sheet.name for sheet in sheets] == ["00000.png", "00002.png", "00003.png"]
+    assert len({Image.open(sheet).size for sheet in sheets}) == 1  # of four rows each
+    assert len({sheet.read_bytes() for sheet in sheets}) == 3
+
+    code, out, err = hfi(*command, "--name", "both", "--reward", "mist", "--reward", "mist")
+    assert code == 0, err
+    assert out.splitlines()[::2] == ["<both-fog> learned from 6 images", "<both-mist> learned from 6 images"]
+    assert "--concept fog,mist --token both-fog --token both-mist" in err
+    assert (files[0].read_bytes(), "replaced" in err) == ((run.path / "fog.safetensors").read_bytes(), False)
+    code, _, err = hfi("erase", "-w", space, "-m", model, "-c", "fog,mist", "--steps", 1, "--ddim-steps", 4)
+    assert code == 0, err
+
+
+def test_pictures_on_the_way_change_no_token_and_cut_prompts_are_said(
+    hfi: Hfi, space: Path, model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The model reads 18 tokens, so of 'a dog hat' there is room for two words before 16 vectors."""
+    monkeypatch.setattr("hfi.diffusion.sd._told", set())
+    command = ["invert", "-w", space, "-m", model, "-c", "fog", "--steps", 2, "--vectors", 16, *FAST]
+    code, _, err = hfi(*command, "--preview-every", 1)
+    assert code == 0, err
+    assert "prompt cut: this model reads 18 tokens, so 'a dog hat' loses 'hat" in caplog.text
+    assert [p.name for p in sorted((space / "runs" / "invert" / "fog" / "previews").iterdir())] == [
+        "00000.png",
+        "00001.png",
+        "00002.png",
+    ]
+    with_pictures = LearnedToken.load(space / "tokens" / "fog.safetensors")
+    assert json.loads((space / "runs" / "invert" / "fog" / "result.json").read_text())["kept_step"] == 2
+    assert hfi(*command)[0] == 0
+    assert not (space / "runs" / "invert" / "fog-2" / "previews").exists()
+    assert LearnedToken.load(space / "runs" / "invert" / "fog-2" / "token.safetensors").content == with_pictures.content
 
 
 def test_a_ranking_question_goes_all_the_way(hfi: Hfi, space: Path, model: Path) -> None:

@@ -10,11 +10,24 @@ import torch.nn.functional as F
 from tiny import WIDTHS, saved
 
 from hfi.diffusion.memory import lighten
+from hfi.diffusion.sample import sample
 from hfi.diffusion.sd import StableDiffusion, encode_ids, encode_prompts, load_sd, predict, tokenize
 from hfi.diffusion.tokens import LearnedToken, install
-from hfi.diffusion.training import drive, load_state, save_state
-from hfi.errors import HfiError, NoJudgments, NonFiniteLoss, UsageError
-from hfi.invert.train import PLAIN, Examples, InvertConfig, initial_vectors, injected, inversion_loss, invert
+from hfi.diffusion.training import Step, drive, load_state, save_state
+from hfi.errors import HfiError, ModelError, NoJudgments, NonFiniteLoss, UsageError
+from hfi.invert.preview import preview
+from hfi.invert.train import (
+    PLAIN,
+    Examples,
+    Inversion,
+    InvertConfig,
+    initial_vectors,
+    injected,
+    inversion_loss,
+    invert,
+    learning_rate,
+    split,
+)
 from hfi.invert.weights import choose, flagged
 from hfi.runs import Run
 
@@ -32,20 +45,35 @@ def sd(models: dict[str, StableDiffusion]) -> StableDiffusion:
     return models["epsilon"]
 
 
-def examples(sd: StableDiffusion, prompts: tuple[str | None, ...] = ("a cat", "a dog", None)) -> Examples:
-    generator = torch.Generator().manual_seed(5)
+def examples(
+    sd: StableDiffusion,
+    prompts: tuple[str | None, ...] = ("a cat", "a dog", None),
+    *,
+    initial: str = "cat",
+    placeholder: str = "<hfi>",
+    seed: int = 5,
+) -> Examples:
+    generator = torch.Generator().manual_seed(seed)
     shape = (len(prompts), *sd.latent_shape)
-    weights = torch.tensor([1.5, 1.0, 0.5])[: len(prompts)]
-    return Examples(torch.randn(shape, generator=generator), torch.rand(shape, generator=generator), weights, prompts)
+    weights = torch.tensor([1.5, 1.0, 0.5]).repeat(len(prompts))[: len(prompts)]
+    mean, std = torch.randn(shape, generator=generator), torch.rand(shape, generator=generator)
+    return Examples(placeholder, initial, mean, std, weights, prompts)
 
 
-def finish(training: Generator[Any, None, LearnedToken]) -> tuple[LearnedToken, list[float]]:
-    losses = []
+def steps_of(training: Generator[Any, None, Inversion]) -> tuple[Inversion, list[Step]]:
+    steps = []
     while True:
         try:
-            losses.append(next(training).loss)
+            steps.append(next(training))
         except StopIteration as end:
-            return end.value, losses
+            return end.value, steps
+
+
+def finish(training: Generator[Any, None, Inversion]) -> tuple[LearnedToken, list[float]]:
+    """The only concept's token, and the losses."""
+    made, steps = steps_of(training)
+    (token,) = made.tokens
+    return token, [step.loss for step in steps]
 
 
 # --- formulas ---
@@ -144,9 +172,9 @@ def test_training_equals_textual_inversion_on_the_whole_table(
 ) -> None:
     """The usual implementation: the embedding tables are the parameters, the other rows are put back after every step."""
     sd = models[kind]
-    data = examples(sd)
+    data = examples(sd, initial="cat dog")
     config = InvertConfig(**(FAST | {"weight_decay": 0.1}), vectors=2, template=template, error=error, ema_decay=0.5)
-    token, losses = finish(invert(sd, data, "<hfi>", "cat dog", config))
+    token, losses = finish(invert(sd, [data], config))
 
     named = install(sd, LearnedToken("<hfi>", initial_vectors(sd, "cat dog", 2)))
     tables = [encoder.get_input_embeddings().weight.requires_grad_(True) for encoder in named.text_encoders]
@@ -191,7 +219,7 @@ def test_every_vector_learns_and_nothing_else_does(models: dict[str, StableDiffu
     sd = models[kind]
     parts = {**dict(enumerate(sd.text_encoders)), "unet": sd.unet, "vae": sd.vae}
     before = {(k, n): v.clone() for k, m in parts.items() for n, v in m.state_dict().items()}
-    token, _ = finish(invert(sd, examples(sd), "<hfi>", "cat", InvertConfig(**FAST, vectors=3)))
+    token, _ = finish(invert(sd, [examples(sd)], InvertConfig(**FAST, vectors=3)))
     assert token.widths == WIDTHS[kind]
     for mine, start in zip(token.embeddings, initial_vectors(sd, "cat", 3), strict=True):
         assert ((mine - start).abs().amax(1) > 0).all()
@@ -201,8 +229,8 @@ def test_every_vector_learns_and_nothing_else_does(models: dict[str, StableDiffu
 
 def test_it_learns(sd: StableDiffusion) -> None:
     """The loss on one image, over noise that training did not see, falls."""
-    data = examples(sd, ("a cat",))
-    token, _ = finish(invert(sd, data, "<hfi>", "dog", InvertConfig(**{**FAST, "steps": 60, "batch_size": 8})))
+    data = examples(sd, ("a cat",), initial="dog")
+    token, _ = finish(invert(sd, [data], InvertConfig(**{**FAST, "steps": 60, "batch_size": 8})))
     generator = torch.Generator().manual_seed(9)
     noise = torch.randn((128, *sd.latent_shape), generator=generator)
     t = torch.randint(1000, (128,), generator=generator)
@@ -216,21 +244,23 @@ def test_it_learns(sd: StableDiffusion) -> None:
     assert loss(token.embeddings) < loss(initial_vectors(sd, "dog", 1))
 
 
-def test_a_long_prompt_does_not_push_the_token_out(sd: StableDiffusion) -> None:
-    data = examples(sd, ("cat " * 50,))
-    token, _ = finish(invert(sd, data, "<hfi>", "dog", InvertConfig(**FAST, vectors=2)))
-    assert ((token.embeddings[0] - initial_vectors(sd, "dog", 2)[0]).abs().amax(1) > 0).all()
+@pytest.mark.parametrize(("prompt", "vectors"), [("cat " * 50, 2), (None, 16)])
+def test_a_long_text_does_not_push_the_token_out(sd: StableDiffusion, prompt: str | None, vectors: int) -> None:
+    """A prompt, or a plain sentence around many vectors."""
+    data = examples(sd, (prompt,), initial="dog")
+    token, _ = finish(invert(sd, [data], InvertConfig(**FAST, vectors=vectors)))
+    assert ((token.embeddings[0] - initial_vectors(sd, "dog", vectors)[0]).abs().amax(1) > 0).all()
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "xl"])
 def test_after_a_kill_the_same_run_ends_the_same(models: dict[str, StableDiffusion], kind: str, tmp_path: Path) -> None:
     sd = models[kind]
     config = InvertConfig(**{**FAST, "save_every": 2})
-    whole, losses = finish(invert(sd, examples(sd), "<hfi>", "cat", config))
+    whole, losses = finish(invert(sd, [examples(sd)], config))
     run = Run.start(tmp_path, "invert", "x", dataclasses.asdict(config))
 
     def killed(state: Any) -> Any:
-        training = invert(sd, examples(sd), "<hfi>", "cat", config, state)
+        training = invert(sd, [examples(sd)], config, state)
         for _ in range(3):
             yield next(training)
         raise KeyboardInterrupt
@@ -239,10 +269,10 @@ def test_after_a_kill_the_same_run_ends_the_same(models: dict[str, StableDiffusi
         drive(killed, run, steps=4, save_every=2, title="x")
     assert len(run.metrics()) == 3
     assert load_state(run.path / "checkpoint.pt")["step"] == 2  # type: ignore[index]
-    again = drive(lambda state: invert(sd, examples(sd), "<hfi>", "cat", config, state), run, steps=4, save_every=2, title="x")
-    assert again.content == whole.content
+    again = drive(lambda state: invert(sd, [examples(sd)], config, state), run, steps=4, save_every=2, title="x")
+    assert again.tokens[0].content == whole.content
     assert [line["loss"] for line in run.metrics()] == losses
-    other, _ = finish(invert(sd, examples(sd), "<hfi>", "cat", dataclasses.replace(config, seed=1)))
+    other, _ = finish(invert(sd, [examples(sd)], dataclasses.replace(config, seed=1)))
     assert other.content != whole.content
 
 
@@ -252,15 +282,15 @@ def test_a_light_inversion_goes_on_exactly_and_checkpointing_changes_nothing(sd:
     plain, light, half = load_sd(folder), load_sd(folder), load_sd(folder, dtype=torch.bfloat16)
     lighten(light.unet, gradient_checkpointing=True)
     lighten(half.unet, gradient_checkpointing=True, attention_slicing=True)
-    (kept, losses), (twice, same) = (finish(invert(model, examples(sd), "<hfi>", "cat", config)) for model in (plain, light))
+    (kept, losses), (twice, same) = (finish(invert(model, [examples(sd)], config)) for model in (plain, light))
     assert same == pytest.approx(losses, rel=1e-5)
     torch.testing.assert_close(twice.embeddings[0], kept.embeddings[0])
 
-    whole, losses = finish(invert(half, examples(sd), "<hfi>", "cat", config))
-    training = invert(half, examples(sd), "<hfi>", "cat", config)
+    whole, losses = finish(invert(half, [examples(sd)], config))
+    training = invert(half, [examples(sd)], config)
     next(training)
     save_state(tmp_path / "state.pt", {**next(training).state(), "step": 2})
-    again, last = finish(invert(half, examples(sd), "<hfi>", "cat", config, load_state(tmp_path / "state.pt")))
+    again, last = finish(invert(half, [examples(sd)], config, load_state(tmp_path / "state.pt")))
     assert last == losses[2:]
     assert again.content == whole.content != kept.content
     assert whole.embeddings[0].dtype == torch.float32
@@ -275,6 +305,226 @@ def test_a_damaged_state_is_named(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops(sd: StableDiffusion) -> None:
     data = examples(sd)
     data.mean[1, 0, 0, 0] = float("nan")
-    training = invert(sd, data, "<hfi>", "cat", InvertConfig(**{**FAST, "steps": 50}))
+    training = invert(sd, [data], InvertConfig(**{**FAST, "steps": 50}))
     with pytest.raises(NonFiniteLoss, match="at step"):
         finish(training)
+
+
+# --- several concepts ---
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "xl"])
+def test_several_concepts_learn_together_as_in_a_plain_loop(models: dict[str, StableDiffusion], kind: str) -> None:
+    """Rows go to the concepts in turn, also from one update to the next; a row has its own concept's images, prompt and token."""
+    sd = models[kind]
+    one = examples(sd, ("a cat", "a dog", "hat"), placeholder="<one>")
+    two = examples(sd, ("a hat", "dog"), placeholder="<two>", initial="dog", seed=6)
+    config = InvertConfig(**FAST, ema_decay=0.5, error="prediction")
+    made, steps = steps_of(invert(sd, [one, two], config))
+
+    v = {e.placeholder: [rows.clone().requires_grad_(True) for rows in initial_vectors(sd, e.initial, 1)] for e in (one, two)}
+    averages = {name: [rows.detach().clone() for rows in vectors] for name, vectors in v.items()}
+    named = sd
+    for name, vectors in averages.items():
+        named = install(named, LearnedToken(name, tuple(vectors)))
+    optimizer = torch.optim.AdamW([rows for vectors in v.values() for rows in vectors], lr=0.05, weight_decay=0.0)
+    generator = torch.Generator().manual_seed(0)
+    for step, turns in enumerate(([0, 1, 0], [1, 0, 1], [0, 1, 0], [1, 0, 1])):
+        drawn = [torch.randint(len(e.prompts), (turns.count(i),), generator=generator).tolist() for i, e in enumerate((one, two))]
+        t = torch.randint(1000, (3,), generator=generator)
+        noises = [torch.randn((3, *sd.latent_shape), generator=generator) for _ in range(2)]
+        loss = torch.zeros(())
+        for b, i in enumerate(turns):
+            e, k = (one, two)[i], drawn[i].pop(0)
+            z0 = e.mean[k] + e.std[k] * noises[0][b]
+            a = sd.scheduler.alphas_cumprod[t[b]]
+            z_t = a.sqrt() * z0 + (1 - a).sqrt() * noises[1][b]
+            with injected(named, e.placeholder, v[e.placeholder]):
+                cond = encode_ids(named, tokenize(named, [f"{e.prompts[k]} {e.placeholder}"]))
+            loss = loss + e.weights[k] * F.mse_loss(predict(sd, None, z_t[None], t[b], cond)[0], noises[1][b]) / 3
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        for name in v:
+            averages[name] = [0.5 * old + 0.5 * new.detach() for old, new in zip(averages[name], v[name], strict=True)]
+        assert steps[step].loss == pytest.approx(loss.item(), rel=1e-4)
+    assert [token.placeholder for token in made.tokens] == ["<one>", "<two>"]
+    for token in made.tokens:
+        for mine, theirs in zip(token.embeddings, averages[token.placeholder], strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_two_concepts_need_two_names(sd: StableDiffusion) -> None:
+    with pytest.raises(ModelError, match="already in the vocabulary"):
+        next(invert(sd, [examples(sd), examples(sd, seed=6)], InvertConfig(**FAST)))
+
+
+# --- what is kept ---
+
+
+def test_the_learning_rate_by_hand() -> None:
+    constant, cosine = (InvertConfig(schedule=kind, steps=4, learning_rate=0.2) for kind in ("constant", "cosine"))
+    assert [learning_rate(constant, step) for step in (1, 4)] == [0.2, 0.2]
+    half = 2**-0.5
+    assert [learning_rate(cosine, step) for step in (1, 2, 3, 4, 5)] == pytest.approx(
+        [0.2, 0.1 * (1 + half), 0.1, 0.1 * (1 - half), 0]
+    )
+
+
+def test_the_cosine_reaches_the_optimizer(sd: StableDiffusion) -> None:
+    """A run of one update is at the full rate; of a long run the last updates hardly move v."""
+    once = {**FAST, "steps": 1}
+    assert steps_of(invert(sd, [examples(sd)], InvertConfig(**once, schedule="cosine")))[0].tokens[0].content == (
+        steps_of(invert(sd, [examples(sd)], InvertConfig(**once)))[0].tokens[0].content
+    )
+    for schedule, slow in (("constant", False), ("cosine", True)):
+        moved, before = [], torch.zeros(())
+        for step in invert(sd, [examples(sd)], InvertConfig(**{**FAST, "steps": 12}, schedule=schedule)):
+            (now,) = step.state()["v"]
+            moved.append(float((now - before).norm()))
+            before = now
+        assert (moved[-1] < 0.1 * moved[1]) == slow
+
+
+def test_one_in_five_images_is_held_out() -> None:
+    kept, held = split(12, 3)
+    assert sorted([*kept.tolist(), *held.tolist()]) == list(range(12))
+    assert len(held) == 2
+    assert torch.equal(split(12, 3)[1], held)
+    assert len({tuple(split(12, seed)[1].tolist()) for seed in range(9)}) > 1
+    assert [len(split(n, 0)[1]) for n in (5, 9, 10)] == [1, 1, 2]
+    with pytest.raises(UsageError, match=r"there are 4: judge more that show it, or take --keep average"):
+        split(4, 0)
+
+
+MANY = ("a cat", "a dog", None, "hat", "cat", "a hat", "dog")
+
+
+def test_the_best_average_is_kept_and_looking_changes_no_training(sd: StableDiffusion) -> None:
+    """The rate is far too high, so the loss on held-out images soon rises."""
+    both = [examples(sd, MANY, placeholder="<one>"), examples(sd, MANY, placeholder="<two>", seed=6)]
+    common = {**FAST, "steps": 9, "learning_rate": 0.5, "ema_decay": 0.5}
+    config = InvertConfig(**common, keep="best", validate_every=2)
+    averages, values, losses = [], {}, []
+    training = invert(sd, both, config)
+    while True:
+        try:
+            step = next(training)
+        except StopIteration as end:
+            made = end.value
+            break
+        averages.append(step.state()["average"])
+        losses.append(step.loss)
+        values |= {step.step: step.values["held_out"]} if step.values else {}
+    assert list(values) == [2, 4, 6, 8, 9]
+    assert made.step == min(values, key=values.__getitem__) < 9
+    assert [token.embeddings[0].tolist() for token in made.tokens] == [rows.tolist() for rows in averages[made.step - 1]]
+
+    rare, other = (
+        steps_of(invert(sd, both, dataclasses.replace(config, **change)))
+        for change in ({"validate_every": 100}, {"validate_every": 100, "batch_size": 2})
+    )
+    assert [step.loss for step in rare[1]] == losses  # noise and timesteps of the looks are not training's
+    assert rare[0].step == 9
+    assert rare[1][-1].values["held_out"] == values[9]
+    assert other[1][-1].values["held_out"] != values[9]
+    # what is held out is not learned from: training is that on the other images
+    taken = [e.take(split(len(MANY), 0)[0]) for e in both]
+    assert [step.loss for step in steps_of(invert(sd, taken, InvertConfig(**common)))[1]] == losses
+
+
+@pytest.mark.parametrize("template", ["prompt", "plain"])
+def test_the_loss_on_held_out_images_is_the_trained_one(sd: StableDiffusion, template: Any) -> None:
+    """Of a token whose rate is nearly nothing, against the same images under the same noise, looked at one by one."""
+    data = examples(sd, MANY)
+    config = InvertConfig(**{**FAST, "steps": 1, "learning_rate": 1e-12}, keep="best", template=template)
+    _, (step,) = steps_of(invert(sd, [data], config))
+    (row,) = split(len(MANY), 0)[1].tolist()
+    named = install(sd, LearnedToken("<hfi>", initial_vectors(sd, "cat", 1)))
+    generator = torch.Generator().manual_seed(0)
+    plain = [sentence.format("<hfi>") for sentence in PLAIN]
+    own = data.prompts[row]
+    texts = [
+        f"{own} <hfi>" if template == "prompt" and own else plain[int(torch.randint(len(plain), (1,), generator=generator))]
+        for _ in range(4)
+    ]
+    t = torch.tensor([125, 375, 625, 875])[torch.randperm(4, generator=generator)]
+    z0 = data.mean[row] + data.std[row] * torch.randn((4, *sd.latent_shape), generator=generator)
+    noise = torch.randn(z0.shape, generator=generator)
+    losses = []
+    for i in range(4):
+        z_t = sd.scheduler.add_noise(z0[i : i + 1], noise[i : i + 1], t[i : i + 1])
+        out = predict(sd, None, z_t, t[i], encode_prompts(named, [texts[i]]))
+        losses.append(F.mse_loss(out[0], noise[i]).item() / sd.scheduler.alphas_cumprod[t[i]].item())
+    assert step.values["held_out"] == pytest.approx(data.weights[row].item() * sum(losses) / 4, rel=1e-4)
+
+
+def test_an_early_end_without_a_look_gives_the_average(sd: StableDiffusion) -> None:
+    training = invert(sd, [examples(sd, MANY)], InvertConfig(**FAST, keep="best"))
+    (rows,) = next(training).state()["average"]
+    with pytest.raises(StopIteration) as end:
+        training.send(True)
+    assert end.value.value.step == 1
+    assert torch.equal(end.value.value.tokens[0].embeddings[0], rows)
+
+
+@pytest.mark.parametrize("at", [3, 7])
+def test_the_best_so_far_survives_a_kill(sd: StableDiffusion, tmp_path: Path, at: int) -> None:
+    """Before and after the best step; two concepts, falling rate."""
+    both = [examples(sd, MANY, placeholder="<one>"), examples(sd, MANY, placeholder="<two>", seed=6)]
+    config = InvertConfig(
+        **{**FAST, "steps": 9, "learning_rate": 0.5, "ema_decay": 0.5}, keep="best", validate_every=2, schedule="cosine"
+    )
+    made, steps = steps_of(invert(sd, both, config))
+    save_state(tmp_path / "state.pt", {**state_at(invert(sd, both, config), at), "step": at})
+    again, rest = steps_of(invert(sd, both, config, load_state(tmp_path / "state.pt")))
+    assert [(s.step, s.loss, s.values) for s in rest] == [(s.step, s.loss, s.values) for s in steps[at:]]
+    assert again.step == made.step
+    assert [token.content for token in again.tokens] == [token.content for token in made.tokens]
+    # killed after the last state: nothing is left to train
+    save_state(tmp_path / "state.pt", {**state_at(invert(sd, both, config), 9), "step": 9})
+    done, none = steps_of(invert(sd, both, config, load_state(tmp_path / "state.pt")))
+    assert (none, done.step) == ([], made.step)
+    assert [token.content for token in done.tokens] == [token.content for token in made.tokens]
+
+
+def state_at(training: Generator[Step, None, Inversion], at: int) -> dict[str, Any]:
+    for step in training:
+        if step.step == at:
+            return step.state()
+    raise AssertionError
+
+
+# --- pictures on the way ---
+
+
+def test_a_preview_shows_each_token_alone_and_after_prompts(models: dict[str, StableDiffusion]) -> None:
+    sd = models["xl"]
+    long = "cat " * 50
+    one = examples(sd, (long, "a cat", "a dog", long, "hat", "dog", "a hat"), placeholder="<one>")
+    one.weights[4] = -1.0  # a clean image: no flagged prompt
+    two = examples(sd, (None,), placeholder="<two>", seed=6)
+    vectors = {e.placeholder: tuple(torch.randn(1, width) for width in WIDTHS["xl"]) for e in (one, two)}
+    tokens = [LearnedToken(name, rows) for name, rows in vectors.items()]
+    sheet = np.asarray(preview(sd, [one, two], tokens, steps=2))
+    (h, w), line = sd.image_size, 18
+    assert sheet.shape == (3 * (line + h + 4) + 4, 4 * (w + 4) + 4, 3)
+
+    def row(of: np.ndarray, i: int) -> list[np.ndarray]:
+        top = i * (line + h + 4) + line
+        return [of[top : top + h, 4 + k * (w + 4) : (k + 1) * (w + 4)] for k in range(4)]
+
+    named = install(install(sd, tokens[0]), tokens[1])
+    for i, texts in (
+        (0, ["a picture of <one>"] * 4),
+        (1, ["cat " * 17 + "<one>", "a cat <one>", "a dog <one>", "dog <one>"]),
+        (2, ["a picture of <two>"] * 4),
+    ):
+        for mine, theirs in zip(row(sheet, i), sample(named, texts, range(4), steps=2), strict=True):
+            assert np.abs(mine.astype(int) - np.asarray(theirs, int)).max() <= 1
+    before = np.asarray(preview(sd, [one, two], [], steps=2))
+    for i, texts in ((0, ["a picture of cat"] * 4), (1, ["cat " * 18, "a cat", "a dog", "dog"])):
+        for mine, theirs in zip(row(before, i), sample(sd, texts, range(4), steps=2), strict=True):
+            assert np.abs(mine.astype(int) - np.asarray(theirs, int)).max() <= 1
+    assert not np.array_equal(before, sheet)
+    assert not any("<one>" in tokenizer.get_vocab() for tokenizer in sd.tokenizers)

@@ -43,7 +43,7 @@ def losses(arm: Arm, config: SpeedConfig, sd: StableDiffusion) -> Iterator[float
             yield from invert_reference(sd, images, weights, prompts, "<hfi>", CONCEPTS[0], inversion)
         else:
             mean, std = encode_images(sd, images)
-            for step in invert(sd, Examples(mean, std, weights.to(mean), prompts), "<hfi>", CONCEPTS[0], inversion):
+            for step in invert(sd, [Examples("<hfi>", CONCEPTS[0], mean, std, weights.to(mean), prompts)], inversion):
                 yield step.loss
     else:
         erasure = SDDConfig(**common, ddim_steps=config.ddim_steps, rollouts=arm.rollouts)  # type: ignore[arg-type]

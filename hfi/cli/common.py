@@ -109,6 +109,14 @@ def the_concept(session: Session, slug: str | None) -> Concept:
     return known[0]
 
 
+def concept_names(given: str) -> list[str]:
+    """Those of --concept a,b. UsageError where there is none, or one twice."""
+    slugs = [slug.strip() for slug in given.split(",") if slug.strip()]
+    if not slugs or len(set(slugs)) < len(slugs):
+        raise UsageError(f"--concept {given!r}: give one concept, or several different ones with commas between them")
+    return slugs
+
+
 def judged(space: Workspace, slug: str, simulated: Include) -> Judged:
     """NotFound for an unknown concept, NoJudgments where there is none."""
     engine = space.engine()
@@ -173,7 +181,7 @@ def copy_file(source: Path, target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists() and not cmp(source, target, shallow=False):
-            runs = sorted(source.parents[1].glob(f"*/{source.name}"))
+            runs = sorted(source.parents[1].glob(f"*/*{source.suffix}"))
             kept = next((path for path in runs if cmp(path, target, shallow=False)), None)
             if kept is None:
                 old = target.read_bytes()

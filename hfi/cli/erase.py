@@ -21,6 +21,7 @@ from hfi.cli.common import (
     SimulatedOption,
     SlicingOption,
     check_writable,
+    concept_names,
     copy_file,
     find_file,
     judged,
@@ -267,11 +268,8 @@ def _clean(found: list[Judged], labels: Method) -> list[tuple[str, str]]:
 
 
 def _concepts(space: Workspace, given: str) -> list[Concept]:
-    slugs = [slug.strip() for slug in given.split(",") if slug.strip()]
-    if not slugs or len(set(slugs)) < len(slugs):
-        raise UsageError(f"--concept {given!r}: give one concept, or several different ones with commas between them")
     with reading(space.engine()) as session:
-        return [queries.concept(session, slug) for slug in slugs]
+        return [queries.concept(session, slug) for slug in concept_names(given)]
 
 
 def _conditioning(space: Workspace, concepts: list[Concept], tokens: list[str] | None, texts: list[str] | None) -> Conditioning:

@@ -1,10 +1,11 @@
-"""`hfi invert`: the judgments of a concept, condensed into a token."""
+"""`hfi invert`: the judgments of a concept, or of several, condensed into tokens."""
 
 import hashlib
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,12 +13,14 @@ from hfi import __version__
 from hfi.cli.common import (
     CheckpointingOption,
     DeviceOption,
+    Judged,
     LabelOption,
     ModelOption,
     PrecisionOption,
     SimulatedOption,
     SlicingOption,
     check_writable,
+    concept_names,
     copy_file,
     find_file,
     judged,
@@ -26,10 +29,31 @@ from hfi.cli.common import (
     start_run,
 )
 from hfi.cli.options import JsonOption, NameOption, WorkspaceOption, with_config
+from hfi.diffusion.tokens import LearnedToken, check_placeholder, read_safetensors
 from hfi.errors import HfiError, UsageError
 from hfi.invert.train import Examples, InvertConfig
-from hfi.judgments import each_once, judged_by
+from hfi.judgments import Include, each_once, judged_by
 from hfi.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One concept of a run: its judgments, the token's placeholder and first word, and the reward's file and metadata."""
+
+    found: Judged
+    placeholder: str
+    phrase: str
+    reward: Path
+    about: dict[str, str]
+
+    @property
+    def slug(self) -> str:
+        return self.found.concept.slug
+
+    @property
+    def file(self) -> str:
+        """Name of the token's file in the workspace."""
+        return f"{self.placeholder.strip('<>')}.safetensors"
 
 
 @with_config(InvertConfig)
@@ -37,15 +61,28 @@ def invert(
     workspace: WorkspaceOption = Path("."),
     *,
     model: ModelOption,
-    concept: Annotated[str, typer.Option("--concept", "-c", help="The concept that was judged.")],
+    concept: Annotated[
+        str,
+        typer.Option("--concept", "-c", help="The concept that was judged; several with commas between them learn in one run."),
+    ],
     initial_word: Annotated[
-        str | None, typer.Option(help="Word or phrase that the token starts from (default: the concept's).", show_default=False)
+        list[str] | None,
+        typer.Option(
+            help="Word or phrase that the token starts from; one for each concept (default: the concept's).", show_default=False
+        ),
     ] = None,
     reward: Annotated[
-        str | None, typer.Option(help="The reward model, by name or file (default: the concept's).", show_default=False)
+        list[str] | None,
+        typer.Option(
+            help="The reward model, by name or file; one for each concept (default: the concept's).", show_default=False
+        ),
     ] = None,
     token: Annotated[
-        str | None, typer.Option(help="Placeholder of the token (default: <name>, or else <concept>).", show_default=False)
+        list[str] | None,
+        typer.Option(
+            help="Placeholder of the token; one for each concept (default: <name>, of several <name-concept>, or else <concept>).",
+            show_default=False,
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Go on with a reward that is no better than chance.")] = False,
     labels: LabelOption = "majority",
@@ -60,97 +97,167 @@ def invert(
 ) -> None:
     """Condense the judgments into a learned token: reward-weighted textual inversion on the images that people flagged.
 
+    Several concepts share each update's batch, and each learns a token of its own from its own reward.
+
     The concept's own token is that of the last run without a --name; 'hfi erase --token NAME' takes another.
     """
     import torch
 
     from hfi.diffusion.memory import PRECISIONS, lighten
     from hfi.diffusion.sd import content_id, encode_images, find_model, load_sd, pick_device
-    from hfi.diffusion.tokens import LearnedToken, check_placeholder, read_safetensors
-    from hfi.diffusion.training import clear_state, drive
+    from hfi.diffusion.training import Step, clear_state, drive
     from hfi.embed import embed_stored
+    from hfi.invert.preview import preview, write_preview
     from hfi.invert.train import invert as train
+    from hfi.invert.train import learned, split
     from hfi.invert.weights import choose
     from hfi.reward.model import RewardModel
 
     space = Workspace.open(workspace)
-    placeholder = token or f"<{name or concept}>"
-    check_placeholder(placeholder)
-    found = judged(space, concept, simulated)
-    phrase = initial_word or found.concept.initial_word
-    if not phrase.strip():
-        raise UsageError(f"concept {concept!r} has no initial word: give a word that comes near it with --initial-word")
-    reward_file = find_file(space.rewards, reward or concept, "reward model", f"hfi reward --concept {concept}")
-    about = read_safetensors(reward_file, "reward model")[1]
-    if about.get("better_than_chance") != "true" and not force:
-        raise HfiError(
-            f"the reward model {reward_file} is no better than chance on images that it never saw, so a token learned with it "
-            "would mean nothing: judge more images and run 'hfi reward' again, or give --force"
-        )
+    asked = _asked(space, concept, initial_word, reward, token, name, simulated, force)
     content = content_id(find_model(model))
     check_writable(space.tokens, space.runs)
     settings = {
         "model": model,
         "model_content": content,
-        "concept": concept,
-        "placeholder": placeholder,
-        "initial_word": phrase,
-        "judgments": found.judgments.sha256,
+        "concept": _one_or_all([a.slug for a in asked]),
+        "placeholder": _one_or_all([a.placeholder for a in asked]),
+        "initial_word": _one_or_all([a.phrase for a in asked]),
+        "judgments": _one_or_all([a.found.judgments.sha256 for a in asked]),
         "labels": labels,
-        "reward": about.get("judgments", ""),
-        "reward_content": hashlib.sha256(reward_file.read_bytes()).hexdigest(),
-        "reward_backbone": about.get("backbone_content", ""),
+        "reward": _one_or_all([a.about.get("judgments", "") for a in asked]),
+        "reward_content": _one_or_all([hashlib.sha256(a.reward.read_bytes()).hexdigest() for a in asked]),
+        "reward_backbone": _one_or_all([a.about.get("backbone_content", "") for a in asked]),
         "precision": precision,
         "gradient_checkpointing": gradient_checkpointing,
         "attention_slicing": attention_slicing,
         **asdict(config),
     }
-    run = start_run(space, "invert", name, concept, settings)
-    file = run.path / "token.safetensors"
+    run = start_run(space, "invert", name, "+".join(a.slug for a in asked), settings)
+    files = [run.path / ("token.safetensors" if len(asked) == 1 else a.file) for a in asked]
     if run.finished:
         say_finished(run)
     else:
-        reward_model = RewardModel.load(reward_file, device=str(pick_device(device)))
-        prompts = found.judgments.prompts
-        shas = sorted(found.labels(labels))
-        scores = reward_model.score_embeddings(embed_stored(reward_model.backbone, space.images, shas, space.path / "embeddings"))
-        known = [prompts[sha] for sha in shas]
-        best, weights = choose(scores, known, config.top_k, config.weighting, binary=reward_model.question == "binary")
+        chosen: list[tuple[list[str], list[str | None], Any]] = []  # of each concept: images, their prompts, their weights
+        lowest: list[float] = []
+        for a in asked:
+            reward_model = RewardModel.load(a.reward, device=str(pick_device(device)))
+            prompts = a.found.judgments.prompts
+            shas = sorted(a.found.labels(labels))
+            embeddings = embed_stored(reward_model.backbone, space.images, shas, space.path / "embeddings")
+            scores = reward_model.score_embeddings(embeddings)
+            known = [prompts[sha] for sha in shas]
+            best, weights = choose(scores, known, config.top_k, config.weighting, binary=reward_model.question == "binary")
+            if config.keep == "best":
+                split(len(best), config.seed)  # refuses what it could not work with, before a model is loaded
+            chosen.append(([shas[i] for i in best], [known[i] for i in best], weights))
+            lowest.append(float(scores[best].min()))
         sd = load_sd(model, pick_device(device), PRECISIONS[precision])
         lighten(sd.unet, gradient_checkpointing=gradient_checkpointing, attention_slicing=attention_slicing)
-        mean, std = encode_images(sd, [space.images.load(shas[i]) for i in best])
-        examples = Examples(mean, std, torch.from_numpy(weights).to(mean), [known[i] for i in best])
-        learned = drive(
-            lambda state: train(sd, examples, placeholder, phrase, config, state),
+        examples = []
+        for a, (images, texts, weights) in zip(asked, chosen, strict=True):
+            mean, std = encode_images(sd, [space.images.load(sha) for sha in images])
+            examples.append(Examples(a.placeholder, a.phrase, mean, std, torch.from_numpy(weights).to(mean), texts))
+        previews = run.path / "previews"
+
+        def look(step: Step) -> bool:
+            tokens = learned(examples, step.state()["average"])
+            write_preview(previews / f"{step.step:05}.png", preview(sd, examples, tokens))
+            return False
+
+        if config.preview_every and not (previews / "00000.png").exists():
+            write_preview(previews / "00000.png", preview(sd, examples, []))
+        result = drive(
+            lambda state: train(sd, examples, config, state),
             run,
             steps=config.steps,
             save_every=config.save_every,
             title="inverting",
+            validate=look,
+            validate_every=config.preview_every,
         )
-        metadata = {
-            "placeholder": placeholder,
-            "concept": concept,
-            "base": content,
-            "base_name": model,
-            "initial_word": phrase,
-            "judgments": found.judgments.sha256,
-            "simulated": str(found.judgments.simulated).lower(),
-            "judged_by": json.dumps(each_once(judged_by(about), [found.judgments.judged_by])),
-            "reward_judgments": about.get("judgments", ""),
-            "images": str(len(best)),
-            "precision": precision,
-            "config": json.dumps(asdict(config)),
-            "hfi": __version__,
-        }
-        LearnedToken(placeholder, learned.embeddings, metadata).save(file)
-        run.finish({"images": len(best), "vectors": config.vectors, "lowest_reward": float(scores[best].min())})
+        for a, file, made, (images, _, _) in zip(asked, files, result.tokens, chosen, strict=True):
+            others = [other.placeholder for other in asked if other is not a]
+            metadata = {
+                "placeholder": a.placeholder,
+                "concept": a.slug,
+                "base": content,
+                "base_name": model,
+                "initial_word": a.phrase,
+                "judgments": a.found.judgments.sha256,
+                "simulated": str(a.found.judgments.simulated).lower(),
+                "judged_by": json.dumps(each_once(judged_by(a.about), [a.found.judgments.judged_by])),
+                "reward_judgments": a.about.get("judgments", ""),
+                "images": str(len(images)),
+                "precision": precision,
+                "config": json.dumps(asdict(config)),
+                "hfi": __version__,
+                **({"learned_with": json.dumps(others)} if others else {}),
+            }
+            LearnedToken(a.placeholder, made.embeddings, metadata).save(file)
+        run.finish(
+            {
+                "images": _one_or_all([len(images) for images, _, _ in chosen]),
+                "vectors": config.vectors,
+                "lowest_reward": _one_or_all(lowest),
+                "kept_step": result.step,
+            }
+        )
         clear_state(run)
-    saved = space.tokens / f"{placeholder.strip('<>')}.safetensors"
-    copy_file(file, saved)
-    result = {"token": placeholder, "file": str(saved), "run": run.path.name, **run.result()}
+    saved = [space.tokens / a.file for a in asked]
+    for file, target in zip(files, saved, strict=True):
+        copy_file(file, target)
+    about = run.result()
     if as_json:
-        typer.echo(json.dumps(result))
+        names, places = [a.placeholder for a in asked], [str(path) for path in saved]
+        typer.echo(json.dumps({"token": _one_or_all(names), "file": _one_or_all(places), "run": run.path.name, **about}))
     else:
-        typer.echo(f"{placeholder} learned from {result['images']} images\n{saved}")
-        own = [] if saved.stem == concept else ["--token", saved.stem]
-        say_next(space, "erase", "--model", model, "--concept", concept, *own)
+        counts = about["images"] if len(asked) > 1 else [about["images"]]
+        for a, path, count in zip(asked, saved, counts, strict=True):
+            typer.echo(f"{a.placeholder} learned from {count} images\n{path}")
+        own = [a.slug for a in asked] == [path.stem for path in saved]
+        tokens = [] if own else [word for path in saved for word in ("--token", path.stem)]
+        say_next(space, "erase", "--model", model, "--concept", ",".join(a.slug for a in asked), *tokens)
+
+
+def _asked(
+    space: Workspace,
+    concept: str,
+    words: list[str] | None,
+    rewards: list[str] | None,
+    placeholders: list[str] | None,
+    name: str | None,
+    simulated: Include,
+    force: bool,
+) -> list[Asked]:
+    """What is known of each concept before a model is loaded, and the errors in it."""
+    slugs = concept_names(concept)
+    for option, given in (("--initial-word", words), ("--reward", rewards), ("--token", placeholders)):
+        if given and len(given) != len(slugs):
+            raise UsageError(f"{len(slugs)} concepts and {len(given)} {option}: give one for each concept, in the same order")
+    if not placeholders:
+        placeholders = [f"<{name or slugs[0]}>"] if len(slugs) == 1 else [f"<{name}-{s}>" if name else f"<{s}>" for s in slugs]
+    for placeholder in placeholders:
+        check_placeholder(placeholder)
+    if len(set(placeholders)) < len(placeholders):
+        raise UsageError(f"--token {' '.join(placeholders)}: give each concept a token of its own")
+    asked = []
+    for i, slug in enumerate(slugs):
+        found = judged(space, slug, simulated)
+        phrase = words[i] if words else found.concept.initial_word
+        if not phrase.strip():
+            raise UsageError(f"concept {slug!r} has no initial word: give a word that comes near it with --initial-word")
+        file = find_file(space.rewards, rewards[i] if rewards else slug, "reward model", f"hfi reward --concept {slug}")
+        about = read_safetensors(file, "reward model")[1]
+        if about.get("better_than_chance") != "true" and not force:
+            raise HfiError(
+                f"the reward model {file} is no better than chance on images that it never saw, so a token learned with it "
+                "would mean nothing: judge more images and run 'hfi reward' again, or give --force"
+            )
+        asked.append(Asked(found, placeholders[i], phrase, file, about))
+    return asked
+
+
+def _one_or_all(values: Sequence[Any]) -> Any:
+    """Of one concept its value, of several the list."""
+    return values[0] if len(values) == 1 else list(values)
