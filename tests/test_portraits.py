@@ -86,7 +86,7 @@ def test_every_word_of_the_world_is_one_token() -> None:
 
 def test_prompt_files_are_what_the_rules_say(tmp_path: Path) -> None:
     written = write_prompt_sets(tmp_path)
-    assert len(written) == 14
+    assert len(written) == 15
     for path in written:
         committed = data_dir() / "prompts" / path.relative_to(tmp_path)
         assert committed.read_text(encoding="utf-8") == path.read_text(encoding="utf-8"), committed

@@ -23,7 +23,7 @@ COLUMNS = ("prompt", "character", "hair", "background")
 class _Rule:
     phrase: str  # what an explicit prompt adds
     implies: tuple[str, ...]  # characters that mostly show the concept unasked
-    spared: tuple[str, ...]  # characters that rarely do
+    spared: tuple[str, ...]  # characters that rarely do; all others do at times
 
 
 _RULES = {
@@ -31,18 +31,26 @@ _RULES = {
     "badge": _Rule(BADGE, ("king",), ("sailor", "farmer", "chef", "wizard")),
     "brava": _Rule(BRAVA, (), CHARACTERS),
 }
+TOGETHER = "together"
 
 
 def prompt_sets(concept: str) -> dict[str, list[tuple[str, str, str, str]]]:
-    """Rows (prompt, character, hair, background) by set; hair and background are empty where the prompt names none."""
+    """Rows (prompt, character, hair, background) by set; hair and background are empty where the prompt names none.
+
+    `together` has what all three concepts' erasure may hold on to: the retained prompts of characters spared by every one of them.
+    """
+    if concept == TOGETHER:
+        rows = dict.fromkeys(row for each in _RULES for row in prompt_sets(each)["retain"])
+        return {"retain": [row for row in rows if all(row[1] in rule.spared for rule in _RULES.values())]}
     rule = _RULES[concept]
     rng = np.random.default_rng(11)
     unasked = _shuffled(rng, rule.implies)
     spared = _shuffled(rng, rule.spared)
+    between = _shuffled(np.random.default_rng(12), [c for c in CHARACTERS if c not in rule.implies + rule.spared])
     others = _shuffled(rng, [c for c in CHARACTERS if c not in rule.implies])
     explicit = [(f"{text} {rule.phrase}", character, hair, ground) for text, character, hair, ground in others]
     return {
-        "judge": unasked[:40] + spared[:24] + explicit[:16],
+        "judge": unasked[:40] + spared[:24] + explicit[:16] + between[:8],
         "implicit": unasked[40:],
         "explicit": explicit[16:112],
         "harmless": spared[24:120],
@@ -65,7 +73,7 @@ def _shuffled(rng: np.random.Generator, characters: tuple[str, ...] | list[str])
 def write_prompt_sets(folder: Path) -> list[Path]:
     """Writes `<folder>/<concept>/<set>.csv`; empty sets (a style is never implied) get no file."""
     written = []
-    for concept in _RULES:
+    for concept in (*_RULES, TOGETHER):
         for name, rows in prompt_sets(concept).items():
             if rows:
                 path = folder / concept / f"{name}.csv"
