@@ -11,6 +11,7 @@ from pathlib import Path
 from hfi.errors import HfiError
 from hfi.evaluate import report_of
 from hfi.judgments import freeze
+from hfi.metrics.detectors import threshold_of
 from hfi.progress import progress
 from hfi.report import Curve, write_report
 from hfi.report_reward import agreement_part, read_scores, reward_part
@@ -107,22 +108,23 @@ def demo(workspace: Path, scale: Scale, run: Callable[[str], None]) -> tuple[lis
     return rows, write_demo_report(space, rows)
 
 
-def simulate_judging(space: Workspace) -> None:
-    """Three simulated annotators judge every image of the workspace, through the verbs that the labeling page calls."""
+def simulate_judging(space: Workspace, concept: str = CONCEPT, made_by: str | None = None) -> None:
+    """Three simulated annotators judge every image of the workspace, or of one generate run, through the verbs that the labeling
+    page calls."""
     from hfi.portraits.detector import load_detector
 
     engine = space.engine()
     with writing(engine) as session:
-        pictures = queries.images(session)
+        pictures = queries.images(session, run=made_by)
         campaign = queries.ensure_campaign(
-            session, CONCEPT, CAMPAIGN, image_ids=[p.id for p in pictures], overlap=len(ANNOTATORS)
+            session, concept, CAMPAIGN, image_ids=[p.id for p in pictures], overlap=len(ANNOTATORS)
         )
     if not pictures:
         raise HfiError(f"no images in {space.path}: remove the folder and start the demo again")
     detector = load_detector()
     shas = [p.sha256 for p in pictures]
-    scores = detector([space.images.load(sha) for sha in shas])[CONCEPT]
-    shows = dict(zip(shas, (scores > detector.threshold).tolist(), strict=True))
+    scores = detector([space.images.load(sha) for sha in shas])[concept]
+    shows = dict(zip(shas, (scores > threshold_of(detector, concept)).tolist(), strict=True))
     with reading(engine) as session:
         done = sum(queries.progress(session, campaign.id).by_verdict.values())
     total = campaign.tasks * len(ANNOTATORS)

@@ -1,0 +1,160 @@
+"""What each choice is worth on Portraits: the commands behind docs/results.md, over several seeds, and its tables.
+
+One workspace holds the three concepts, each judged once by the simulated annotators. A choice is a set of settings of `hfi invert`
+and `hfi erase` beside the defaults; each seed is another seed of both and other seeds of the evaluated images. Every command
+resumes, so the comparison goes on where it was interrupted.
+"""
+
+import shlex
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hfi.demo import LOOK, SDD, simulate_judging
+from hfi.resources import data_dir
+from hfi.workspace import Workspace
+
+TOGETHER = "smoking,badge,brava"
+WORDS = {"smoking": "smoking a cigarette", "badge": "wearing a round badge", "brava": "in the style of Brava"}
+INITIAL = {**WORDS, "smoking": "smoking"}  # where inversion starts
+GUIDELINES = {
+    "smoking": "A cigarette in or near the mouth, or smoke that rises from one.",
+    "badge": "A round badge on the chest.",
+    "brava": "Bold outlines, few flat warm colours, hatching.",
+}
+IMAGES_PER_PROMPT = {"smoking": 4, "badge": 4, "brava": 8}
+FIRST_SEED = 200_000  # of evaluated images; the second seed's begin 1,000 later
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One row of a table: `invert` and `erase` are command-line settings beside the defaults."""
+
+    table: str
+    label: str
+    concept: str = "smoking"
+    invert: str = ""
+    erase: str = ""
+    method: str = "sdd-context"
+    text: bool = False  # steered by the concept's words instead of a token
+
+    @property
+    def token(self) -> str:
+        """Name of the learned token, shared by choices with the same one."""
+        return _name(f"{self.concept} {self.invert}")
+
+    @property
+    def name(self) -> str:
+        steering = "text" if self.text else self.token
+        return _name(f"{self.concept} {self.method} {steering.removeprefix(self.concept)} {self.erase}")
+
+
+def _name(words: str) -> str:
+    """A file name of lower-case words, digits and hyphens, and dots within numbers."""
+    return "-".join("".join(c if c.isalnum() or c == "." else " " for c in words.lower()).split())
+
+
+DEFAULT = Choice("", "default")
+CHOICES = (
+    Choice("template", "own prompt + token"),
+    Choice("template", "plain sentences", invert="--template plain"),
+    Choice("weighting", "reward"),
+    Choice("weighting", "equal", invert="--weighting equal"),
+    Choice("weighting", "contrast", invert="--weighting contrast"),
+    Choice("vectors", "1"),
+    Choice("vectors", "2", invert="--vectors 2"),
+    Choice("vectors", "4", invert="--vectors 4"),
+    Choice("conditioning", "token"),
+    Choice("conditioning", "words", text=True),
+    Choice("method", "sdd-context"),
+    Choice("method", "sdd, student's null branch", method="sdd", erase=SDD),
+    Choice("method", "sdd, frozen null branch", method="sdd", erase=f"{SDD} --null frozen"),
+    Choice("rollouts", "staggered"),
+    Choice("rollouts", "fresh", erase="--rollouts fresh"),
+    Choice("timesteps", "uniform"),
+    Choice("timesteps", "Beta(3,3)", erase="--timesteps beta"),
+    Choice("retain prompts", "held"),
+    Choice("retain prompts", "not held", erase="--retain-weight 0"),
+    Choice("clean images", "learned from"),
+    Choice("clean images", "not", erase="--clean-weight 0"),
+    Choice("concepts", "smoking"),
+    Choice("concepts", "badge", concept="badge"),
+    Choice("concepts", "brava", concept="brava"),
+    Choice("concepts", "all three", concept=TOGETHER),
+)
+
+
+def before_judging(workspace: Path) -> list[str]:
+    here, model = _places(workspace)
+    lines = [f"init {shlex.quote(str(workspace))}"]
+    for concept, words in WORDS.items():
+        lines += [
+            f"concept add {concept} {here} --title {concept.title()} --prompt {shlex.quote(words)} --initial-word "
+            f"{shlex.quote(INITIAL[concept])} --guideline {shlex.quote(GUIDELINES[concept])}",
+            f"generate {here} {model} --prompts {_prompts(concept)}/judge.csv --images-per-prompt {IMAGES_PER_PROMPT[concept]} "
+            f"--name judge-{concept} {LOOK} --batch-size 32",
+        ]
+    return lines
+
+
+def rewards(workspace: Path) -> list[str]:
+    here, _ = _places(workspace)
+    return [f"reward {here} --concept {concept} --simulated include" for concept in WORDS]
+
+
+def training(workspace: Path, choices: Iterable[Choice], seed: int) -> list[str]:
+    """Command lines that learn the tokens and erase, each once."""
+    here, model = _places(workspace)
+    lines = []
+    for choice in choices:
+        retained = _prompts("together" if choice.concept == TOGETHER else choice.concept)
+        what = f"{here} {model} --concept {choice.concept} --simulated include --seed {seed}"
+        how = f"--method {choice.method} {choice.erase}".strip()
+        if choice.method == "sdd-context":
+            how += f" --retain {retained}/retain.csv"
+        tokens = [f"{Choice('', '', c, choice.invert).token}-s{seed}" for c in choice.concept.split(",")]
+        if choice.text:
+            how += "".join(f" --text {shlex.quote(WORDS[c])}" for c in choice.concept.split(","))
+        else:
+            how += "".join(f" --token {token}" for token in tokens)
+            for c, token in zip(choice.concept.split(","), tokens, strict=True):
+                given = f" {choice.invert}" if choice.invert else ""
+                lines.append(f"invert {here} {model} --concept {c} --simulated include --seed {seed} --name {token}{given}")
+        lines.append(f"erase {what} --name {choice.name}-s{seed} {how}")
+    return list(dict.fromkeys(lines))
+
+
+def evaluation(workspace: Path, choices: Sequence[Choice], seed: int, images: int) -> list[str]:
+    """One command line for each concept: all its erasures beside the untouched model."""
+    here, model = _places(workspace)
+    lines = []
+    for concept in WORDS:
+        names = dict.fromkeys(f"{c.name}-s{seed}" for c in choices if concept in c.concept.split(","))
+        if names:
+            lines.append(
+                f"evaluate {here} {model} --concept {concept} --name {concept}-s{seed} --images {images} "
+                f"--seed {FIRST_SEED + 1000 * seed} {LOOK} --batch-size 32" + "".join(f" --erasure {name}" for name in names)
+            )
+    return lines
+
+
+def _places(workspace: Path) -> tuple[str, str]:
+    return f"--workspace {shlex.quote(str(workspace))}", f"--model {shlex.quote(str(data_dir() / 'portraits'))}"
+
+
+def _prompts(concept: str) -> str:
+    return shlex.quote(str(data_dir() / "prompts" / concept))
+
+
+def compare(workspace: Path, seeds: Sequence[int], images: int, run: Callable[[str], None]) -> None:
+    """Runs what is missing; `run` executes one command line of hfi."""
+    for line in before_judging(workspace):
+        run(line)
+    space = Workspace.open(workspace)
+    for concept in WORDS:
+        simulate_judging(space, concept, f"judge-{concept}")
+    for line in rewards(workspace):
+        run(line)
+    for seed in seeds:
+        for line in (*training(workspace, CHOICES, seed), *evaluation(workspace, CHOICES, seed, images)):
+            run(line)
