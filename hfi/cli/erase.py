@@ -276,6 +276,8 @@ def erase(
                 }
             )
             clear_state(run)
+            if ended == "distance":
+                typer.echo(_how_it_ended(run.result(), settings)[-1], err=True)
         export_unet(apply(whole, Erasure.load(file)), unet)
     copy_file(file, saved)
     summary = {"method": method, "conditioning": called.kind, "file": str(saved), "unet": str(unet), "run": run.path.name}
@@ -298,9 +300,9 @@ def _how_it_ended(summary: dict[str, Any], settings: Any) -> list[str]:
         lines.append(f"removal {summary['removal_frozen']:.2f} -> {summary['removal']:.2f}{moved}")
     at = f"ended at step {summary.get('step')} of {settings.steps}"
     if summary.get("ended") == "removal":
-        lines.append(f"{at}: removal was at most {settings.stop_at} twice in a row")
+        lines.append(f"{at}: removal was at most --stop-at {settings.stop_at} twice in a row")
     if summary.get("ended") == "distance":
-        lines.append(f"{at}: harmless prompts' pictures moved by more than {settings.stop_distance}")
+        lines.append(f"{at}: harmless prompts' pictures moved by more than --stop-distance {settings.stop_distance}")
     return lines
 
 
