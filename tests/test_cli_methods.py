@@ -796,7 +796,8 @@ def test_a_checkpoint_is_an_erasure_like_any_other(hfi: Hfi, with_token: Path, t
 
 
 def test_an_erasure_that_harms_ends_early(hfi: Hfi, with_token: Path, tmp_path: Path, model: Path) -> None:
-    (tmp_path / "keep.txt").write_text("a hat\ncat\n")
+    """By pictures of two of ten retained prompts, which it is not trained on."""
+    (tmp_path / "keep.txt").write_text("\n".join(f"hat {i}" for i in range(10)))
     command = ["erase", "-w", with_token, "-m", model, "-c", "fog", "--method", "sdd-context", "--retain", tmp_path / "keep.txt"]
     command += ["--steps", 9, "--ddim-steps", 4, "--ema-decay", 0, *FAST, *LOOKED_AT, "--stop-distance", 1e-9]
     code, out, err = hfi(*command)
@@ -806,6 +807,9 @@ def test_an_erasure_that_harms_ends_early(hfi: Hfi, with_token: Path, tmp_path: 
     assert line in err
     made = Erasure.load(with_token / "erasures" / "fog-sdd-context-token.safetensors")
     assert (made.metadata["step"], made.metadata["ended"]) == ("2", "distance")
+    trained = json.loads(made.metadata["retain"])
+    held_out = Run(with_token / "runs" / "erase" / "fog-sdd-context-token").config()["validation_harmless"]
+    assert (len(trained), len(held_out), set(trained) & set(held_out)) == (8, 2, set())
     assert json.loads(hfi(*command, "--json")[1])["ended"] == "distance"
 
 

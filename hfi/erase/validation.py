@@ -39,17 +39,18 @@ def split(removal: Removal) -> tuple[Removal, Removal]:
     """(what is trained on, what is looked at). Of ten or more distinct prompts of a kind (a concept's flagged ones, the retained
     ones) one in five is looked at alone; where there are fewer, all are both trained on and looked at."""
     kinds = [*removal.contexts, removal.retain]
-    held = [_mixed(prompts)[: len(set(prompts)) // 5] if len(set(prompts)) >= 10 else [] for prompts in kinds]
+    distinct = [_mixed(prompts) for prompts in kinds]
+    held = [prompts[: len(prompts) // 5] if len(prompts) >= 10 else [] for prompts in distinct]
     away = {prompt for prompts in held for prompt in prompts}
     # a concept all of whose few prompts are held out for another one keeps them, or it would not be removed at all
     trained = [[p for p in prompts if p not in away] or list(prompts) for prompts in kinds]
-    seen = [some or _mixed(prompts) for some, prompts in zip(held, kinds, strict=True)]
+    seen = [some or prompts for some, prompts in zip(held, distinct, strict=True)]
     of_these, of_those = (replace(removal, contexts=k[:-1], retain=k[-1]) for k in (trained, seen))
     return of_these, of_those
 
 
 def _mixed(prompts: Iterable[str]) -> list[str]:
-    """The distinct prompts but the empty one, in an order that depends on them alone and that groups no two alike."""
+    """The distinct prompts but the empty one, in an order that depends on them alone and follows no meaning."""
     return sorted({p for p in prompts if p}, key=lambda p: hashlib.sha256(p.encode()).digest())
 
 
