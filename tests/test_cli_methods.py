@@ -821,6 +821,100 @@ def test_an_interrupted_erasure_goes_on(hfi: Hfi, with_token: Path, tmp_path: Pa
     assert one.metadata == two.metadata
 
 
+LOOKED_AT = ["--validate-every", 2, "--validate-images", 2, "--checkpoint-every", 2]
+
+
+def test_an_erasure_that_is_looked_at_is_the_same_and_goes_on(hfi: Hfi, with_token: Path, tmp_path: Path, model: Path) -> None:
+    """Four prompts are too few to hold any out. Killed in the validation of the fourth step, its state not yet kept."""
+    for name in ("looked", "killed"):
+        shutil.copytree(with_token, tmp_path / name)
+    (tmp_path / "keep.txt").write_text("a hat\ncat\n")
+    command = ["erase", "-m", model, "-c", "fog", "--method", "sdd-context", "--retain", tmp_path / "keep.txt"]
+    command += ["--steps", 5, "--ddim-steps", 4, *FAST]
+    assert hfi(*command, "-w", with_token)[0] == 0
+    code, out, err = hfi(*command, *LOOKED_AT, "-w", tmp_path / "looked")
+    assert (code, "removal " in out, "distance " in out) == (0, True, True), err
+
+    log = Run.log
+
+    def killed(run: Run, **values: Any) -> None:
+        log(run, **values)
+        if values["step"] == 4 and "removal" in values:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "log", killed)
+        assert hfi(*command, *LOOKED_AT, "-w", tmp_path / "killed")[0] == 130
+    assert hfi(*command, *LOOKED_AT, "-w", tmp_path / "killed")[0] == 0
+
+    plain, one, two = (
+        Erasure.load(p / "erasures" / "fog-sdd-context-token.safetensors")
+        for p in (with_token, tmp_path / "looked", tmp_path / "killed")
+    )
+    assert plain.content == one.content == two.content
+    assert one.metadata == two.metadata
+    assert (one.metadata["step"], one.metadata["ended"]) == ("5", "steps")
+    runs = [Run(tmp_path / name / "runs" / "erase" / "fog-sdd-context-token") for name in ("looked", "killed")]
+    assert runs[0].metrics() == runs[1].metrics()
+    assert [line["step"] for line in runs[0].metrics() if "removal" in line] == [2, 4, 5]
+    assert runs[0].result() == runs[1].result()
+    assert runs[0].result()["removal"] == runs[0].metrics()[-1]["removal"]
+    assert sorted(runs[0].config()["validation_harmless"]) == ["a hat", "cat"]
+    pictures, again = ({p.name: p.read_bytes() for p in (run.path / "validation").iterdir()} for run in runs)
+    assert pictures == again
+    assert sorted(pictures) == ["00002.png", "00004.png", "00005.png"]
+    kept, same = ({p.name: Erasure.load(p) for p in (run.path / "checkpoints").iterdir()} for run in runs)
+    assert sorted(kept) == sorted(same) == ["00002.safetensors", "00004.safetensors"]
+    assert [(e.content, e.metadata) for e in kept.values()] == [(same[name].content, same[name].metadata) for name in kept]
+
+
+def test_a_checkpoint_is_an_erasure_like_any_other(hfi: Hfi, with_token: Path, tmp_path: Path, model: Path) -> None:
+    """Of the last step it holds the very result, in half precision too."""
+    command = ["erase", "-w", with_token, "-m", model, "-c", "fog", "--steps", 2, "--ddim-steps", 4, *FAST]
+    assert hfi(*command, "--checkpoint-every", 1, *LIGHT)[0] == 0
+    files = [with_token / "runs" / "erase" / "fog-sdd-token" / "checkpoints" / f"0000{i}.safetensors" for i in (1, 2)]
+    first, second, whole = (Erasure.load(path) for path in (*files, with_token / "erasures" / "fog-sdd-token.safetensors"))
+    assert first.content != second.content == whole.content
+    assert [e.metadata["step"] for e in (first, second)] == ["1", "2"]
+    assert {key: value for key, value in whole.metadata.items() if key != "ended"} == second.metadata
+    code, _, err = hfi("generate", "-w", with_token, "-m", model, "--prompt", "a cat", "--steps", 2, "--erasure", files[0])
+    assert code == 0, err
+    assert stored(with_token)[-1].erasure == first.content
+    code, _, err = hfi("export", "folder", "-w", with_token, "-m", model, "--erasure", files[0], "--out", tmp_path / "cleaned")
+    assert code == 0, err
+
+
+def test_an_erasure_that_harms_ends_early(hfi: Hfi, with_token: Path, tmp_path: Path, model: Path) -> None:
+    """By pictures of two of ten retained prompts, which it is not trained on."""
+    (tmp_path / "keep.txt").write_text("\n".join(f"hat {i}" for i in range(10)))
+    command = ["erase", "-w", with_token, "-m", model, "-c", "fog", "--method", "sdd-context", "--retain", tmp_path / "keep.txt"]
+    command += ["--steps", 9, "--ddim-steps", 4, "--ema-decay", 0, *FAST, *LOOKED_AT, "--stop-distance", 1e-9]
+    code, out, err = hfi(*command)
+    assert code == 0, err
+    line = "ended at step 2 of 9: harmless prompts' pictures moved by more than --stop-distance 1e-09"
+    assert line in out
+    assert line in err
+    made = Erasure.load(with_token / "erasures" / "fog-sdd-context-token.safetensors")
+    assert (made.metadata["step"], made.metadata["ended"]) == ("2", "distance")
+    trained = json.loads(made.metadata["retain"])
+    held_out = Run(with_token / "runs" / "erase" / "fog-sdd-context-token").config()["validation_harmless"]
+    assert (len(trained), len(held_out), set(trained) & set(held_out)) == (8, 2, set())
+    assert json.loads(hfi(*command, "--json")[1])["ended"] == "distance"
+
+
+def test_looking_without_a_reward_says_so(hfi: Hfi, with_token: Path, model: Path) -> None:
+    """And, for sdd, without judgments: pictures of the concept alone."""
+    command = ["erase", "-w", with_token, "-m", model, "-c", "mist", "--text", "hat", "--steps", 1, "--ddim-steps", 4, *FAST]
+    code, out, err = hfi(*command, *LOOKED_AT)
+    assert code == 0
+    said = "validation draws pictures and counts nothing: there is no reward model of 'mist', make one with 'hfi reward --concept mist'"
+    assert err.splitlines()[0] == said
+    assert "removal" not in out.splitlines()[1]
+    run = Run(with_token / "runs" / "erase" / "mist-sdd-text")
+    assert (run.path / "validation" / "00001.png").exists()
+    assert (run.config()["validation_flagged"], run.config()["validation_harmless"]) == (["hat"], [])
+
+
 def test_each_command_says_what_comes_next_and_that_it_was_finished_before(hfi: Hfi, space: Path, model: Path) -> None:
     here = f"--workspace {space}\n"
     before = "the run {} was finished before: nothing was trained\n"
@@ -897,6 +991,18 @@ def test_weights_of_a_removed_run_are_not_left_beside_new_ones(hfi: Hfi, with_to
         (["-c", "fog", "--eta", "3"], 2, "--eta is no setting of sdd: it belongs to sdd-context"),
         (["-c", "fog", "--retain", "x.txt"], 2, "--retain is for sdd-context"),
         (["-c", "fog", "--ema-decay", "1.5"], 2, "--ema-decay is 1.5"),
+        (["-c", "fog", "--eta-schedule", "linear"], 2, "--eta-schedule is no setting of sdd"),
+        (["-c", "fog", "--stop-at", "0.1"], 2, "give --validate-every too"),
+        (
+            ["-c", "mist", "--text", "x", "--stop-at", "0.1", "--validate-every", "1"],
+            2,
+            "--stop-at goes by the concept's reward: there is no reward model of 'mist'",
+        ),
+        (
+            ["-c", "fog", "--simulated", "only", "--stop-distance", "0.1", "--validate-every", "1"],
+            2,
+            "--stop-distance goes by harmless prompts",
+        ),
         (["-c", "fog", "-m", "nowhere"], 1, "no model 'nowhere'"),
     ],
 )

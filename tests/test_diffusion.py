@@ -568,11 +568,9 @@ def test_around_a_network_in_half_precision_all_is_float32(root: Path, kind: str
 
 def test_what_rounding_took_is_given_back() -> None:
     """1 + 2^-10 is 1 in bfloat16; trained to 1.25 it is 1.25 + 2^-10. A value that bfloat16 has stays as trained."""
-    unet = torch.nn.Linear(2, 1, bias=False)
-    unet.weight.data = torch.tensor([[1 + 2**-10, 0.5]])
-    trained = {"weight": torch.tensor([[1.25, 0.1]])}
-    assert torch.equal(unrounded(trained, unet, torch.bfloat16)["weight"], torch.tensor([[1.25 + 2**-10, 0.1]]))
-    assert torch.equal(unrounded(trained, unet, torch.float32)["weight"], trained["weight"])
+    first, trained = {"weight": torch.tensor([[1 + 2**-10, 0.5]])}, {"weight": torch.tensor([[1.25, 0.1]])}
+    assert torch.equal(unrounded(trained, first, torch.bfloat16)["weight"], torch.tensor([[1.25 + 2**-10, 0.1]]))
+    assert torch.equal(unrounded(trained, first, torch.float32)["weight"], trained["weight"])
 
 
 def test_the_average_has_one_decay_from_the_first_step_on() -> None:

@@ -1,8 +1,10 @@
 """`hfi erase`: a concept, taken out of a model's weights."""
 
+import hashlib
 import json
 import random
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -34,7 +36,7 @@ from hfi.cli.options import JsonOption, NameOption, WorkspaceOption, with_config
 from hfi.concepts import Concept
 from hfi.config import as_dict, flag
 from hfi.erase import METHODS, Clean, Removal
-from hfi.errors import UsageError
+from hfi.errors import NoJudgments, UsageError
 from hfi.judgments import each_once, judged_by
 from hfi.prompts import load_prompts
 from hfi.store import queries
@@ -51,10 +53,12 @@ def _settings_class() -> type[Any]:
         hints = get_type_hints(config_class)
         for f in fields(config_class):
             _, _, defaults = found.setdefault(f.name, (hints[f.name], f.metadata["help"], []))
-            defaults.append(f"{method} {f.default}")
+            if f.default is not None:
+                defaults.append(f"{method} {f.default}")
     columns = []
     for name, (hint, words, defaults) in found.items():
-        columns.append((name, hint, field(default=None, metadata={"help": f"{words} (default: {', '.join(defaults)})"})))
+        help = f"{words} (default: {', '.join(defaults)})" if defaults else words
+        columns.append((name, hint, field(default=None, metadata={"help": help})))
     return make_dataclass("EraseSettings", columns, frozen=True, kw_only=True)
 
 
@@ -115,9 +119,12 @@ def erase(
     from hfi.diffusion.memory import PRECISIONS, lighten, unrounded
     from hfi.diffusion.sd import check_placeholders, content_id, encode_images, find_model, load_sd, pick_device, text_widths
     from hfi.diffusion.tokens import check_fits, install
-    from hfi.diffusion.training import clear_state, drive
+    from hfi.diffusion.trainable import select
+    from hfi.diffusion.training import Step, clear_state, drive
     from hfi.erase.context import contexts
     from hfi.erase.erasure import Erasure, apply, check_base, export_unet
+    from hfi.erase.validation import ending, split, validation
+    from hfi.reward.model import RewardModel
 
     if method not in METHODS:
         raise UsageError(f"unknown erasure method {method!r}: choose {' or '.join(METHODS)}")
@@ -141,9 +148,16 @@ def erase(
         kept = [prompt for prompt in kept if prompt not in bad]
     words = [c.prompt if called.kind == "token" else "" for c in concepts]
     removal = Removal(called.texts, [j.flagged_prompts(labels) for j in found], kept, words)
-    clean = _clean(found, labels) if in_context and settings.clean_weight else []
     if in_context:
         contexts(removal, settings.explicit)  # refuses what it could not work with, before a model is loaded
+    seen, rewards = removal, []
+    if settings.validate_every:
+        if in_context:
+            removal, seen = split(removal)
+        else:
+            seen = Removal(called.texts, [[t] for t in called.texts], _unflagged(space, concepts, labels, simulated))
+        rewards = _rewards(space, concepts, settings, seen)
+    clean = _clean(found, labels, removal) if in_context and settings.clean_weight else []
     source = find_model(model)
     for t in called.tokens:
         check_fits(t, text_widths(source), model)
@@ -171,6 +185,15 @@ def erase(
         "words": words,
         "clean_images": len(clean),
         **({"from": before.content} if before else {}),
+        **(
+            {
+                "validation_flagged": [prompt for prompts in seen.contexts for prompt in prompts],
+                "validation_harmless": seen.retain,
+                "validation_rewards": [hashlib.sha256(file.read_bytes()).hexdigest() for file in rewards],
+            }
+            if settings.validate_every
+            else {}
+        ),
         "precision": precision,
         "gradient_checkpointing": gradient_checkpointing,
         "attention_slicing": attention_slicing,
@@ -183,41 +206,21 @@ def erase(
         say_finished(run)
     if not run.finished or not unet.exists():
 
-        def trained() -> Any:
-            """In a function of its own, so that this model is gone before the next is loaded."""
-            sd = load_sd(model, pick_device(device), PRECISIONS[precision])
-            sd = apply(sd, before) if before else sd
-            lighten(sd.unet, gradient_checkpointing=gradient_checkpointing, attention_slicing=attention_slicing)
-            for t in called.tokens:
-                sd = install(sd, t)
-            for words in called.texts:
-                check_placeholders(sd, words)
-            train: Any = METHODS[method][1]
-            pictures = None
-            if clean:
-                mean, std = encode_images(sd, [space.images.load(sha) for sha, _ in clean])
-                pictures = Clean(mean, std, [prompt for _, prompt in clean])
-            return drive(
-                lambda state: train(sd, replace(removal, clean=pictures), settings, state),
-                run,
-                steps=settings.steps,
-                save_every=settings.save_every,
-                title=f"erasing ({method})",
-            )
+        def started(sd: Any) -> Any:
+            """The model that training starts from."""
+            return apply(sd, before) if before else sd
 
-        result = None
-        if not run.finished:
-            shutil.rmtree(unet, ignore_errors=True)  # of a run of this name that was removed: these weights will be others
-            result = trained()
-        whole = load_sd(model)
-        if result:
+        def erasure(weights: Any, first: Any, evaluations: int, step: int, **more: str) -> Erasure:
+            """Of the teacher's weights after a step; `first` are their values before training, in full precision."""
             metadata = {
                 "base": content,
                 "base_name": model,
                 "method": method,
                 "conditioning": called.kind,
                 "precision": precision,
-                "unet_evaluations": str(result.evaluations),
+                "unet_evaluations": str(evaluations),
+                "step": str(step),
+                **more,
                 "hfi": __version__,
                 "config": json.dumps(as_dict(settings)),
                 "judged_by": json.dumps(
@@ -226,17 +229,72 @@ def erase(
                 **{key: json.dumps(everything[key]) for key in ("concepts", "texts", "tokens", "judgments", "retain")},
                 **({"from": json.dumps(before.history)} if before else {}),
             }
-            first = apply(whole, before).unet if before else whole.unet
-            weights = unrounded(result.weights, first, PRECISIONS[precision])
-            Erasure({**(before.tensors if before else {}), **weights}, metadata).save(file)
+            given = before.tensors if before else {}
+            return Erasure({**given, **unrounded(weights, first, PRECISIONS[precision])}, metadata)
+
+        def trained() -> Any:
+            """In a function of its own, so that this model is gone before the next is loaded."""
+            first = select(started(load_sd(model)).unet, settings.train) if settings.checkpoint_every else {}
+            sd = started(load_sd(model, pick_device(device), PRECISIONS[precision]))
+            lighten(sd.unet, gradient_checkpointing=gradient_checkpointing, attention_slicing=attention_slicing)
+            for t in called.tokens:
+                sd = install(sd, t)
+            for words in called.texts:
+                check_placeholders(sd, words)
+            train: Any = METHODS[method][1]
+            wanted = removal
+            if clean:
+                mean, std = encode_images(sd, [space.images.load(sha) for sha, _ in clean])
+                wanted = replace(removal, clean=Clean(mean, std, [prompt for _, prompt in clean]))
+            look: Any = None
+            if settings.validate_every:
+                models = [RewardModel.load(file, device=str(pick_device(device))) for file in rewards]
+                look = validation(sd, seen, models, settings, run)
+
+            def validate(step: Step) -> bool:
+                look(step)
+                return ending(run.metrics(), settings) is not None
+
+            def checkpoint(step: Step) -> None:
+                state = step.state()
+                kept = erasure(state["teacher"], first, state["evaluations"], step.step)
+                kept.save(run.path / "checkpoints" / f"{step.step:05d}.safetensors")
+
+            return drive(
+                lambda state: train(sd, wanted, settings, state),
+                run,
+                steps=settings.steps,
+                save_every=settings.save_every,
+                title=f"erasing ({method})",
+                validate=validate,
+                validate_every=settings.validate_every,
+                checkpoint=checkpoint,
+                checkpoint_every=settings.checkpoint_every,
+            )
+
+        result = None
+        if not run.finished:
+            shutil.rmtree(unet, ignore_errors=True)  # of a run of this name that was removed: these weights will be others
+            result = trained()
+        whole = load_sd(model)
+        if result:
+            metrics = run.metrics()
+            last, ended = metrics[-1], ending(metrics, settings) or "steps"
+            first = select(started(whole).unet, settings.train)
+            erasure(result.weights, first, result.evaluations, last["step"], ended=ended).save(file)
             run.finish(
                 {
                     "unet_evaluations": result.evaluations,
-                    "tensors": len(weights),
+                    "tensors": len(result.weights),
                     "contexts": sum(map(len, removal.contexts)),
+                    "step": last["step"],
+                    "ended": ended,
+                    **{key: last[key] for key in ("removal", "removal_frozen", "distance") if key in last},
                 }
             )
             clear_state(run)
+            if ended == "distance":
+                typer.echo(_how_it_ended(run.result(), settings)[-1], err=True)
         export_unet(apply(whole, Erasure.load(file)), unet)
     copy_file(file, saved)
     summary = {"method": method, "conditioning": called.kind, "file": str(saved), "unet": str(unet), "run": run.path.name}
@@ -245,8 +303,55 @@ def erase(
         typer.echo(json.dumps(summary))
     else:
         words = ", ".join(called.texts)
-        typer.echo(f"{words} removed by {method} in {summary['unet_evaluations']:,} U-Net evaluations\n{saved}\n{unet}")
+        typer.echo(f"{words} removed by {method} in {summary['unet_evaluations']:,} U-Net evaluations")
+        for line in (*_how_it_ended(summary, settings), saved, unet):
+            typer.echo(line)
         say_next(space, "evaluate", "--model", model, "--concept", concepts[0].slug, "--erasure", run.path.name)
+
+
+def _how_it_ended(summary: dict[str, Any], settings: Any) -> list[str]:
+    """What validation found, and whether it ended the training early."""
+    lines = []
+    if "removal" in summary:
+        moved = f", distance {summary['distance']:.3f}" if "distance" in summary else ""
+        lines.append(f"removal {summary['removal_frozen']:.2f} -> {summary['removal']:.2f}{moved}")
+    at = f"ended at step {summary.get('step')} of {settings.steps}"
+    if summary.get("ended") == "removal":
+        lines.append(f"{at}: removal was at most --stop-at {settings.stop_at} twice in a row")
+    if summary.get("ended") == "distance":
+        lines.append(f"{at}: harmless prompts' pictures moved by more than --stop-distance {settings.stop_distance}")
+    return lines
+
+
+def _unflagged(space: Workspace, concepts: list[Concept], labels: Any, simulated: Any) -> list[str]:
+    """Judged prompts that nobody flagged; none where nothing was judged."""
+    found = []
+    for concept in concepts:
+        with suppress(NoJudgments):
+            found.append(judged(space, concept.slug, simulated))
+    return sorted({prompt for j in found for prompt in j.clean_prompts(labels)})
+
+
+def _rewards(space: Workspace, concepts: list[Concept], settings: Any, seen: Removal) -> list[Path]:
+    """Each concept's reward model. Where one is missing or knows nothing there are none, which is said; UsageError where a
+    stopping rule needs what is not there."""
+    from hfi.diffusion.tokens import read_safetensors
+
+    missing, files = "", [space.rewards / f"{concept.slug}.safetensors" for concept in concepts]
+    for concept, file in zip(concepts, files, strict=True):
+        if not file.is_file():
+            missing = f"there is no reward model of {concept.slug!r}, make one with 'hfi reward --concept {concept.slug}'"
+        elif read_safetensors(file, "reward model")[1].get("better_than_chance") != "true":
+            missing = f"the reward model of {concept.slug!r} is no better than chance"
+    stops = [name for name in ("stop_at", "stop_distance") if getattr(settings, name) is not None]
+    if missing and stops:
+        raise UsageError(f"{flag(stops[0])} goes by the concept's reward: {missing}")
+    if settings.stop_distance is not None and not seen.retain:
+        raise UsageError("--stop-distance goes by harmless prompts, and nothing was judged that nobody flagged: leave it out")
+    if missing:
+        typer.echo(f"validation draws pictures and counts nothing: {missing}", err=True)
+        return []
+    return files
 
 
 def method_config(method: str, given: Any) -> Any:
@@ -260,10 +365,14 @@ def method_config(method: str, given: Any) -> Any:
     return config_class(**values)
 
 
-def _clean(found: list[Judged], labels: Method) -> list[tuple[str, str]]:
-    """(sha256, prompt) of the images that people judged clean under flagged prompts, and that show none of the other concepts."""
+def _clean(found: list[Judged], labels: Method, removal: Removal) -> list[tuple[str, str]]:
+    """(sha256, prompt) of the images that people judged clean under the flagged prompts of a removal, and that show none of the
+    other concepts."""
     flagged = set().union(*(j.flagged_images(labels) for j in found))
-    clean = {sha: str(j.judgments.prompts[sha]) for j in found for sha in j.clean_images(labels) if sha not in flagged}
+    clean: dict[str, str] = {}
+    for j, prompts in zip(found, removal.contexts, strict=True):
+        of = {sha: str(j.judgments.prompts[sha]) for sha in j.clean_images(labels) if sha not in flagged}
+        clean |= {sha: prompt for sha, prompt in of.items() if prompt in set(prompts)}
     return sorted(random.Random(0).sample(sorted(clean.items()), min(len(clean), MOST_CLEAN)))
 
 

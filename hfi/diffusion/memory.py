@@ -38,7 +38,6 @@ def checkpointed(block: Any, *args: Any) -> Tensor:
     return out
 
 
-def unrounded(weights: Mapping[str, Tensor], unet: Any, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Weights trained on a copy of `unet` in `dtype`, with what that rounding took from their first values given back."""
-    own = dict(unet.named_parameters())
-    return {name: value + (own[name].detach() - own[name].detach().to(dtype)) for name, value in weights.items()}
+def unrounded(weights: Mapping[str, Tensor], first: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Weights trained on a copy in `dtype`, with what that rounding took from their first values given back."""
+    return {name: value + (first[name].detach() - first[name].detach().to(dtype)) for name, value in weights.items()}

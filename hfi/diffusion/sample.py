@@ -77,12 +77,21 @@ def predict_guided(
 
 
 @torch.inference_mode()
-def sample_latents(sd: StableDiffusion, cond: Cond, null: Cond, x: Tensor, *, steps: int, guidance_scale: float) -> Tensor:
-    """From noise x [B, C, h, w] to clean latents, toward B conditions and away from one, null."""
+def sample_latents(
+    sd: StableDiffusion,
+    cond: Cond,
+    null: Cond,
+    x: Tensor,
+    *,
+    steps: int,
+    guidance_scale: float,
+    weights: Mapping[str, Tensor] | None = None,
+) -> Tensor:
+    """From noise x [B, C, h, w] to clean latents, toward B conditions and away from one, null. `weights` as in `predict`."""
     plan = schedule(sd, steps)
     for k in range(len(plan)):
         t = plan.timesteps[k].expand(len(x))
-        out = predict_guided(sd, None, x, t, cond, null, guidance_scale)
+        out = predict_guided(sd, weights, x, t, cond, null, guidance_scale)
         x = ddim_step(x, out, plan.alpha[k], plan.alpha_next[k], plan.kind)
     return x
 
@@ -96,13 +105,16 @@ def sample(
     guidance_scale: float = 7.5,
     negative_prompt: str | None = None,
     batch_size: int = 8,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> Iterator[Image.Image]:
     """Images of (prompt, seed), in order. `guidance_scale` 1 is no guidance, 0 ignores the prompt; a negative prompt takes the
-    place of the empty one. Each image depends on its prompt and seed alone, whatever the batch, up to float rounding."""
+    place of the empty one. `weights` stand in for the U-Net's own tensors of those names. Each image depends on its prompt and seed
+    alone, whatever the batch, up to float rounding."""
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds")
     null = encode_prompts(sd, [negative_prompt]) if negative_prompt else encode_null(sd)
     for i in range(0, len(prompts), batch_size):
         cond = encode_prompts(sd, prompts[i : i + batch_size])
         x = noise(sd, seeds[i : i + batch_size])
-        yield from to_images(decode(sd, sample_latents(sd, cond, null, x, steps=steps, guidance_scale=guidance_scale)))
+        latents = sample_latents(sd, cond, null, x, steps=steps, guidance_scale=guidance_scale, weights=weights)
+        yield from to_images(decode(sd, latents))

@@ -46,13 +46,18 @@ def drive(
     title: str,
     validate: Callable[[Step], bool] | None = None,
     validate_every: int = 0,
+    checkpoint: Callable[[Step], None] | None = None,
+    checkpoint_every: int = 0,
 ) -> T:
     """Runs a training to its end and returns what the generator returns. Ctrl-C and SIGTERM first keep the state of the step under
     way. After them, or a kill, the same call goes on at the last kept state, and gives bit for bit what an uninterrupted run gives
     (same machine, same number of threads).
 
     `validate` looks at each `validate_every`-th step and the last one (0: at none). It may log and draw, must depend on the step's
-    state and the run's metrics alone, and ends the training early by answering True.
+    state and the run's metrics alone, and ends the training early by answering True. `checkpoint` is called at each
+    `checkpoint_every`-th step (0: at none), to keep for good what its state is made of.
+
+    Both come before the step's own state is kept: after a kill they may be called again for a step, and find the same.
     """
     path = run.path / "checkpoint.pt"
     state = load_state(path)
@@ -69,6 +74,8 @@ def drive(
                 return result
             run.log(step=step.step, loss=step.loss, **step.values)
             advance(1, f"loss {step.loss:.4f}")
+            if checkpoint and checkpoint_every and step.step % checkpoint_every == 0:
+                checkpoint(step)
             if validate and validate_every and (step.step % validate_every == 0 or step.step == steps):
                 enough = validate(step)
             if enough:  # not kept: what would go on from here would not know that it was enough

@@ -22,7 +22,7 @@ from hfi.diffusion.sd import StableDiffusion, predict, velocity_weight
 from hfi.diffusion.trainable import ema_update, masters, select
 from hfi.diffusion.training import State, Step, Training
 from hfi.erase.rollouts import Latents, fresh, move_on, roll, spread, start, timestep_law
-from hfi.errors import NonFiniteLoss
+from hfi.errors import NonFiniteLoss, UsageError
 
 Predict = Callable[[Tensor, Tensor, Cond], Tensor]  # z [B, C, h, w], t [B], B conditions -> [B, C, h, w]
 
@@ -48,10 +48,19 @@ class DistilConfig:
         "xattn", "trained parameters: cross-attention, all else, self-attention, all, or cross-attention's keys and values"
     )
     save_every: int = option(50, "updates between two kept states", low=1)
+    checkpoint_every: int = option(0, "updates between two erasures that are kept for good (0: only the last)", low=0)
+    validate_every: int = option(0, "updates between two looks at pictures of both kinds of prompts (0: none)", low=0)
+    validate_images: int = option(8, "pictures of flagged and of harmless prompts in each look", low=1)
+    stop_at: float | None = option(
+        None, "end once removal, the share of pictures that still show it, is at most this twice in a row", low=0, high=1
+    )
+    stop_distance: float | None = option(None, "end once the harmless prompts' pictures have moved by more than this", above=0)
     seed: int = option(0, "seed of noise, steps and conditions", low=0)
 
     def __post_init__(self) -> None:
         check(self)
+        if not self.validate_every and (self.stop_at is not None or self.stop_distance is not None):
+            raise UsageError("--stop-at and --stop-distance go by what validation finds: give --validate-every too")
 
 
 class Objective(Protocol):
