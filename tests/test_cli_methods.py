@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from judged import PROMPTS, judge
 from safetensors.torch import save_file
 from tiny import WIDTHS, checkpoint, saved
 
@@ -66,40 +67,10 @@ def model(root: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def judged_space(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
-    """A workspace with 36 images, judged by one person by what a CLIP model sees in them, and a reward model."""
-    path = tmp_path_factory.mktemp("space") / "w"
-    for words in (
-        ["init", path],
-        ["generate", "-w", path, "-m", model, *PROMPTS, "--images-per-prompt", 9, "--steps", 2, "--batch-size", 36],
-    ):
-        with pytest.raises(SystemExit) as e:
-            main([str(word) for word in words])
-        assert not e.value.code
-    space = Workspace.open(path)
-    engine = space.engine()
-    with writing(engine) as s:
-        queries.add_concept(s, Concept("fog", "Fog", initial_word="cat", prompt="a dog"))
-        queries.add_concept(s, Concept("mist", "Mist", initial_word="cat"))
-        images = queries.images(s)
-        campaign = queries.ensure_campaign(s, "fog", "first", image_ids=[i.id for i in images], overlap=1)
-        person = queries.ensure_annotator(s, "Ann")
-    x = ClipBackbone.load(model / "clip").images([space.images.load(i.sha256) for i in images])
-    first = np.linalg.svd(x - x.mean(0), full_matrices=False)[0][:, 0]
-    shows = {i.sha256: value > np.median(first) for i, value in zip(images, first, strict=True)}
-    for n in range(len(images)):
-        with writing(engine) as s:
-            claim = queries.claim_next(s, campaign.id, person.id)
-            assert claim is not None
-            verdict = "shows" if shows[claim.images[0].sha256] else "clean"
-            queries.submit(s, claim.token, person.id, verdict, f"test-{n}")
-    with pytest.raises(SystemExit) as e:
-        main(["reward", "-w", str(path), "-c", "fog", "--epochs", "200"])
-    assert not e.value.code
-    return path
+    return judge(tmp_path_factory.mktemp("space") / "w", model)
 
 
 ANN = {"sha256": "fog", "judgments": 36, "people": 1, "simulated": 0}  # who judged it
-PROMPTS = ["--prompt", "a cat", "--prompt", "a dog", "--prompt", "hat", "--prompt", "a dog hat"]
 
 
 @pytest.fixture

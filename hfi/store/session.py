@@ -10,11 +10,12 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
 from sqlalchemy.orm import Session
 
-from hfi.errors import HfiError
+from hfi.errors import HfiError, NoRoom
 
 __all__ = ["Engine", "Session", "connect", "reading", "writing"]
 
 _BUSY_MS = 30_000
+_FULL = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")  # the second where a file beside the database cannot grow
 
 
 def connect(url: str, *, create: bool = False) -> Engine:
@@ -58,10 +59,12 @@ def _restore(file: Path) -> str:
 
 @contextmanager
 def sound(url: URL) -> Iterator[None]:
-    """HfiError where the block finds the bytes of a SQLite file damaged."""
+    """HfiError where the block finds the bytes of a SQLite file damaged, NoRoom where its disk is full."""
     try:
         yield
     except DatabaseError as e:
+        if getattr(e.orig, "sqlite_errorname", None) in _FULL:
+            raise NoRoom(_file(url), "the disk is full") from e
         if type(e) is not DatabaseError or not (file := _file(url)):  # its children are other faults
             raise
         raise HfiError(f"the database {file} is damaged ({e.orig}): {_restore(file)}") from e
