@@ -59,12 +59,15 @@ def _restore(file: Path) -> str:
 
 @contextmanager
 def sound(url: URL) -> Iterator[None]:
-    """HfiError where the block finds the bytes of a SQLite file damaged, NoRoom where its disk is full."""
+    """HfiError where the block finds the bytes of a SQLite file damaged or out of reach, NoRoom where its disk is full."""
     try:
         yield
     except DatabaseError as e:
-        if getattr(e.orig, "sqlite_errorname", None) in _FULL:
+        code = getattr(e.orig, "sqlite_errorname", "")
+        if code in _FULL:
             raise NoRoom(_file(url), "the disk is full") from e
+        if code.startswith("SQLITE_IOERR"):
+            raise HfiError(f"cannot read or write the database {_file(url)} ({e.orig}): check its disk and run again") from e
         if type(e) is not DatabaseError or not (file := _file(url)):  # its children are other faults
             raise
         raise HfiError(f"the database {file} is damaged ({e.orig}): {_restore(file)}") from e
