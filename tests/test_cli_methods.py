@@ -440,29 +440,6 @@ def test_an_interrupted_inversion_ends_as_if_it_had_not_been(hfi: Hfi, space: Pa
     assert one.metadata == two.metadata
 
 
-def test_kill_9_while_inverting(hfi: Hfi, space: Path, tmp_path: Path, model: Path) -> None:
-    shutil.copytree(space, tmp_path / "other")
-    steps = 60
-    command = ["invert", "-m", model, "-c", "fog", "--steps", steps, "--top-k", 6, *FAST]
-    run = Run(space / "runs" / "invert" / "fog")
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    words = [sys.executable, "-m", "hfi", *map(str, command), "-w", str(space)]
-    process = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for _ in range(3000):
-        if len(run.metrics()) > 3:
-            break
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert 3 <= len(run.metrics()) < steps
-    assert not run.finished
-    assert hfi(*command, "-w", space)[0] == 0
-    assert hfi(*command, "-w", tmp_path / "other")[0] == 0
-    assert [line["step"] for line in run.metrics()] == list(range(1, steps + 1))
-    one, two = (LearnedToken.load(p / "tokens" / "fog.safetensors") for p in (space, tmp_path / "other"))
-    assert one.content == two.content
-
-
 def test_another_reward_is_another_run(hfi: Hfi, space: Path, model: Path) -> None:
     """Two rewards from the same judgments: the second token must not be taken from the first's finished run."""
     command = ["invert", "-w", space, "-m", model, "-c", "fog", "--steps", 1, "--top-k", 6, *FAST, "--json"]
@@ -798,6 +775,17 @@ def test_a_loss_that_is_not_finite_is_one_line(hfi: Hfi, with_token: Path, model
     assert "the loss is not finite at step" in err.splitlines()[-1]
     kept = torch.load(with_token / "runs" / "erase" / "fog-sdd-token" / "checkpoint.pt", weights_only=True)
     assert all(torch.isfinite(v).all() for v in kept["teacher"].values())
+
+
+def test_a_loss_that_is_not_finite_leaves_the_token_as_it_was(hfi: Hfi, with_token: Path, model: Path) -> None:
+    before = (with_token / "tokens" / "fog.safetensors").read_bytes()
+    command = ["invert", "-w", with_token, "-m", model, "-c", "fog", "--steps", 20, "--top-k", 6, "--save-every", 1]
+    code, _, err = hfi(*command, "--learning-rate", 1e30)
+    assert code == 1
+    assert "the loss is not finite at step" in err.splitlines()[-1]
+    assert (with_token / "tokens" / "fog.safetensors").read_bytes() == before
+    kept = torch.load(with_token / "runs" / "invert" / "fog" / "checkpoint.pt", weights_only=True)
+    assert all(torch.isfinite(v).all() for v in (*kept["v"], *kept["average"]))
 
 
 # --- every family ---
