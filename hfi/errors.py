@@ -6,6 +6,7 @@
     ├── NotFound          a concept, campaign, run, ... of that name does not exist
     ├── NoJudgments       nothing, or nothing usable, has been judged
     ├── ModelError        a folder or hub id is not a model that hfi can load
+    ├── NoRoom            the disk is full; what was written before is whole
     └── NonFiniteLoss     training diverged; the last good state stays on disk
 
 A caller's mistake is a ValueError instead.
@@ -34,6 +35,11 @@ class NoJudgments(HfiError):
 
 class ModelError(HfiError):
     pass
+
+
+class NoRoom(HfiError):
+    def __init__(self, path: object, why: str) -> None:
+        super().__init__(f"cannot write {path}: {why}; make room there and run the same command again, nothing earlier is lost")
 
 
 class NonFiniteLoss(HfiError):

@@ -1,5 +1,6 @@
 """Files and folders are written whole or not at all; CSV cells that a spreadsheet would run."""
 
+import errno
 import os
 import re
 import shutil
@@ -7,6 +8,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from hfi.errors import NoRoom
 
 _MASK = os.umask(0)
 os.umask(_MASK)  # the only way to read it is to set it
@@ -20,8 +23,9 @@ def whole(path: Path) -> Iterator[Path]:
     """
     scratch = _scratch(path)
     try:
-        yield scratch
-        os.replace(scratch, path)
+        with room_for(path):
+            yield scratch
+            os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
 
@@ -31,13 +35,47 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """A scratch folder to write into, which becomes `path` when the block ends; an older folder there is replaced."""
     scratch = _scratch(path)
     try:
-        scratch.mkdir(parents=True)
-        yield scratch
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(scratch, path)
+        with room_for(path):
+            scratch.mkdir(parents=True)
+            yield scratch
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(scratch, path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+_FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "files cannot become that large here (file system, or ulimit -f)",
+}
+
+
+@contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """NoRoom, which names the file, where the block finds the disk full: none of the libraries that write says which file it was."""
+    try:
+        yield
+    except NoRoom:
+        raise
+    except Exception as e:
+        if why := no_room(e):
+            raise NoRoom(path, why) from e
+        raise
+
+
+def no_room(e: BaseException | None) -> str | None:
+    """The words for a full disk where that is what stopped a library: torch and safetensors raise errors of their own, torch after
+    the system's, safetensors with the system's number in the text."""
+    while e:
+        number = e.errno if isinstance(e, OSError) else None
+        if number is None and (stated := re.search(r"\(os error (\d+)\)", str(e))):
+            number = int(stated[1])
+        if number in _FULL:
+            return _FULL[number]
+        e = e.__cause__ or e.__context__
+    return None
 
 
 def _scratch(path: Path) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 from hfi import __version__
 from hfi.config import to_toml
 from hfi.errors import HfiError, UsageError
-from hfi.files import write_text
+from hfi.files import room_for, write_text
 
 _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "sqlalchemy", "gradio", "pillow", "numpy")
 
@@ -57,7 +57,8 @@ class Run:
 
     def log(self, **values: Any) -> None:
         """Appends one line to metrics.jsonl."""
-        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+        path = self.path / "metrics.jsonl"
+        with room_for(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from judged import PROMPTS, judge
 from PIL import Image
 from safetensors.torch import save_file
 from tiny import WIDTHS, checkpoint, saved
@@ -67,40 +68,10 @@ def model(root: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def judged_space(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
-    """A workspace with 36 images, judged by one person by what a CLIP model sees in them, and a reward model."""
-    path = tmp_path_factory.mktemp("space") / "w"
-    for words in (
-        ["init", path],
-        ["generate", "-w", path, "-m", model, *PROMPTS, "--images-per-prompt", 9, "--steps", 2, "--batch-size", 36],
-    ):
-        with pytest.raises(SystemExit) as e:
-            main([str(word) for word in words])
-        assert not e.value.code
-    space = Workspace.open(path)
-    engine = space.engine()
-    with writing(engine) as s:
-        queries.add_concept(s, Concept("fog", "Fog", initial_word="cat", prompt="a dog"))
-        queries.add_concept(s, Concept("mist", "Mist", initial_word="cat"))
-        images = queries.images(s)
-        campaign = queries.ensure_campaign(s, "fog", "first", image_ids=[i.id for i in images], overlap=1)
-        person = queries.ensure_annotator(s, "Ann")
-    x = ClipBackbone.load(model / "clip").images([space.images.load(i.sha256) for i in images])
-    first = np.linalg.svd(x - x.mean(0), full_matrices=False)[0][:, 0]
-    shows = {i.sha256: value > np.median(first) for i, value in zip(images, first, strict=True)}
-    for n in range(len(images)):
-        with writing(engine) as s:
-            claim = queries.claim_next(s, campaign.id, person.id)
-            assert claim is not None
-            verdict = "shows" if shows[claim.images[0].sha256] else "clean"
-            queries.submit(s, claim.token, person.id, verdict, f"test-{n}")
-    with pytest.raises(SystemExit) as e:
-        main(["reward", "-w", str(path), "-c", "fog", "--epochs", "200"])
-    assert not e.value.code
-    return path
+    return judge(tmp_path_factory.mktemp("space") / "w", model)
 
 
 ANN = {"sha256": "fog", "judgments": 36, "people": 1, "simulated": 0}  # who judged it
-PROMPTS = ["--prompt", "a cat", "--prompt", "a dog", "--prompt", "hat", "--prompt", "a dog hat"]
 
 
 @pytest.fixture
@@ -468,29 +439,6 @@ def test_an_interrupted_inversion_ends_as_if_it_had_not_been(hfi: Hfi, space: Pa
     one, two = (LearnedToken.load(p / "tokens" / "fog.safetensors") for p in (space, tmp_path / "other"))
     assert one.content == two.content
     assert one.metadata == two.metadata
-
-
-def test_kill_9_while_inverting(hfi: Hfi, space: Path, tmp_path: Path, model: Path) -> None:
-    shutil.copytree(space, tmp_path / "other")
-    steps = 60
-    command = ["invert", "-m", model, "-c", "fog", "--steps", steps, "--top-k", 6, *FAST]
-    run = Run(space / "runs" / "invert" / "fog")
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    words = [sys.executable, "-m", "hfi", *map(str, command), "-w", str(space)]
-    process = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for _ in range(3000):
-        if len(run.metrics()) > 3:
-            break
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert 3 <= len(run.metrics()) < steps
-    assert not run.finished
-    assert hfi(*command, "-w", space)[0] == 0
-    assert hfi(*command, "-w", tmp_path / "other")[0] == 0
-    assert [line["step"] for line in run.metrics()] == list(range(1, steps + 1))
-    one, two = (LearnedToken.load(p / "tokens" / "fog.safetensors") for p in (space, tmp_path / "other"))
-    assert one.content == two.content
 
 
 def test_another_reward_is_another_run(hfi: Hfi, space: Path, model: Path) -> None:
@@ -1022,6 +970,17 @@ def test_a_loss_that_is_not_finite_is_one_line(hfi: Hfi, with_token: Path, model
     assert "the loss is not finite at step" in err.splitlines()[-1]
     kept = torch.load(with_token / "runs" / "erase" / "fog-sdd-token" / "checkpoint.pt", weights_only=True)
     assert all(torch.isfinite(v).all() for v in kept["teacher"].values())
+
+
+def test_a_loss_that_is_not_finite_leaves_the_token_as_it_was(hfi: Hfi, with_token: Path, model: Path) -> None:
+    before = (with_token / "tokens" / "fog.safetensors").read_bytes()
+    command = ["invert", "-w", with_token, "-m", model, "-c", "fog", "--steps", 20, "--top-k", 6, "--save-every", 1]
+    code, _, err = hfi(*command, "--learning-rate", 1e30)
+    assert code == 1
+    assert "the loss is not finite at step" in err.splitlines()[-1]
+    assert (with_token / "tokens" / "fog.safetensors").read_bytes() == before
+    kept = torch.load(with_token / "runs" / "invert" / "fog" / "checkpoint.pt", weights_only=True)
+    assert all(torch.isfinite(v).all() for v in (*kept["v"], *kept["average"]))
 
 
 # --- every family ---

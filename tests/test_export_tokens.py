@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -68,11 +68,6 @@ def test_what_is_written_is_read_again(
         assert found.vectors[encoder].dtype == torch.float32
         assert not found.vectors[encoder].requires_grad
         assert torch.equal(found.vectors[encoder], value.float())
-
-
-def test_two_encoders_do_not_fit_into_diffusers_one_tensor() -> None:
-    with pytest.raises(ModelError, match="two text encoders"):
-        encode("<fog>", {"clip_l": vectors(), "clip_g": vectors()}, "diffusers")
 
 
 class Evil:
@@ -156,14 +151,32 @@ def test_a_token_goes_out_and_comes_back(hfi: Call, space: Workspace, model: Pat
     assert len(back.metadata["file_sha256"]) == 64
 
 
-def test_a_token_for_two_encoders_goes_out_and_comes_back(hfi: Call, space: Workspace, tmp_path: Path) -> None:
+@pytest.mark.parametrize("format", ["diffusers", "webui"])
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_token_for_two_encoders_goes_out_and_comes_back(
+    hfi: Call, space: Workspace, tmp_path: Path, format: str, n: int
+) -> None:
+    """In diffusers by the very lines that the command prints, and the file as it is in ComfyUI."""
     xl = saved(tmp_path, "xl")
-    token = LearnedToken("<haze>", (vectors(), vectors(3, WIDTH_2)))
+    token = LearnedToken("<haze>", (vectors(n), vectors(n, WIDTH_2) + 1))
     token.save(space.tokens / "haze.safetensors")
-    assert "export it as webui" in hfi("export", "token", "haze", "-w", space.path).errors[0]
-    assert hfi("export", "token", "haze", "-w", space.path, "--format", "webui").exit_code == 0
-    file = space.exports / "webui" / "haze.safetensors"
+    done = hfi("export", "token", "haze", "-w", space.path, "--format", format)
+    assert done.exit_code == 0, done.output
+    file = space.exports / format / "haze.safetensors"
     assert set(load_file(file)) == {"clip_l", "clip_g"}
+    if format == "diffusers":
+        pipe = StableDiffusionXLPipeline.from_pretrained(xl)
+        said, *lines, _ = done.stdout.splitlines()
+        assert (said, len(lines)) == (str(file), 4)
+        exec("\n".join(lines), {"pipe": pipe})
+        names = ["<haze>", "<haze>_1", "<haze>_2"][:n]
+        pairs = ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2))
+        for (tokenizer, encoder), rows in zip(pairs, token.embeddings, strict=True):
+            ids = tokenizer.convert_tokens_to_ids(names)
+            assert torch.equal(encoder.get_input_embeddings().weight[ids], rows)
+            assert tokenizer.unk_token_id not in ids
+        pipe.set_progress_bar_config(disable=True)
+        assert pipe("a <haze>", height=16, width=24, num_inference_steps=1, output_type="np").images.shape[0] == 1
     done = hfi("import-token", file, "-w", space.path, "--name", "<mist>", "-m", xl, "--json")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["widths"] == [WIDTH, WIDTH_2]

@@ -8,7 +8,8 @@ import typer
 from typer.core import TyperGroup
 
 from hfi import __version__
-from hfi.errors import HfiError, UsageError
+from hfi.errors import HfiError, NoRoom, UsageError
+from hfi.files import no_room
 
 # name: (module, function or typer app in it, the line in `hfi --help`), in the order of the loop
 COMMANDS = {
@@ -104,6 +105,11 @@ def main(args: list[str] | None = None) -> None:
             print(f"hfi: error: {_sentence(e)}", file=sys.stderr)
         sys.exit(2)
     except typer.Abort:
+        sys.exit(1)
+    except Exception as e:  # a disk can be full wherever something is written
+        if not (why := no_room(e)):
+            raise
+        print(f"hfi: error: {NoRoom(getattr(e, 'filename', None) or 'a file', why)}", file=sys.stderr)
         sys.exit(1)
     if code == 130:  # how typer reports Ctrl-C
         print("hfi: interrupted; run the same command again to go on", file=sys.stderr)

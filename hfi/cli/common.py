@@ -186,7 +186,8 @@ def copy_file(source: Path, target: Path) -> None:
             if kept is None:
                 old = target.read_bytes()
                 kept = target.with_name(f"{target.name}.{hashlib.sha256(old).hexdigest()[:8]}")
-                kept.write_bytes(old)
+                with whole(kept) as scratch:
+                    scratch.write_bytes(old)
             typer.echo(f"{target} was replaced; the earlier one is {kept}", err=True)
         with whole(target) as scratch:
             scratch.write_bytes(source.read_bytes())

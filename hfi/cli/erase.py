@@ -371,8 +371,8 @@ def _clean(found: list[Judged], labels: Method, removal: Removal) -> list[tuple[
     flagged = set().union(*(j.flagged_images(labels) for j in found))
     clean: dict[str, str] = {}
     for j, prompts in zip(found, removal.contexts, strict=True):
-        of = {sha: str(j.judgments.prompts[sha]) for sha in j.clean_images(labels) if sha not in flagged}
-        clean |= {sha: prompt for sha, prompt in of.items() if prompt in set(prompts)}
+        known, prompt = set(prompts), j.judgments.prompts
+        clean |= {sha: str(prompt[sha]) for sha in j.clean_images(labels) if sha not in flagged and prompt[sha] in known}
     return sorted(random.Random(0).sample(sorted(clean.items()), min(len(clean), MOST_CLEAN)))
 
 

@@ -204,10 +204,11 @@ def export_token(
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a learned token as one safetensors file for diffusers, A1111's web UI or ComfyUI."""
+    """Write a learned token as one safetensors file for diffusers, A1111's web UI or ComfyUI. SDXL's holds clip_l and clip_g, which
+    load_textual_inversion is given one by one: the lines of Python are printed."""
     from hfi.diffusion.tokens import write_safetensors
     from hfi.export.about import public_name
-    from hfi.export.tokens import ONE, SDXL, encode
+    from hfi.export.tokens import ONE, SDXL, encode, in_diffusers
 
     space = Workspace.open(workspace)
     (token,) = load_tokens(space, [name])
@@ -220,7 +221,7 @@ def export_token(
         about["base_name"] = public_name(about["base_name"])
     write_safetensors(target, tensors, about)
     result = {"file": str(target), "format": format, "token": token.placeholder, "vectors": len(token.names)}
-    use = f"a prompt names it {token.placeholder}"
+    use = "\n".join([*in_diffusers(target, token.placeholder, len(keys)), f"a prompt names it {token.placeholder}"])
     if format == "webui":
         use = f"a prompt names the file: {target.stem} in A1111's web UI, embedding:{target.stem} in ComfyUI"
     _say(result, f"{target}\n{use}", as_json)

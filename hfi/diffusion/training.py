@@ -119,8 +119,8 @@ def postponed() -> Iterator[list[int]]:
 def save_state(path: Path, state: State) -> None:
     """Writes a whole file or nothing."""
     try:
-        with whole(path) as scratch:
-            torch.save(state, scratch)
+        with whole(path) as scratch, open(scratch, "wb") as file:  # given a path, torch does not say that a disk is full
+            torch.save(state, file)
     except (OSError, RuntimeError) as e:
         raise HfiError(f"cannot write {path}: {e}") from e
 

@@ -1,8 +1,8 @@
 """Learned tokens as other programs write and read them.
 
-    diffusers   one tensor under the placeholder's name: load_textual_inversion
-    webui       one tensor named emb_params, or clip_l and clip_g of SDXL's two encoders: A1111's web UI, Forge, ComfyUI; a prompt
-                names the file
+    diffusers   one tensor under the placeholder's name: load_textual_inversion takes the file
+    webui       one tensor named emb_params: A1111's web UI, Forge, ComfyUI; a prompt names the file
+    (SDXL)      clip_l and clip_g for its two encoders, in either format: diffusers is given them one by one (`in_diffusers`)
     pickled     A1111's own .pt: {"string_to_param": {"*": tensor}, "name": ...}; read, never written
 
 `Vectors` are a token's rows for each text encoder, each [n, D]: under ONE where the model has one encoder, else under SDXL's two
@@ -36,12 +36,20 @@ class Found:
 
 
 def encode(placeholder: str, vectors: Vectors, format: str) -> dict[str, Tensor]:
-    """The tensors of a token file. ModelError for two encoders in diffusers' format, whose reader takes one tensor."""
-    if format == "webui":
-        return vectors
-    if set(vectors) != {ONE}:
-        raise ModelError(f"{placeholder} has vectors for two text encoders, diffusers' format holds one: export it as webui")
-    return {placeholder: vectors[ONE]}
+    """The tensors of a token file."""
+    return {placeholder: vectors[ONE]} if format == "diffusers" and set(vectors) == {ONE} else vectors
+
+
+def in_diffusers(file: Path, placeholder: str, encoders: int) -> list[str]:
+    """The lines of Python that load the file into a pipeline `pipe`. One tensor has one encoder: for SDXL, whose file diffusers
+    does not take as a whole, each tensor is given with its own."""
+    if encoders == 1:
+        return [f"pipe.load_textual_inversion({str(file)!r})"]
+    lines = ["import safetensors.torch", f"vectors = safetensors.torch.load_file({str(file)!r})"]
+    for key, end in zip(SDXL, ("", "_2"), strict=True):
+        parts = f"text_encoder=pipe.text_encoder{end}, tokenizer=pipe.tokenizer{end}"
+        lines.append(f"pipe.load_textual_inversion(vectors[{key!r}], token={placeholder!r}, {parts})")
+    return lines
 
 
 def read(path: Path) -> Found:

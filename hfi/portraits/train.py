@@ -108,8 +108,8 @@ def fit(
         report(step, loss.item())
         if step % save_every == 0 or step == plan.steps:
             state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "average": average, "step": step}
-            with whole(path) as scratch:
-                torch.save(state, scratch)
+            with whole(path) as scratch, open(scratch, "wb") as file:
+                torch.save(state, file)
     return average
 
 

@@ -10,11 +10,12 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
 from sqlalchemy.orm import Session
 
-from hfi.errors import HfiError
+from hfi.errors import HfiError, NoRoom
 
 __all__ = ["Engine", "Session", "connect", "reading", "writing"]
 
 _BUSY_MS = 30_000
+_FULL = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")  # the second where a file beside the database cannot grow
 
 
 def connect(url: str, *, create: bool = False) -> Engine:
@@ -58,10 +59,15 @@ def _restore(file: Path) -> str:
 
 @contextmanager
 def sound(url: URL) -> Iterator[None]:
-    """HfiError where the block finds the bytes of a SQLite file damaged."""
+    """HfiError where the block finds the bytes of a SQLite file damaged or out of reach, NoRoom where its disk is full."""
     try:
         yield
     except DatabaseError as e:
+        code = getattr(e.orig, "sqlite_errorname", "")
+        if code in _FULL:
+            raise NoRoom(_file(url), "the disk is full") from e
+        if code.startswith("SQLITE_IOERR"):
+            raise HfiError(f"cannot read or write the database {_file(url)} ({e.orig}): check its disk and run again") from e
         if type(e) is not DatabaseError or not (file := _file(url)):  # its children are other faults
             raise
         raise HfiError(f"the database {file} is damaged ({e.orig}): {_restore(file)}") from e
