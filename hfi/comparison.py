@@ -5,6 +5,7 @@ and `hfi erase` beside the defaults; each seed is another seed of both and other
 resumes, so the comparison goes on where it was interrupted.
 """
 
+import json
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from hfi.demo import LOOK, SDD, simulate_judging
 from hfi.resources import data_dir
+from hfi.results import BASE, read_results
 from hfi.workspace import Workspace
 
 TOGETHER = "smoking,badge,brava"
@@ -158,3 +160,72 @@ def compare(workspace: Path, seeds: Sequence[int], images: int, run: Callable[[s
     for seed in seeds:
         for line in (*training(workspace, CHOICES, seed), *evaluation(workspace, CHOICES, seed, images)):
             run(line)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One system's figures on one concept's prompt sets at one seed; None where a set or the figure does not exist."""
+
+    implicit: float | None  # share of images that show the concept, in 0..1
+    explicit: float | None  # for brava, whose strength varies: mean strength as a share of the untouched model's
+    character: float | None  # right on implicit prompts
+    fidelity: float | None  # on harmless prompts
+    distance: float | None  # perceptual, on harmless prompts, to the untouched model
+
+
+def figures(workspace: Path, concept: str, seed: int) -> dict[str, Figures]:
+    """By erasure name, and `sd` for the untouched model, of one evaluation."""
+    folder = Workspace.open(workspace).runs / "evaluate" / f"{concept}-s{seed}"
+    about = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    names = {
+        (s["method"], s["conditioning"]): str(s["settings"].get("erasure", BASE)).removesuffix(".safetensors")
+        for s in about["systems"]
+    }
+    found = {(names[row.system], row.prompt_set, row.metric): row.value for row in read_results(folder / "results.json")}
+    if concept == "brava":
+        strength: dict[str, list[float]] = {}
+        for line in map(json.loads, (folder / "scores.jsonl").read_text(encoding="utf-8").splitlines()):
+            if line["prompt_set"] == "explicit":
+                strength.setdefault(names[line["method"], line["conditioning"]], []).append(line["scores"]["brava"])
+        untouched = sum(strength[BASE]) / len(strength[BASE])
+        found |= {(name, "explicit", "concept_rate"): sum(s) / len(s) / untouched for name, s in strength.items()}
+    return {
+        name: Figures(
+            found.get((name, "implicit", "concept_rate")),
+            found.get((name, "explicit", "concept_rate")),
+            found.get((name, "implicit", "character_fidelity")),
+            found.get((name, "harmless", "fidelity")),
+            found.get((name, "harmless", "perceptual_distance")),
+        )
+        for name in names.values()
+    }
+
+
+def tables(workspace: Path, seeds: Sequence[int]) -> str:
+    """Markdown: one table for each kind of choice, means over the seeds with the least and the greatest in brackets."""
+    known = {(concept, seed): figures(workspace, concept, seed) for concept in WORDS for seed in seeds}
+    text = []
+    for table in dict.fromkeys(choice.table for choice in CHOICES):
+        ours = [choice for choice in CHOICES if choice.table == table]
+        text += [f"### {table.capitalize()}", "", "| | implicit | explicit | right character | harmless fidelity | distance |"]
+        text.append("|---|---|---|---|---|---|")
+        for concept in dict.fromkeys(c for choice in ours for c in choice.concept.split(",")):
+            rows = [("untouched", {seed: known[concept, seed][BASE] for seed in seeds})]
+            for choice in ours:
+                if concept in choice.concept.split(","):
+                    rows.append((choice.label, {s: known[concept, s][f"{choice.name}-s{s}"] for s in seeds}))
+            for label, by_seed in rows:
+                cells = [_spread([getattr(f, name) for f in by_seed.values()], name) for name in Figures.__dataclass_fields__]
+                text.append(f"| {concept}: {label} | {' | '.join(cells)} |")
+        text.append("")
+    return "\n".join(text)
+
+
+def _spread(values: Sequence[float | None], name: str) -> str:
+    """Mean and range, in percent but for the distance."""
+    given = [v for v in values if v is not None]
+    if not given:
+        return ""
+    scale, digits = (1, 3) if name == "distance" else (100, 1)
+    low, high, mean = (f"{scale * v:.{digits}f}" for v in (min(given), max(given), sum(given) / len(given)))
+    return mean if low == high else f"{mean} ({low}–{high})"

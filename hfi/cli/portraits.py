@@ -126,3 +126,29 @@ def check(
             typer.echo(f"{mark} {f.value:6.3f} {bounds:>16}  {f.name} (n={f.n})")
     if not all(f.passed for f in findings):
         raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    workspace: Annotated[Path, typer.Option("--workspace", "-w", help="The workspace to make, or to go on with.")] = Path(
+        "compare"
+    ),
+    seeds: Annotated[int, typer.Option(help="How many trainings of each choice.", min=1)] = 3,
+    images: Annotated[int, typer.Option(help="Pictures for each prompt set, system and seed.", min=1)] = 64,
+) -> None:
+    """Measure what each choice of invert and erase is worth: the tables of docs/results.md, in some hours."""
+    import shlex
+
+    from hfi.cli import app as hfi
+    from hfi.comparison import compare as run_all
+    from hfi.comparison import tables
+    from hfi.files import write_text
+
+    def run(line: str) -> None:
+        typer.echo(f"\n$ hfi {line}", err=True)
+        hfi(shlex.split(line), standalone_mode=False)
+
+    run_all(workspace, range(seeds), images, run)
+    text = tables(workspace, range(seeds))
+    write_text(workspace / "tables.md", text)
+    typer.echo(text)

@@ -1,0 +1,51 @@
+"""The comparison on Portraits, at the smallest scale that still does everything: two choices, one seed, one image."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+import hfi.comparison as comparison
+from hfi.cli import app
+from hfi.comparison import CHOICES, TOGETHER, Choice, compare, figures, tables, training
+
+FAST = "--steps 1 --batch-size 1"
+
+
+def test_every_choice_is_a_command_that_hfi_takes(tmp_path: Path) -> None:
+    lines = training(tmp_path, CHOICES, 0)
+    assert len(lines) == len(set(lines))
+    inverted = {line.split("--name ")[1].split()[0] for line in lines if line.startswith("invert")}
+    asked = {word for line in lines for word in line.split("--token ")[1:]}
+    assert {word.split()[0] for word in asked} == inverted
+    names = [line.split("--name ")[1].split()[0] for line in lines]
+    assert len(names) == len(set(names)), "two settings share a name"
+    assert sum(line.startswith("erase") for line in lines) == len({(c.name) for c in CHOICES})
+
+
+def test_it_runs_and_makes_its_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    choices = (
+        Choice("concepts", "smoking", invert="--top-k 4 " + FAST, erase=FAST),
+        Choice("concepts", "words", text=True, erase=FAST),
+        Choice("concepts", "all three", concept=TOGETHER, invert="--top-k 4 " + FAST, erase=FAST),
+    )
+    monkeypatch.setattr(comparison, "CHOICES", choices)
+    monkeypatch.setattr(comparison, "IMAGES_PER_PROMPT", {"smoking": 1, "badge": 1, "brava": 1})
+    monkeypatch.setattr(comparison, "LOOK", "--steps 8 --guidance-scale 3")
+    ran: list[str] = []
+
+    def run(line: str) -> None:
+        ran.append(line)
+        app(shlex.split(line), standalone_mode=False)
+
+    compare(tmp_path / "compare", [0], 1, run)
+    assert [line.split()[0] for line in ran].count("evaluate") == 3
+    smoking, brava = (figures(tmp_path / "compare", concept, 0) for concept in ("smoking", "brava"))
+    assert set(smoking) == {"sd", *(f"{choice.name}-s0" for choice in choices)}
+    assert smoking["sd"].distance is None
+    assert all(f.fidelity is not None and f.distance is not None for name, f in smoking.items() if name != "sd")
+    assert brava["sd"].explicit == 1
+    assert brava["sd"].implicit is None
+    text = tables(tmp_path / "compare", [0])
+    assert text.count("| smoking: ") == 4
+    assert text.count("| badge: ") == 2
