@@ -23,14 +23,17 @@ from tiny import WIDTHS, checkpoint, saved
 
 from hfi.aggregate import soft_labels
 from hfi.cli import main
+from hfi.cli.common import Judged
+from hfi.cli.erase import _clean
 from hfi.cli.generate import plan
 from hfi.concepts import Concept
 from hfi.diffusion.sd import load_sd
 from hfi.diffusion.tokens import LearnedToken
 from hfi.embed import ClipBackbone
+from hfi.erase import Removal
 from hfi.erase.erasure import Erasure
 from hfi.invert.train import initial_vectors
-from hfi.judgments import freeze
+from hfi.judgments import Judgment, JudgmentSet, freeze
 from hfi.prompts import Prompt
 from hfi.runs import Run
 from hfi.store import queries
@@ -697,6 +700,46 @@ def test_several_concepts_and_what_is_retained(hfi: Hfi, with_token: Path, model
     made = Erasure.load(with_token / "erasures" / "fog-sdd-context-token.safetensors")
     assert json.loads(made.metadata["retain"]) == ["a hat", "cat"]
     assert len(json.loads(made.metadata["judgments"])[0]) == 64
+
+
+def judged_as(slug: str, question: Any, verdicts: dict[tuple[str, str | None], str]) -> Judged:
+    """`verdicts` by (image, prompt)."""
+    made = [
+        Judgment((image,), (prompt,), verdict, "Ann", False, "first", "2026-01-31T12:00:00+00:00", 1, None, None)
+        for (image, prompt), verdict in verdicts.items()
+    ]
+    return Judged(Concept(slug, slug, question=question), JudgmentSet(slug, question, tuple(made)))
+
+
+def test_clean_images_are_those_of_flagged_prompts_that_show_no_other_concept() -> None:
+    fog = judged_as("fog", "binary", {
+        ("a", "cat"): "shows", ("b", "cat"): "clean", ("c", "cat"): "clean", ("d", "dog"): "clean", ("e", None): "clean",
+        ("f", None): "shows", ("g", "cat"): "unsure",
+    })  # fmt: skip
+    mist = judged_as("mist", "binary", {("b", "cat"): "shows", ("d", "dog"): "shows", ("h", "dog"): "clean"})
+    assert fog.clean_images("majority") == ["b", "c"]
+    assert mist.clean_images("majority") == ["h"]
+    assert _clean([fog], "majority", Removal(["x"], [["cat", "cat"]])) == [("b", "cat"), ("c", "cat")]
+    both = Removal(["x", "y"], [["cat"], ["cat", "dog"]])
+    assert _clean([fog, mist], "majority", both) == [("c", "cat"), ("h", "dog")]
+    held_out = Removal(["x", "y"], [["cat"], ["cat"]])  # dog is looked at alone
+    assert _clean([fog, mist], "majority", held_out) == [("c", "cat")]
+    assert judged_as("fog", "ranking", {("a", "cat"): "ranked"}).clean_images("majority") == []
+
+
+def test_a_prompt_flagged_for_a_concept_is_not_held(hfi: Hfi, with_token: Path, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "keep.txt").write_text("a cat\na dog hat\na chair\n")
+    command = ["erase", "-w", with_token, "-m", model, "-c", "fog", "--method", "sdd-context", "--retain", tmp_path / "keep.txt"]
+    code, _, err = hfi(*command, "--steps", 1, "--ddim-steps", 4, *FAST)
+    assert code == 0, err
+    made = Erasure.load(with_token / "erasures" / "fog-sdd-context-token.safetensors")
+    held = json.loads(made.metadata["retain"])
+    assert held == [p for p in ("a cat", "a dog hat", "a chair") if p in held]
+    assert "a chair" in held
+    assert f"{3 - len(held)} prompts of" in err
+    settings = json.loads((with_token / "runs" / "erase" / "fog-sdd-context-token" / "config.json").read_text())
+    assert settings["words"] == ["a dog"]
+    assert settings["clean_images"] > 0
 
 
 def test_going_on_from_an_erasure_keeps_what_it_removed(hfi: Hfi, with_token: Path, model: Path) -> None:
