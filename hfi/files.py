@@ -38,6 +38,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
         with room_for(path):
             scratch.mkdir(parents=True)
             yield scratch
+            for file in scratch.rglob("*"):
+                if file.is_file():
+                    share(file)
             if path.exists():
                 shutil.rmtree(path)
             os.replace(scratch, path)

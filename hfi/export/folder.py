@@ -9,7 +9,7 @@ from typing import Any
 
 from hfi.diffusion.sd import StableDiffusion, quiet
 from hfi.errors import HfiError
-from hfi.files import share, whole_folder
+from hfi.files import whole_folder
 
 _LOADER = "_name_or_path"  # where a part was loaded from: a path of this machine
 
@@ -37,8 +37,6 @@ def write_folder(sd: StableDiffusion, base: Path, folder: Path, card: str, *, ha
                     shutil.copytree(base / name, scratch / name)
             (scratch / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
             (scratch / "README.md").write_text(card, encoding="utf-8")
-            for file in scratch.rglob("*.safetensors"):
-                share(file)
     except OSError as e:
         raise HfiError(f"cannot write {folder}: {e}") from e
 
