@@ -23,18 +23,19 @@ from tiny import WIDTHS, checkpoint, saved
 
 from hfi.aggregate import soft_labels
 from hfi.cli import main
-from hfi.cli.common import Judged
+from hfi.cli.common import Judged, judged
 from hfi.cli.erase import _clean
 from hfi.cli.generate import plan
 from hfi.concepts import Concept
 from hfi.diffusion.sd import load_sd
 from hfi.diffusion.tokens import LearnedToken
-from hfi.embed import ClipBackbone
+from hfi.embed import ClipBackbone, embed_stored
 from hfi.erase import Removal
 from hfi.erase.erasure import Erasure
 from hfi.invert.train import initial_vectors
 from hfi.judgments import Judgment, JudgmentSet, freeze
 from hfi.prompts import Prompt
+from hfi.reward.model import RewardModel
 from hfi.runs import Run
 from hfi.store import queries
 from hfi.store.session import reading, writing
@@ -711,7 +712,7 @@ def judged_as(slug: str, question: Any, verdicts: dict[tuple[str, str | None], s
     return Judged(Concept(slug, slug, question=question), JudgmentSet(slug, question, tuple(made)))
 
 
-def test_clean_images_are_those_of_flagged_prompts_that_show_no_other_concept() -> None:
+def test_clean_images_are_those_of_flagged_prompts_that_show_no_other_concept(tmp_path: Path) -> None:
     fog = judged_as("fog", "binary", {
         ("a", "cat"): "shows", ("b", "cat"): "clean", ("c", "cat"): "clean", ("d", "dog"): "clean", ("e", None): "clean",
         ("f", None): "shows", ("g", "cat"): "unsure",
@@ -719,12 +720,32 @@ def test_clean_images_are_those_of_flagged_prompts_that_show_no_other_concept() 
     mist = judged_as("mist", "binary", {("b", "cat"): "shows", ("d", "dog"): "shows", ("h", "dog"): "clean"})
     assert fog.clean_images("majority") == ["b", "c"]
     assert mist.clean_images("majority") == ["h"]
-    assert _clean([fog], "majority", Removal(["x"], [["cat", "cat"]])) == [("b", "cat"), ("c", "cat")]
-    both = Removal(["x", "y"], [["cat"], ["cat", "dog"]])
-    assert _clean([fog, mist], "majority", both) == [("c", "cat"), ("h", "dog")]
-    held_out = Removal(["x", "y"], [["cat"], ["cat"]])  # dog is looked at alone
-    assert _clean([fog, mist], "majority", held_out) == [("c", "cat")]
+    space = Workspace.create(tmp_path / "w")  # without a reward model, so that the judgments alone decide
+
+    def clean(found: list[Judged], *contexts: list[str]) -> list[tuple[str, str]]:
+        return _clean(space, found, "majority", Removal(["x"] * len(found), contexts), "cpu")
+
+    assert clean([fog], ["cat", "cat"]) == [("b", "cat"), ("c", "cat")]
+    assert clean([fog, mist], ["cat"], ["cat", "dog"]) == [("c", "cat"), ("h", "dog")]
+    assert clean([fog, mist], ["cat"], ["cat"]) == [("c", "cat")]  # dog is held out, to be looked at alone
     assert judged_as("fog", "ranking", {("a", "cat"): "ranked"}).clean_images("majority") == []
+
+
+def test_a_reward_that_sees_the_concept_in_a_clean_image_is_believed(space: Path) -> None:
+    opened = Workspace.open(space)
+    found = judged(opened, "fog", "exclude")
+    reward = RewardModel.load(opened.rewards / "fog.safetensors")
+    assert reward.better_than_chance
+    shas = sorted(found.labels("majority"))
+    scores = reward.score_embeddings(embed_stored(reward.backbone, opened.images, shas, opened.path / "embeddings"))
+    turned = {sha: "clean" for sha, score in zip(shas, scores, strict=True) if score > 0.8}  # mistakes of people
+    verdicts = {j.images[0]: turned.get(j.images[0], j.verdict) for j in found.judgments.judgments}
+    wrong = judged_as("fog", "binary", {(sha, found.judgments.prompts[sha]): verdict for sha, verdict in verdicts.items()})
+    kept = _clean(opened, [wrong], "majority", Removal(["x"], [wrong.flagged_prompts("majority")]), "cpu")
+    assert turned
+    assert kept
+    assert not {sha for sha, _ in kept} & set(turned)
+    assert set(turned) & set(wrong.clean_images("majority"))
 
 
 def test_a_prompt_flagged_for_a_concept_is_not_held(hfi: Hfi, with_token: Path, model: Path, tmp_path: Path) -> None:

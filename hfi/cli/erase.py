@@ -157,7 +157,7 @@ def erase(
         else:
             seen = Removal(called.texts, [[t] for t in called.texts], _unflagged(space, concepts, labels, simulated))
         rewards = _rewards(space, concepts, settings, seen)
-    clean = _clean(found, labels, removal) if in_context and settings.clean_weight else []
+    clean = _clean(space, found, labels, removal, device) if in_context and settings.clean_weight else []
     source = find_model(model)
     for t in called.tokens:
         check_fits(t, text_widths(source), model)
@@ -184,6 +184,7 @@ def erase(
         "retain": removal.retain,
         "words": words,
         "clean_images": len(clean),
+        "clean_content": hashlib.sha256(json.dumps(clean).encode()).hexdigest(),
         **({"from": before.content} if before else {}),
         **(
             {
@@ -365,14 +366,25 @@ def method_config(method: str, given: Any) -> Any:
     return config_class(**values)
 
 
-def _clean(found: list[Judged], labels: Method, removal: Removal) -> list[tuple[str, str]]:
+def _clean(space: Workspace, found: list[Judged], labels: Method, removal: Removal, device: str) -> list[tuple[str, str]]:
     """(sha256, prompt) of the images that people judged clean under the flagged prompts of a removal, and that show none of the
-    other concepts."""
+    other concepts. Where there is a reward model it must agree: one image judged by mistake would teach what is to be removed."""
+    from hfi.diffusion.sd import pick_device
+    from hfi.embed import embed_stored
+    from hfi.reward.model import RewardModel
+
     flagged = set().union(*(j.flagged_images(labels) for j in found))
     clean: dict[str, str] = {}
     for j, prompts in zip(found, removal.contexts, strict=True):
         known, prompt = set(prompts), j.judgments.prompts
         clean |= {sha: str(prompt[sha]) for sha in j.clean_images(labels) if sha not in flagged and prompt[sha] in known}
+    files = [space.rewards / f"{j.concept.slug}.safetensors" for j in found if j.binary]
+    for file in [file for file in files if file.is_file() and clean]:
+        reward = RewardModel.load(file, device=str(pick_device(device)))
+        if reward.better_than_chance and reward.question == "binary":
+            shas = sorted(clean)
+            scores = reward.score_embeddings(embed_stored(reward.backbone, space.images, shas, space.path / "embeddings"))
+            clean = {sha: clean[sha] for sha, score in zip(shas, scores, strict=True) if score <= 0.5}
     return sorted(random.Random(0).sample(sorted(clean.items()), min(len(clean), MOST_CLEAN)))
 
 
