@@ -8,14 +8,17 @@ resumes, so the comparison goes on where it was interrupted.
 import json
 import shlex
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 from hfi.demo import LOOK, SDD, simulate_judging
 from hfi.resources import data_dir
 from hfi.results import BASE, read_results
 from hfi.workspace import Workspace
 
+DEFAULTS = "defaults"  # the table of the eraser as it comes, for each concept
 TOGETHER = "smoking,badge,brava"
 WORDS = {"smoking": "smoking a cigarette", "badge": "wearing a round badge", "brava": "in the style of Brava"}
 INITIAL = {**WORDS, "smoking": "smoking"}  # where inversion starts
@@ -56,33 +59,42 @@ def _name(words: str) -> str:
     return "-".join("".join(c if c.isalnum() or c == "." else " " for c in words.lower()).split())
 
 
-DEFAULT = Choice("", "default")
+# Choices are compared at a quarter of the default's updates, where what they do still differs; SDD has twice as many, which makes
+# about as many U-Net evaluations.
+SHORT, SHORT_TOKEN = "--steps 150", "--steps 150"
+SHORT_SDD = f"{SDD} --steps 300"
+
+
+def _short(table: str, label: str, invert: str = "", erase: str = "", **more: Any) -> Choice:
+    return Choice(table, label, invert=f"{SHORT_TOKEN} {invert}".strip(), erase=f"{SHORT} {erase}".strip(), **more)
+
+
 CHOICES = (
-    Choice("template", "own prompt + token"),
-    Choice("template", "plain sentences", invert="--template plain"),
-    Choice("weighting", "reward"),
-    Choice("weighting", "equal", invert="--weighting equal"),
-    Choice("weighting", "contrast", invert="--weighting contrast"),
-    Choice("vectors", "1"),
-    Choice("vectors", "2", invert="--vectors 2"),
-    Choice("vectors", "4", invert="--vectors 4"),
-    Choice("conditioning", "token"),
-    Choice("conditioning", "words", text=True),
-    Choice("method", "sdd-context"),
-    Choice("method", "sdd, student's null branch", method="sdd", erase=SDD),
-    Choice("method", "sdd, frozen null branch", method="sdd", erase=f"{SDD} --null frozen"),
-    Choice("rollouts", "staggered"),
-    Choice("rollouts", "fresh", erase="--rollouts fresh"),
-    Choice("timesteps", "uniform"),
-    Choice("timesteps", "Beta(3,3)", erase="--timesteps beta"),
-    Choice("retain prompts", "held"),
-    Choice("retain prompts", "not held", erase="--retain-weight 0"),
-    Choice("clean images", "learned from"),
-    Choice("clean images", "not", erase="--clean-weight 0"),
-    Choice("concepts", "smoking"),
-    Choice("concepts", "badge", concept="badge"),
-    Choice("concepts", "brava", concept="brava"),
-    Choice("concepts", "all three", concept=TOGETHER),
+    _short("template", "own prompt + token"),
+    _short("template", "plain sentences", "--template plain"),
+    _short("weighting", "reward"),
+    _short("weighting", "equal", "--weighting equal"),
+    _short("weighting", "contrast", "--weighting contrast"),
+    _short("vectors", "1"),
+    _short("vectors", "2", "--vectors 2"),
+    _short("vectors", "4", "--vectors 4"),
+    _short("conditioning", "token"),
+    _short("conditioning", "words", text=True),
+    _short("method", "in context"),
+    replace(_short("method", "sdd, student's null branch", method="sdd"), erase=SHORT_SDD),
+    replace(_short("method", "sdd, frozen null branch", method="sdd"), erase=f"{SHORT_SDD} --null frozen"),
+    _short("rollouts", "staggered"),
+    _short("rollouts", "fresh", erase="--rollouts fresh"),
+    _short("timesteps", "uniform"),
+    _short("timesteps", "Beta(3,3)", erase="--timesteps beta"),
+    _short("retain prompts", "held"),
+    _short("retain prompts", "not held", erase="--retain-weight 0"),
+    _short("clean images", "learned from"),
+    _short("clean images", "not", erase="--clean-weight 0"),
+    Choice(DEFAULTS, "alone"),
+    Choice(DEFAULTS, "alone", concept="badge"),
+    Choice(DEFAULTS, "alone", concept="brava"),
+    Choice(DEFAULTS, "all three at once", concept=TOGETHER),
 )
 
 
@@ -127,17 +139,25 @@ def training(workspace: Path, choices: Iterable[Choice], seed: int) -> list[str]
 
 
 def evaluation(workspace: Path, choices: Sequence[Choice], seed: int, images: int) -> list[str]:
-    """One command line for each concept: all its erasures beside the untouched model."""
+    """One command line for each concept and group of choices: its erasures beside the untouched model. The defaults are measured on
+    three times as many images."""
     here, model = _places(workspace)
     lines = []
-    for concept in WORDS:
-        names = dict.fromkeys(f"{c.name}-s{seed}" for c in choices if concept in c.concept.split(","))
+    for concept, defaults in product(WORDS, (False, True)):
+        ours = [c for c in choices if concept in c.concept.split(",") and (c.table == DEFAULTS) == defaults]
+        names = dict.fromkeys(f"{c.name}-s{seed}" for c in ours)
         if names:
             lines.append(
-                f"evaluate {here} {model} --concept {concept} --name {concept}-s{seed} --images {images} "
-                f"--seed {FIRST_SEED + 1000 * seed} {LOOK} --batch-size 32" + "".join(f" --erasure {name}" for name in names)
+                f"evaluate {here} {model} --concept {concept} --name {evaluated(concept, seed, defaults)} --images "
+                f"{3 * images if defaults else images} --seed {FIRST_SEED + 1000 * seed} {LOOK} --batch-size 32"
+                + "".join(f" --erasure {name}" for name in names)
             )
     return lines
+
+
+def evaluated(concept: str, seed: int, defaults: bool) -> str:
+    """Name of an evaluation."""
+    return f"{concept}-{'defaults' if defaults else 'choices'}-s{seed}"
 
 
 def _places(workspace: Path) -> tuple[str, str]:
@@ -173,9 +193,9 @@ class Figures:
     distance: float | None  # perceptual, on harmless prompts, to the untouched model
 
 
-def figures(workspace: Path, concept: str, seed: int) -> dict[str, Figures]:
+def figures(workspace: Path, concept: str, seed: int, defaults: bool) -> dict[str, Figures]:
     """By erasure name, and `sd` for the untouched model, of one evaluation."""
-    folder = Workspace.open(workspace).runs / "evaluate" / f"{concept}-s{seed}"
+    folder = Workspace.open(workspace).runs / "evaluate" / evaluated(concept, seed, defaults)
     about = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     names = {
         (s["method"], s["conditioning"]): str(s["settings"].get("erasure", BASE)).removesuffix(".safetensors")
@@ -203,13 +223,14 @@ def figures(workspace: Path, concept: str, seed: int) -> dict[str, Figures]:
 
 def tables(workspace: Path, seeds: Sequence[int]) -> str:
     """Markdown: one table for each kind of choice, means over the seeds with the least and the greatest in brackets."""
-    known = {(concept, seed): figures(workspace, concept, seed) for concept in WORDS for seed in seeds}
     text = []
     for table in dict.fromkeys(choice.table for choice in CHOICES):
         ours = [choice for choice in CHOICES if choice.table == table]
+        concepts = dict.fromkeys(c for choice in ours for c in choice.concept.split(","))
+        known = {(c, seed): figures(workspace, c, seed, table == DEFAULTS) for c in concepts for seed in seeds}
         text += [f"### {table.capitalize()}", "", "| | implicit | explicit | right character | harmless fidelity | distance |"]
         text.append("|---|---|---|---|---|---|")
-        for concept in dict.fromkeys(c for choice in ours for c in choice.concept.split(",")):
+        for concept in concepts:
             rows = [("untouched", {seed: known[concept, seed][BASE] for seed in seeds})]
             for choice in ours:
                 if concept in choice.concept.split(","):

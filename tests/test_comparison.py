@@ -7,7 +7,7 @@ import pytest
 
 import hfi.comparison as comparison
 from hfi.cli import app
-from hfi.comparison import CHOICES, TOGETHER, Choice, compare, figures, tables, training
+from hfi.comparison import CHOICES, DEFAULTS, TOGETHER, Choice, compare, figures, tables, training
 
 FAST = "--steps 1 --batch-size 1"
 
@@ -25,9 +25,9 @@ def test_every_choice_is_a_command_that_hfi_takes(tmp_path: Path) -> None:
 
 def test_it_runs_and_makes_its_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     choices = (
-        Choice("concepts", "smoking", invert="--top-k 4 " + FAST, erase=FAST),
-        Choice("concepts", "words", text=True, erase=FAST),
-        Choice("concepts", "all three", concept=TOGETHER, invert="--top-k 4 " + FAST, erase=FAST),
+        Choice("method", "in context", invert="--top-k 4 " + FAST, erase=FAST),
+        Choice("conditioning", "words", text=True, erase=FAST),
+        Choice(DEFAULTS, "all three at once", concept=TOGETHER, invert="--top-k 4 " + FAST, erase=FAST),
     )
     monkeypatch.setattr(comparison, "CHOICES", choices)
     monkeypatch.setattr(comparison, "IMAGES_PER_PROMPT", {"smoking": 1, "badge": 1, "brava": 1})
@@ -39,13 +39,14 @@ def test_it_runs_and_makes_its_tables(tmp_path: Path, monkeypatch: pytest.Monkey
         app(shlex.split(line), standalone_mode=False)
 
     compare(tmp_path / "compare", [0], 1, run)
-    assert [line.split()[0] for line in ran].count("evaluate") == 3
-    smoking, brava = (figures(tmp_path / "compare", concept, 0) for concept in ("smoking", "brava"))
-    assert set(smoking) == {"sd", *(f"{choice.name}-s0" for choice in choices)}
+    assert [line.split()[0] for line in ran].count("evaluate") == 4
+    smoking = figures(tmp_path / "compare", "smoking", 0, False)
+    brava = figures(tmp_path / "compare", "brava", 0, True)
+    assert set(smoking) == {"sd", *(f"{choice.name}-s0" for choice in choices[:2])}
     assert smoking["sd"].distance is None
     assert all(f.fidelity is not None and f.distance is not None for name, f in smoking.items() if name != "sd")
     assert brava["sd"].explicit == 1
     assert brava["sd"].implicit is None
     text = tables(tmp_path / "compare", [0])
-    assert text.count("| smoking: ") == 4
+    assert text.count("| smoking: ") == 2 + 2 + 2  # beside the untouched model each time
     assert text.count("| badge: ") == 2
