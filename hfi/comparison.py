@@ -59,7 +59,7 @@ def _name(words: str) -> str:
     return "-".join("".join(c if c.isalnum() or c == "." else " " for c in words.lower()).split())
 
 
-# Choices are compared at a quarter of the default's updates, where what they do still differs; SDD has twice as many, which makes
+# Choices are compared at three tenths of the default's updates, where what they do still differs; SDD has twice as many, which makes
 # about as many U-Net evaluations.
 SHORT, SHORT_TOKEN = "--steps 150", "--steps 150"
 SHORT_SDD = f"{SDD} --steps 300"

@@ -40,7 +40,7 @@ from hfi.errors import NoJudgments
 class ContextConfig(DistilConfig):
     """The defaults are ours, measured on Portraits."""
 
-    steps: int = option(300, "optimizer updates", low=1)
+    steps: int = option(500, "optimizer updates", low=1)
     learning_rate: float = option(5e-4, "AdamW's learning rate", above=0)
     ema_decay: float = option(0.98, "m in: teacher <- m teacher + (1-m) student", low=0, high=1)
     batch_size: int = option(8, "latents in one update", low=1)
@@ -55,7 +55,7 @@ class ContextConfig(DistilConfig):
     )
     explicit: float = option(0.3, "share of the rollouts on prompts that name the concept", low=0, high=1)
     retain_weight: float = option(1.0, "weight of holding harmless prompts to the frozen model", low=0)
-    clean_weight: float = option(3.0, "weight of learning flagged prompts from their images that people judged clean", low=0)
+    clean_weight: float = option(10.0, "weight of learning flagged prompts from their images that people judged clean", low=0)
 
 
 def context_target(eps_prompt: Tensor, eps_with: Tensor, eps_harmless: Tensor, eta: float) -> Tensor:
