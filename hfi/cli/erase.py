@@ -136,18 +136,9 @@ def erase(
     concepts = _concepts(space, concept)
     before = Erasure.load(find_file(space.erasures, start, "erasure", "hfi erase")) if start else None
     called = _conditioning(space, concepts, token, text)
-    kept = [p.text for p in load_prompts(retain)] if retain else []
-    found: list[Judged] = []
-    if in_context:
-        found = [judged(space, c.slug, simulated) for c in concepts]
-        if not retain:
-            kept = sorted({prompt for j in found for prompt in j.clean_prompts(labels)})
-        bad = {prompt for j in found for prompt in j.flagged_prompts(labels)}  # clean of one concept, flagged for another
-        if retain and (both := sorted(bad.intersection(kept))):
-            typer.echo(f"{len(both)} prompts of {retain} gave flagged images and are not held: {both[0]!r} first", err=True)
-        kept = [prompt for prompt in kept if prompt not in bad]
+    found = [judged(space, c.slug, simulated) for c in concepts] if in_context else []
     words = [c.prompt if called.kind == "token" else "" for c in concepts]
-    removal = Removal(called.texts, [j.flagged_prompts(labels) for j in found], kept, words)
+    removal = Removal(called.texts, [j.flagged_prompts(labels) for j in found], _held(found, retain, labels), words)
     if in_context:
         contexts(removal, settings.explicit)  # refuses what it could not work with, before a model is loaded
     seen, rewards = removal, []
@@ -240,8 +231,8 @@ def erase(
             lighten(sd.unet, gradient_checkpointing=gradient_checkpointing, attention_slicing=attention_slicing)
             for t in called.tokens:
                 sd = install(sd, t)
-            for words in called.texts:
-                check_placeholders(sd, words)
+            for phrase in called.texts:
+                check_placeholders(sd, phrase)
             train: Any = METHODS[method][1]
             wanted = removal
             if clean:
@@ -303,8 +294,7 @@ def erase(
     if as_json:
         typer.echo(json.dumps(summary))
     else:
-        words = ", ".join(called.texts)
-        typer.echo(f"{words} removed by {method} in {summary['unet_evaluations']:,} U-Net evaluations")
+        typer.echo(f"{', '.join(called.texts)} removed by {method} in {summary['unet_evaluations']:,} U-Net evaluations")
         for line in (*_how_it_ended(summary, settings), saved, unet):
             typer.echo(line)
         say_next(space, "evaluate", "--model", model, "--concept", concepts[0].slug, "--erasure", run.path.name)
@@ -322,6 +312,16 @@ def _how_it_ended(summary: dict[str, Any], settings: Any) -> list[str]:
     if summary.get("ended") == "distance":
         lines.append(f"{at}: harmless prompts' pictures moved by more than --stop-distance {settings.stop_distance}")
     return lines
+
+
+def _held(found: list[Judged], retain: Path | None, labels: Method) -> list[str]:
+    """What must stay: the prompts of the file, or without one the judged prompts that nobody flagged; none that was flagged for any
+    of the concepts, as it would be held to a model that shows it."""
+    flagged = {prompt for j in found for prompt in j.flagged_prompts(labels)}
+    given = [p.text for p in load_prompts(retain)] if retain else sorted({p for j in found for p in j.clean_prompts(labels)})
+    if retain and (both := sorted(flagged.intersection(given))):
+        typer.echo(f"{len(both)} prompts of {retain} gave flagged images and are not held: {both[0]!r} first", err=True)
+    return [prompt for prompt in given if prompt not in flagged]
 
 
 def _unflagged(space: Workspace, concepts: list[Concept], labels: Any, simulated: Any) -> list[str]:
