@@ -63,7 +63,7 @@ def test_simulated_judgments_are_marked_in_the_database_and_the_report(finished:
         assert {c.name for c in queries.campaigns(session)} == {CAMPAIGN}
     assert len(people) == 3 and all(p.simulated and p.name.startswith("simulated") for p in people)
     judgments = freeze(engine, CONCEPT, "only")
-    assert len(judgments.judgments) == 3 * 80 and judgments.simulated
+    assert len(judgments.judgments) == 3 * 88 and judgments.simulated
     page = (finished[0] / "report.html").read_text(encoding="utf-8")
     assert "No person judged these images" in page and "simulated, careless" in page
     assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page
@@ -77,7 +77,7 @@ def test_a_finished_demo_started_again_changes_nothing(finished: tuple[Path, lis
     demo(folder, TINY, lambda line: app(shlex.split(line), standalone_mode=False))
     assert (folder / "results.json").read_bytes() == before
     with reading(Workspace.open(folder).engine()) as session:
-        assert len(queries.images(session)) == images == 80
+        assert len(queries.images(session)) == images == 88
         assert len(queries.current_judgments(session, CONCEPT)) == said
 
 
