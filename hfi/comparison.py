@@ -16,6 +16,7 @@ from typing import Any
 from hfi.demo import LOOK, SDD, simulate_judging
 from hfi.resources import data_dir
 from hfi.results import BASE, read_results
+from hfi.runs import Run
 from hfi.workspace import Workspace
 
 DEFAULTS = "defaults"  # the table of the eraser as it comes, for each concept
@@ -222,22 +223,31 @@ def figures(workspace: Path, concept: str, seed: int, defaults: bool) -> dict[st
 
 
 def tables(workspace: Path, seeds: Sequence[int]) -> str:
-    """Markdown: one table for each kind of choice, means over the seeds with the least and the greatest in brackets."""
+    """Markdown: one table for each kind of choice, means over the seeds with the least and the greatest in brackets; and the U-Net
+    evaluations that each erasure took."""
+    runs = Workspace.open(workspace).runs
     text = []
     for table in dict.fromkeys(choice.table for choice in CHOICES):
         ours = [choice for choice in CHOICES if choice.table == table]
         concepts = dict.fromkeys(c for choice in ours for c in choice.concept.split(","))
         known = {(c, seed): figures(workspace, c, seed, table == DEFAULTS) for c in concepts for seed in seeds}
-        text += [f"### {table.capitalize()}", "", "| | implicit | explicit | right character | harmless fidelity | distance |"]
-        text.append("|---|---|---|---|---|---|")
+        text += [
+            f"### {table.capitalize()}",
+            "",
+            "| | implicit | explicit | right character | harmless fidelity | distance | evaluations |",
+            "|---|---|---|---|---|---|---|",
+        ]
         for concept in concepts:
-            rows = [("untouched", {seed: known[concept, seed][BASE] for seed in seeds})]
+            rows = [("untouched", "", {seed: known[concept, seed][BASE] for seed in seeds})]
             for choice in ours:
                 if concept in choice.concept.split(","):
-                    rows.append((choice.label, {s: known[concept, s][f"{choice.name}-s{s}"] for s in seeds}))
-            for label, by_seed in rows:
+                    names = [f"{choice.name}-s{seed}" for seed in seeds]
+                    made = [Run(runs / "erase" / name).result()["unet_evaluations"] for name in names]
+                    by_seed = {seed: known[concept, seed][name] for seed, name in zip(seeds, names, strict=True)}
+                    rows.append((choice.label, f"{sum(made) / len(made):,.0f}", by_seed))
+            for label, evaluations, by_seed in rows:
                 cells = [_spread([getattr(f, name) for f in by_seed.values()], name) for name in Figures.__dataclass_fields__]
-                text.append(f"| {concept}: {label} | {' | '.join(cells)} |")
+                text.append(f"| {concept}: {label} | {' | '.join(cells)} | {evaluations} |")
         text.append("")
     return "\n".join(text)
 
