@@ -23,6 +23,9 @@ DEFAULTS = "defaults"  # the table of the eraser as it comes, for each concept
 TOGETHER = "smoking,badge,brava"
 WORDS = {"smoking": "smoking a cigarette", "badge": "wearing a round badge", "brava": "in the style of Brava"}
 INITIAL = {**WORDS, "smoking": "smoking"}  # where inversion starts
+INVERT = {
+    "brava": "--template plain"
+}  # most of a style's images come from prompts that name it, which leave a token little to explain
 GUIDELINES = {
     "smoking": "A cigarette in or near the mouth, or smoke that rises from one.",
     "badge": "A round badge on the chest.",
@@ -45,14 +48,21 @@ class Choice:
     text: bool = False  # steered by the concept's words instead of a token
 
     @property
-    def token(self) -> str:
+    def concepts(self) -> list[str]:
+        return self.concept.split(",")
+
+    def settings(self, concept: str) -> str:
+        """Of the inversion of one of its concepts."""
+        return f"{INVERT.get(concept, '')} {self.invert}".strip()
+
+    def token(self, concept: str) -> str:
         """Name of the learned token, shared by choices with the same one."""
-        return _name(f"{self.concept} {self.invert}")
+        return _name(f"{concept} {self.settings(concept)}")
 
     @property
     def name(self) -> str:
-        steering = "text" if self.text else self.token
-        return _name(f"{self.concept} {self.method} {steering.removeprefix(self.concept)} {self.erase}")
+        learned = "text" if self.text else self.settings(self.concept)
+        return _name(f"{self.concept} {self.method} {learned} {self.erase}")
 
 
 def _name(words: str) -> str:
@@ -127,14 +137,13 @@ def training(workspace: Path, choices: Iterable[Choice], seed: int) -> list[str]
         how = f"--method {choice.method} {choice.erase}".strip()
         if choice.method == "sdd-context":
             how += f" --retain {retained}/retain.csv"
-        tokens = [f"{Choice('', '', c, choice.invert).token}-s{seed}" for c in choice.concept.split(",")]
         if choice.text:
-            how += "".join(f" --text {shlex.quote(WORDS[c])}" for c in choice.concept.split(","))
+            how += "".join(f" --text {shlex.quote(WORDS[c])}" for c in choice.concepts)
         else:
-            how += "".join(f" --token {token}" for token in tokens)
-            for c, token in zip(choice.concept.split(","), tokens, strict=True):
-                given = f" {choice.invert}" if choice.invert else ""
-                lines.append(f"invert {here} {model} --concept {c} --simulated include --seed {seed} --name {token}{given}")
+            for c in choice.concepts:
+                how += f" --token {choice.token(c)}-s{seed}"
+                named = f"--name {choice.token(c)}-s{seed} {choice.settings(c)}".strip()
+                lines.append(f"invert {here} {model} --concept {c} --simulated include --seed {seed} {named}")
         lines.append(f"erase {what} --name {choice.name}-s{seed} {how}")
     return list(dict.fromkeys(lines))
 
@@ -145,7 +154,7 @@ def evaluation(workspace: Path, choices: Sequence[Choice], seed: int, images: in
     here, model = _places(workspace)
     lines = []
     for concept, defaults in product(WORDS, (False, True)):
-        ours = [c for c in choices if concept in c.concept.split(",") and (c.table == DEFAULTS) == defaults]
+        ours = [c for c in choices if concept in c.concepts and (c.table == DEFAULTS) == defaults]
         names = dict.fromkeys(f"{c.name}-s{seed}" for c in ours)
         if names:
             lines.append(
@@ -229,7 +238,7 @@ def tables(workspace: Path, seeds: Sequence[int]) -> str:
     text = []
     for table in dict.fromkeys(choice.table for choice in CHOICES):
         ours = [choice for choice in CHOICES if choice.table == table]
-        concepts = dict.fromkeys(c for choice in ours for c in choice.concept.split(","))
+        concepts = dict.fromkeys(c for choice in ours for c in choice.concepts)
         known = {(c, seed): figures(workspace, c, seed, table == DEFAULTS) for c in concepts for seed in seeds}
         text += [
             f"### {table.capitalize()}",
@@ -240,7 +249,7 @@ def tables(workspace: Path, seeds: Sequence[int]) -> str:
         for concept in concepts:
             rows = [("untouched", "", {seed: known[concept, seed][BASE] for seed in seeds})]
             for choice in ours:
-                if concept in choice.concept.split(","):
+                if concept in choice.concepts:
                     names = [f"{choice.name}-s{seed}" for seed in seeds]
                     made = [Run(runs / "erase" / name).result()["unet_evaluations"] for name in names]
                     by_seed = {seed: known[concept, seed][name] for seed, name in zip(seeds, names, strict=True)}
