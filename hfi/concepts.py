@@ -12,7 +12,7 @@ Question = Literal["binary", "ranking"]
 @dataclass(frozen=True)
 class Concept:
     """A concept as people judge it. `guideline` is Markdown; `initial_word` is where inversion starts; `prompt` is the text that
-    names it, for erasing by text."""
+    people would ask for it with, which sdd-context removes beside the token."""
 
     slug: str
     title: str

@@ -1,8 +1,12 @@
 """Rows of pictures under their names, as one picture: what a training looks like while it runs."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+
+from hfi.errors import HfiError
+from hfi.files import whole
 
 _GAP, _LINE, _TEXT = 4, 18, 13  # pixels: around pictures, of a line with a name, of its letters
 
@@ -25,6 +29,16 @@ def contact_sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Im
             left += image.width + _GAP
         top += height
     return sheet
+
+
+def write_sheet(path: Path, sheet: Image.Image) -> None:
+    """Writes a whole PNG or nothing."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as scratch:
+            sheet.save(scratch, format="PNG")
+    except OSError as e:
+        raise HfiError(f"cannot write {path}: {e.strerror or e}") from e
 
 
 def _fitting(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:

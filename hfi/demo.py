@@ -120,7 +120,7 @@ def simulate_judging(space: Workspace, concept: str = CONCEPT, made_by: str | No
             session, concept, CAMPAIGN, image_ids=[p.id for p in pictures], overlap=len(ANNOTATORS)
         )
     if not pictures:
-        raise HfiError(f"no images in {space.path}: remove the folder and start the demo again")
+        raise HfiError(f"no images in {space.path}: remove the folder and start again")
     detector = load_detector()
     shas = [p.sha256 for p in pictures]
     scores = detector([space.images.load(sha) for sha in shas])[concept]

@@ -1,9 +1,10 @@
-"""The comparison on Portraits, at the smallest scale that still does everything: two choices, one seed, one image."""
+"""The comparison on Portraits, at the smallest scale that still does everything: three choices, one seed, one image."""
 
 import shlex
 from pathlib import Path
 
 import pytest
+import typer
 
 import hfi.comparison as comparison
 from hfi.cli import app
@@ -14,13 +15,20 @@ FAST = "--steps 1 --batch-size 1"
 
 def test_every_choice_is_a_command_that_hfi_takes(tmp_path: Path) -> None:
     lines = training(tmp_path, CHOICES, 0)
-    assert len(lines) == len(set(lines))
-    inverted = {line.split("--name ")[1].split()[0] for line in lines if line.startswith("invert")}
-    asked = {word for line in lines for word in line.split("--token ")[1:]}
-    assert {word.split()[0] for word in asked} == inverted
+    group = typer.main.get_command(app)
+    for line in lines:
+        command, *words = shlex.split(line)
+        with group.make_context("hfi", [command, *words], resilient_parsing=False) as context:  # type: ignore[attr-defined]
+            name, found, rest = group.resolve_command(context, [command, *words])  # type: ignore[attr-defined]
+            assert name == command
+            with found.make_context(command, rest, parent=context):  # unknown options and values are refused here
+                pass
+    made = [line.split("--name ")[1].split()[0] for line in lines if line.startswith("invert")]
+    asked = {word for line in lines for word in [part.split()[0] for part in line.split("--token ")[1:]]}
+    assert asked == set(made)
     names = [line.split("--name ")[1].split()[0] for line in lines]
     assert len(names) == len(set(names)), "two settings share a name"
-    assert sum(line.startswith("erase") for line in lines) == len({(c.name) for c in CHOICES})
+    assert sum(line.startswith("erase") for line in lines) == len({c.name for c in CHOICES})
 
 
 def test_it_runs_and_makes_its_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -225,7 +225,7 @@ def test_sdd_equals_a_plain_loop_with_three_networks(
         torch.testing.assert_close(value, expected[name].detach(), rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "error"), [("epsilon", "prediction"), ("epsilon", "velocity"), ("xl", "velocity")])
+@pytest.mark.parametrize(("kind", "error"), [("epsilon", "velocity"), ("v_prediction", "prediction"), ("xl", "velocity")])
 def test_context_equals_a_plain_loop(root: Path, models: dict[str, StableDiffusion], kind: str, error: Any) -> None:
     """Two concepts, each subtracted from its own flagged prompts only, one of which has words beside its token; clean images."""
     sd = models[kind]

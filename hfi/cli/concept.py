@@ -32,7 +32,10 @@ def add(
         typer.Option(help="binary asks of each image whether it shows it; ranking orders five (default: binary)."),
     ] = None,
     initial_word: Annotated[str | None, typer.Option(help="Word at which inversion starts.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Text that names it, for erasing by text (default: the name).")] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="Words that people would ask for it with; sdd-context removes them too (default: the name)."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Add a concept, or change a known one: what is not given stays, and a new guideline becomes its next version."""

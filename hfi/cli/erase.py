@@ -36,13 +36,23 @@ from hfi.cli.options import JsonOption, NameOption, WorkspaceOption, with_config
 from hfi.concepts import Concept
 from hfi.config import as_dict, flag
 from hfi.erase import METHODS, Clean, Removal
-from hfi.errors import NoJudgments, UsageError
+from hfi.errors import ModelError, NoJudgments, UsageError
 from hfi.judgments import each_once, judged_by
 from hfi.prompts import load_prompts
 from hfi.store import queries
 from hfi.store.session import reading
 from hfi.workspace import Workspace
 
+_STATED = (
+    "concepts",
+    "texts",
+    "tokens",
+    "judgments",
+    "retain",
+    "words",
+    "clean_images",
+    "clean_content",
+)  # in the erasure's file
 MOST_CLEAN = 1024  # images held as latents while training, drawn where there are more
 
 
@@ -116,6 +126,8 @@ def erase(
     config: Any,
 ) -> None:
     """Remove one or several concepts from the model's weights; writes the changed tensors, and the U-Net for diffusers."""
+    import torch
+
     from hfi.diffusion.memory import PRECISIONS, lighten, unrounded
     from hfi.diffusion.sd import check_placeholders, content_id, encode_images, find_model, load_sd, pick_device, text_widths
     from hfi.diffusion.tokens import check_fits, install
@@ -137,7 +149,7 @@ def erase(
     before = Erasure.load(find_file(space.erasures, start, "erasure", "hfi erase")) if start else None
     called = _conditioning(space, concepts, token, text)
     found = [judged(space, c.slug, simulated) for c in concepts] if in_context else []
-    words = [c.prompt if called.kind == "token" else "" for c in concepts]
+    words = [c.prompt.strip() if in_context and called.kind == "token" else "" for c in concepts]
     removal = Removal(called.texts, [j.flagged_prompts(labels) for j in found], _held(found, retain, labels), words)
     if in_context:
         contexts(removal, settings.explicit)  # refuses what it could not work with, before a model is loaded
@@ -148,7 +160,6 @@ def erase(
         else:
             seen = Removal(called.texts, [[t] for t in called.texts], _unflagged(space, concepts, labels, simulated))
         rewards = _rewards(space, concepts, settings, seen)
-    clean = _clean(space, found, labels, removal, device) if in_context and settings.clean_weight else []
     source = find_model(model)
     for t in called.tokens:
         check_fits(t, text_widths(source), model)
@@ -156,6 +167,7 @@ def erase(
     if before:
         check_base(before, content, model)
     check_writable(space.erasures, space.runs)
+    clean = _clean(space, found, labels, removal, device) if in_context and settings.clean_weight else []
     for t in called.tokens:
         if t.metadata.get("base", content) != content:
             typer.echo(
@@ -173,9 +185,7 @@ def erase(
         "judgments": [j.judgments.sha256 for j in found] or [t.metadata.get("judgments", "") for t in called.tokens],
         "labels": labels,
         "retain": removal.retain,
-        "words": words,
-        "clean_images": len(clean),
-        "clean_content": hashlib.sha256(json.dumps(clean).encode()).hexdigest(),
+        **({"words": words, "clean_images": len(clean), "clean_content": _digest(clean)} if in_context else {}),
         **({"from": before.content} if before else {}),
         **(
             {
@@ -218,7 +228,7 @@ def erase(
                 "judged_by": json.dumps(
                     each_once(*(judged_by(t.metadata) for t in called.tokens), [j.judgments.judged_by for j in found])
                 ),
-                **{key: json.dumps(everything[key]) for key in ("concepts", "texts", "tokens", "judgments", "retain")},
+                **{key: json.dumps(everything[key]) for key in _STATED if key in everything},
                 **({"from": json.dumps(before.history)} if before else {}),
             }
             given = before.tensors if before else {}
@@ -231,12 +241,15 @@ def erase(
             lighten(sd.unet, gradient_checkpointing=gradient_checkpointing, attention_slicing=attention_slicing)
             for t in called.tokens:
                 sd = install(sd, t)
-            for phrase in called.texts:
+            for phrase in (*called.texts, *filter(None, words)):
                 check_placeholders(sd, phrase)
             train: Any = METHODS[method][1]
             wanted = removal
             if clean:
-                mean, std = encode_images(sd, [space.images.load(sha) for sha, _ in clean])
+                encoded = [
+                    encode_images(sd, [space.images.load(sha)]) for sha, _ in clean
+                ]  # one at a time: a thousand may be large
+                mean, std = (torch.cat(parts) for parts in zip(*encoded, strict=True))
                 wanted = replace(removal, clean=Clean(mean, std, [prompt for _, prompt in clean]))
             look: Any = None
             if settings.validate_every:
@@ -279,13 +292,14 @@ def erase(
                     "unet_evaluations": result.evaluations,
                     "tensors": len(result.weights),
                     "contexts": sum(map(len, removal.contexts)),
+                    **({"clean_images": len(clean)} if in_context else {}),
                     "step": last["step"],
                     "ended": ended,
                     **{key: last[key] for key in ("removal", "removal_frozen", "distance") if key in last},
                 }
             )
             clear_state(run)
-            if ended == "distance":
+            if ended == "distance" and as_json:
                 typer.echo(_how_it_ended(run.result(), settings)[-1], err=True)
         export_unet(apply(whole, Erasure.load(file)), unet)
     copy_file(file, saved)
@@ -295,6 +309,8 @@ def erase(
         typer.echo(json.dumps(summary))
     else:
         typer.echo(f"{', '.join(called.texts)} removed by {method} in {summary['unet_evaluations']:,} U-Net evaluations")
+        if summary.get("clean_images") == 0 and settings.clean_weight:
+            typer.echo("no image counts as clean: flagged prompts gave none that people and reward call clean", err=True)
         for line in (*_how_it_ended(summary, settings), saved, unet):
             typer.echo(line)
         say_next(space, "evaluate", "--model", model, "--concept", concepts[0].slug, "--erasure", run.path.name)
@@ -317,7 +333,7 @@ def _how_it_ended(summary: dict[str, Any], settings: Any) -> list[str]:
 def _held(found: list[Judged], retain: Path | None, labels: Method) -> list[str]:
     """What must stay: the prompts of the file, or without one the judged prompts that nobody flagged; none that was flagged for any
     of the concepts, as it would be held to a model that shows it."""
-    flagged = {prompt for j in found for prompt in j.flagged_prompts(labels)}
+    flagged = {j.judgments.prompts[sha] for j in found for sha in j.flagged_images(labels)}
     given = [p.text for p in load_prompts(retain)] if retain else sorted({p for j in found for p in j.clean_prompts(labels)})
     if retain and (both := sorted(flagged.intersection(given))):
         typer.echo(f"{len(both)} prompts of {retain} gave flagged images and are not held: {both[0]!r} first", err=True)
@@ -325,12 +341,16 @@ def _held(found: list[Judged], retain: Path | None, labels: Method) -> list[str]
 
 
 def _unflagged(space: Workspace, concepts: list[Concept], labels: Any, simulated: Any) -> list[str]:
-    """Judged prompts that nobody flagged; none where nothing was judged."""
+    """Judged prompts that nobody flagged for any of the concepts; none where nothing was judged."""
     found = []
     for concept in concepts:
         with suppress(NoJudgments):
             found.append(judged(space, concept.slug, simulated))
-    return sorted({prompt for j in found for prompt in j.clean_prompts(labels)})
+    return _held(found, None, labels)
+
+
+def _digest(rows: list[tuple[str, str]]) -> str:
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def _rewards(space: Workspace, concepts: list[Concept], settings: Any, seen: Removal) -> list[Path]:
@@ -338,6 +358,10 @@ def _rewards(space: Workspace, concepts: list[Concept], settings: Any, seen: Rem
     stopping rule needs what is not there."""
     from hfi.diffusion.tokens import read_safetensors
 
+    if settings.validate_images < len(concepts):
+        raise UsageError(
+            f"--validate-images {settings.validate_images}: give at least one for each of the {len(concepts)} concepts"
+        )
     missing, files = "", [space.rewards / f"{concept.slug}.safetensors" for concept in concepts]
     for concept, file in zip(concepts, files, strict=True):
         if not file.is_file():
@@ -380,7 +404,10 @@ def _clean(space: Workspace, found: list[Judged], labels: Method, removal: Remov
         clean |= {sha: str(prompt[sha]) for sha in j.clean_images(labels) if sha not in flagged and prompt[sha] in known}
     files = [space.rewards / f"{j.concept.slug}.safetensors" for j in found if j.binary]
     for file in [file for file in files if file.is_file() and clean]:
-        reward = RewardModel.load(file, device=str(pick_device(device)))
+        try:
+            reward = RewardModel.load(file, device=str(pick_device(device)))
+        except ModelError as e:
+            raise ModelError(f"{e}; or let the clean images be, with --clean-weight 0") from e
         if reward.better_than_chance and reward.question == "binary":
             shas = sorted(clean)
             scores = reward.score_embeddings(embed_stored(reward.backbone, space.images, shas, space.path / "embeddings"))

@@ -103,16 +103,19 @@ def invert(
     """
     import torch
 
+    from hfi.contact_sheet import write_sheet
     from hfi.diffusion.memory import PRECISIONS, lighten
     from hfi.diffusion.sd import content_id, encode_images, find_model, load_sd, pick_device
     from hfi.diffusion.training import Step, clear_state, drive
     from hfi.embed import embed_stored
-    from hfi.invert.preview import preview, write_preview
+    from hfi.invert.preview import preview
     from hfi.invert.train import invert as train
     from hfi.invert.train import learned, split
     from hfi.invert.weights import choose
     from hfi.reward.model import RewardModel
 
+    if config.keep == "best" and config.weighting == "contrast":
+        raise UsageError("--keep best needs a loss that has a least value, and contrast has none: take --weighting reward")
     space = Workspace.open(workspace)
     asked = _asked(space, concept, initial_word, reward, token, name, simulated, force)
     content = content_id(find_model(model))
@@ -150,6 +153,14 @@ def invert(
             best, weights = choose(scores, known, config.top_k, config.weighting, binary=reward_model.question == "binary")
             if config.keep == "best":
                 split(len(best), config.seed)  # refuses what it could not work with, before a model is loaded
+            words = a.found.concept.prompt.lower()
+            naming = sum(bool(words) and words in (known[i] or "").lower() for i in best)
+            if config.template == "prompt" and 2 * naming > len(best):
+                typer.echo(
+                    f"{naming} of {len(best)} images come from prompts that say {words!r} themselves, which leaves the token little to "
+                    "explain: try --template plain",
+                    err=True,
+                )
             chosen.append(([shas[i] for i in best], [known[i] for i in best], weights))
             lowest.append(float(scores[best].min()))
         sd = load_sd(model, pick_device(device), PRECISIONS[precision])
@@ -162,11 +173,11 @@ def invert(
 
         def look(step: Step) -> bool:
             tokens = learned(examples, step.state()["average"])
-            write_preview(previews / f"{step.step:05}.png", preview(sd, examples, tokens))
+            write_sheet(previews / f"{step.step:05}.png", preview(sd, examples, tokens))
             return False
 
         if config.preview_every and not (previews / "00000.png").exists():
-            write_preview(previews / "00000.png", preview(sd, examples, []))
+            write_sheet(previews / "00000.png", preview(sd, examples, []))
         result = drive(
             lambda state: train(sd, examples, config, state),
             run,

@@ -1,4 +1,4 @@
-"""`hfi portraits render|train|check`: the embedded model, its world and its quality."""
+"""`hfi portraits render|train|check|compare`: the embedded model, its world, its quality, and what choices are worth on it."""
 
 import json
 from collections.abc import Iterable
@@ -12,7 +12,9 @@ from hfi.errors import HfiError, UsageError
 from hfi.progress import progress
 from hfi.resources import data_dir
 
-app = typer.Typer(help="The embedded text-to-image model: render its world, train it, check it.", no_args_is_help=True)
+app = typer.Typer(
+    help="The embedded text-to-image model: render its world, train it, check it, compare choices on it.", no_args_is_help=True
+)
 
 
 @app.command()
@@ -134,7 +136,9 @@ def compare(
         "compare"
     ),
     seeds: Annotated[int, typer.Option(help="How many trainings of each choice.", min=1)] = 3,
-    images: Annotated[int, typer.Option(help="Pictures for each prompt set, system and seed.", min=1)] = 64,
+    images: Annotated[
+        int, typer.Option(help="Pictures for each prompt set, system and seed; defaults get three times as many.", min=1, max=333)
+    ] = 32,
 ) -> None:
     """Measure what each choice of invert and erase is worth: the tables of docs/results.md, in some hours."""
     import shlex
@@ -145,7 +149,8 @@ def compare(
     from hfi.files import write_text
 
     def run(line: str) -> None:
-        typer.echo(f"\n$ hfi {line}", err=True)
+        shown = line if len(line) < 300 else f"{line[:140]} ... {line[-120:]}"
+        typer.echo(f"\n$ hfi {' '.join(shown.split())}", err=True)
         hfi(shlex.split(line), standalone_mode=False)
 
     run_all(workspace, range(seeds), images, run)

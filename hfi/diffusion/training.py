@@ -54,7 +54,8 @@ def drive(
     (same machine, same number of threads).
 
     `validate` looks at each `validate_every`-th step and the last one (0: at none). It may log and draw, must depend on the step's
-    state and the run's metrics alone, and ends the training early by answering True. `checkpoint` is called at each
+    state and the run's metrics alone, and ends the training early by answering True. The state of that step is not kept: interrupted
+    right then, the run goes back to the one before and ends there again. `checkpoint` is called at each
     `checkpoint_every`-th step (0: at none), to keep for good what its state is made of.
 
     Both come before the step's own state is kept: after a kill they may be called again for a step, and find the same.

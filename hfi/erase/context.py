@@ -114,7 +114,9 @@ def erase_context(
     null = encode_null(sd)
     retained = Cond.cat([null, encode_prompts(sd, harmless)[1:]])  # M: the empty prompt is what guidance takes for it
     with_concept = Cond.cat([encode_prompts(sd, harmless, suffix=v) for v in removal.texts])  # K M
-    of_clean = encode_prompts(sd, clean.prompts) if clean else None
+    asked_for = list(dict.fromkeys(clean.prompts)) if clean else []
+    of_clean = encode_prompts(sd, asked_for) if clean else None
+    which = torch.tensor([asked_for.index(p) for p in clean.prompts]) if clean else None
 
     def objective(
         student: Predict, frozen: Predict, z: Tensor, t: Tensor, c: Tensor, generator: torch.Generator, step: int
@@ -126,11 +128,11 @@ def erase_context(
         wanted = [(1.0, z, conditions[c], context_target(eps_p, eps_hv, eps_h, eta_at(step, config)))]
         if config.retain_weight:
             wanted.append((config.retain_weight, z, retained[h], eps_h))
-        if clean and of_clean:
+        if clean and of_clean and which is not None:
             i = torch.randint(len(clean.prompts), (len(z),), generator=generator)
             z0 = clean.mean[i] + clean.std[i] * torch.randn(z.shape, generator=generator).to(clean.mean)
             x_t, target = diffused(sd, z0, torch.randn(z.shape, generator=generator).to(z0), t)
-            wanted.append((config.clean_weight, x_t, of_clean[i], target))
+            wanted.append((config.clean_weight, x_t, of_clean[which[i]], target))
         weights, latents, conds, targets = zip(*wanted, strict=True)
         got = student(torch.cat(latents), torch.cat([t] * len(wanted)), Cond.cat(conds)).chunk(len(wanted))
         errors = [w * squared_error(a, b) for w, a, b in zip(weights, got, targets, strict=True)]

@@ -19,20 +19,18 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from hfi.contact_sheet import contact_sheet
+from hfi.contact_sheet import contact_sheet, write_sheet
 from hfi.diffusion.sample import sample
 from hfi.diffusion.sd import StableDiffusion
 from hfi.diffusion.training import Step
 from hfi.erase.distil import DistilConfig
 from hfi.erase.removal import Removal
 from hfi.errors import HfiError
-from hfi.files import whole
 from hfi.reward.model import RewardModel
 from hfi.runs import Run
 
-FIRST_SEED = (
-    4_000_000_000  # of the first picture. Below 2^32, as torch keeps 32 bits, and far above what people give to a training
-)
+# of the first picture: below 2^32, as torch keeps 32 bits, and far above what people give to a training
+FIRST_SEED = 4_000_000_000
 
 
 def split(removal: Removal) -> tuple[Removal, Removal]:
@@ -73,7 +71,8 @@ def validation(
     pairs = [pair for turn in turns for pair in turn if pair]  # of the concepts in turn
     count = config.validate_images
     flagged = [pairs[i % len(pairs)] for i in range(count)]
-    harmless = [seen.retain[i % len(seen.retain)] for i in range(count)] if seen.retain else []
+    retained = _mixed(seen.retain)
+    harmless = [retained[i % len(retained)] for i in range(count)] if retained else []
     prompts = [prompt for prompt, _ in flagged] + harmless
     seeds = [FIRST_SEED + i for i in range(len(prompts))]
 
@@ -98,7 +97,7 @@ def validation(
         if config.stop_at is not None and removal_frozen <= config.stop_at:
             raise HfiError(
                 f"the untouched model's pictures show as little of it (removal {removal_frozen:.2f}) as --stop-at "
-                f"{config.stop_at} asks for: give a lower --stop-at, more --validate-images, or none of the two"
+                f"{config.stop_at} asks for: under another --name, give a lower --stop-at or more --validate-images, or leave it out"
             )
 
     def look(step: Step) -> None:
@@ -109,7 +108,7 @@ def validation(
             if frozen[part]:
                 named = (("frozen", frozen), ("student", student), ("teacher", teacher))
                 rows += [(f"{name}, {kind} prompts", images[part]) for name, images in named]
-        _write(contact_sheet(rows), run, step.step)
+        write_sheet(run.path / "validation" / f"{step.step:05d}.png", contact_sheet(rows))
         if not rewards:
             return
         figures = {"removal": removal(teacher), "removal_frozen": removal_frozen}
@@ -119,16 +118,6 @@ def validation(
         run.log(step=step.step, **figures)
 
     return look
-
-
-def _write(sheet: Image.Image, run: Run, step: int) -> None:
-    path = run.path / "validation" / f"{step:05d}.png"
-    try:
-        path.parent.mkdir(exist_ok=True)
-        with whole(path) as scratch:
-            sheet.save(scratch, format="PNG")
-    except OSError as e:
-        raise HfiError(f"cannot write {path}: {e.strerror or e}") from e
 
 
 def ending(metrics: Sequence[Mapping[str, Any]], config: DistilConfig) -> Literal["removal", "distance"] | None:

@@ -1,7 +1,6 @@
 """What a model draws with the tokens that it is learning: the same seeds at each look, so that only the tokens change."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from PIL import Image
 
@@ -9,8 +8,6 @@ from hfi.contact_sheet import contact_sheet
 from hfi.diffusion.sample import noise, sample_latents
 from hfi.diffusion.sd import StableDiffusion, decode, encode_null, encode_prompts, to_images
 from hfi.diffusion.tokens import LearnedToken, install
-from hfi.errors import HfiError
-from hfi.files import whole
 from hfi.invert.train import PLAIN, Examples
 
 COUNT = 4  # pictures in a row
@@ -33,16 +30,6 @@ def preview(sd: StableDiffusion, examples: Sequence[Examples], tokens: Sequence[
             title = f"flagged prompts with {name}" if name else "flagged prompts alone"
             rows.append((f"{title}: {' | '.join(prompts)}", _draw(sd, prompts, name, steps=steps)))
     return contact_sheet(rows)
-
-
-def write_preview(path: Path, sheet: Image.Image) -> None:
-    """Writes a whole PNG or nothing."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as scratch:
-            sheet.save(scratch, format="PNG")
-    except OSError as e:
-        raise HfiError(f"cannot write {path}: {e.strerror or e}") from e
 
 
 def _draw(sd: StableDiffusion, prompts: Sequence[str], suffix: str, *, steps: int) -> list[Image.Image]:

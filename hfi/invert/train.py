@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from hfi.config import check, option
-from hfi.diffusion.sd import StableDiffusion, encode_ids, predict, tokenize, velocity_weight
+from hfi.diffusion.sd import StableDiffusion, diffused, encode_ids, predict, tokenize, velocity_weight
 from hfi.diffusion.tokens import LearnedToken, install
 from hfi.diffusion.training import State, Step, Training
 from hfi.errors import NonFiniteLoss, UsageError
@@ -247,8 +247,7 @@ class _Batch(NamedTuple):
 def _loss(sd: StableDiffusion, tokens: Sequence[LearnedToken], batch: _Batch, config: InvertConfig) -> Tensor:
     """[], with gradients to the tokens' vectors, which take the place of those that are installed."""
     words, z0, noise, t, weights = batch
-    z_t = sd.scheduler.add_noise(z0, noise, t)
-    target = sd.scheduler.get_velocity(z0, noise, t) if sd.prediction_type == "v_prediction" else noise
+    z_t, target = diffused(sd, z0, noise, t)
     with ExitStack() as tables:
         for token in tokens:
             tables.enter_context(injected(sd, token.placeholder, token.embeddings))
