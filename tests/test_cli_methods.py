@@ -905,7 +905,7 @@ def test_an_erasure_that_harms_ends_early(hfi: Hfi, with_token: Path, tmp_path: 
     assert code == 0, err
     line = "ended at step 2 of 9: harmless prompts' pictures moved by more than --stop-distance 1e-09"
     assert line in out
-    assert line in err
+    assert line not in err  # with --json it is said there
     made = Erasure.load(with_token / "erasures" / "fog-sdd-context-token.safetensors")
     assert (made.metadata["step"], made.metadata["ended"]) == ("2", "distance")
     trained = json.loads(made.metadata["retain"])
