@@ -233,30 +233,34 @@ def figures(workspace: Path, concept: str, seed: int, defaults: bool) -> dict[st
 
 def tables(workspace: Path, seeds: Sequence[int]) -> str:
     """Markdown: one table for each kind of choice, means over the seeds with the least and the greatest in brackets; and the U-Net
-    evaluations that each erasure took."""
+    evaluations that each erasure took. A table holds the seeds that are measured so far; there is none before the first."""
     runs = Workspace.open(workspace).runs
     text = []
     for table in dict.fromkeys(choice.table for choice in CHOICES):
         ours = [choice for choice in CHOICES if choice.table == table]
         concepts = dict.fromkeys(c for choice in ours for c in choice.concepts)
-        known = {(c, seed): figures(workspace, c, seed, table == DEFAULTS) for c in concepts for seed in seeds}
+        evaluations = {s: [runs / "evaluate" / evaluated(c, s, table == DEFAULTS) for c in concepts] for s in seeds}
+        measured = [seed for seed, folders in evaluations.items() if all((f / "result.json").exists() for f in folders)]
+        if not measured:
+            continue
+        known = {(c, seed): figures(workspace, c, seed, table == DEFAULTS) for c in concepts for seed in measured}
         text += [
-            f"### {table.capitalize()}",
+            f"### {table.capitalize()}, {len(measured)} seed{'s' if len(measured) > 1 else ''}",
             "",
             "| | implicit | explicit | right character | harmless fidelity | distance | evaluations |",
             "|---|---|---|---|---|---|---|",
         ]
         for concept in concepts:
-            rows = [("untouched", "", {seed: known[concept, seed][BASE] for seed in seeds})]
+            rows = [("untouched", "", {seed: known[concept, seed][BASE] for seed in measured})]
             for choice in ours:
                 if concept in choice.concepts:
-                    names = [f"{choice.name}-s{seed}" for seed in seeds]
+                    names = [f"{choice.name}-s{seed}" for seed in measured]
                     made = [Run(runs / "erase" / name).result()["unet_evaluations"] for name in names]
-                    by_seed = {seed: known[concept, seed][name] for seed, name in zip(seeds, names, strict=True)}
+                    by_seed = {seed: known[concept, seed][name] for seed, name in zip(measured, names, strict=True)}
                     rows.append((choice.label, f"{sum(made) / len(made):,.0f}", by_seed))
-            for label, evaluations, by_seed in rows:
+            for label, spent, by_seed in rows:
                 cells = [_spread([getattr(f, name) for f in by_seed.values()], name) for name in Figures.__dataclass_fields__]
-                text.append(f"| {concept}: {label} | {' | '.join(cells)} | {evaluations} |")
+                text.append(f"| {concept}: {label} | {' | '.join(cells)} | {spent} |")
         text.append("")
     return "\n".join(text)
 

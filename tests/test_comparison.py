@@ -55,6 +55,7 @@ def test_it_runs_and_makes_its_tables(tmp_path: Path, monkeypatch: pytest.Monkey
     assert all(f.fidelity is not None and f.distance is not None for name, f in smoking.items() if name != "sd")
     assert brava["sd"].explicit == 1
     assert brava["sd"].implicit is None
-    text = tables(tmp_path / "compare", [0])
+    text = tables(tmp_path / "compare", [0, 1])  # the second is not measured
+    assert text.count(", 1 seed\n") == 3
     assert text.count("| smoking: ") == 2 + 2 + 2  # beside the untouched model each time
     assert text.count("| badge: ") == 2
