@@ -335,7 +335,7 @@ def _held(found: list[Judged], retain: Path | None, labels: Method) -> list[str]
     of the concepts, as it would be held to a model that shows it."""
     flagged = {j.judgments.prompts[sha] for j in found for sha in j.flagged_images(labels)}
     given = [p.text for p in load_prompts(retain)] if retain else sorted({p for j in found for p in j.clean_prompts(labels)})
-    if retain and (both := sorted(flagged.intersection(given))):
+    if retain and (both := [prompt for prompt in given if prompt in flagged]):
         typer.echo(f"{len(both)} prompts of {retain} gave flagged images and are not held: {both[0]!r} first", err=True)
     return [prompt for prompt in given if prompt not in flagged]
 
