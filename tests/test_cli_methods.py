@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from hfi.cli import main
 from hfi.cli.common import Judged, judged
 from hfi.cli.erase import _clean
 from hfi.cli.generate import plan
+from hfi.cli.invert import _naming
 from hfi.concepts import Concept
 from hfi.diffusion.sd import load_sd
 from hfi.diffusion.tokens import LearnedToken
@@ -710,6 +712,23 @@ def judged_as(slug: str, question: Any, verdicts: dict[tuple[str, str | None], s
         for (image, prompt), verdict in verdicts.items()
     ]
     return Judged(Concept(slug, slug, question=question), JudgmentSet(slug, question, tuple(made)))
+
+
+def test_prompts_that_name_the_concept_are_counted_and_said(hfi: Hfi, space: Path, model: Path) -> None:
+    assert _naming(["a dog hat", "Hat", "a cat", None], "hat ") == 2
+    assert _naming(["a dog hat", "hat"], "at") == 0
+    assert _naming(["a cat", None], "") == 0
+    images = [p for p in freeze(Workspace.open(space).engine(), "fog").prompts.values() if p]
+    for phrase in sorted(set(images)):
+        assert hfi("concept", "add", "fog", "-w", space, "--prompt", phrase)[0] == 0
+        name = phrase.replace(" ", "-")
+        command = ["invert", "-w", space, "-m", model, "-c", "fog", "--steps", 1, "--top-k", 64, "--batch-size", 4]
+        result, err = hfi(*command, "--name", name, "--json")[1:]
+        images_learned = json.loads(result)["images"]
+        said = re.search(r"(\d+) of (\d+) images come from prompts that say", err)
+        if said:
+            assert images_learned == int(said[2]) < 2 * int(said[1])
+        assert "come from prompts" not in hfi(*command, "--name", f"{name}-plain", "--template", "plain")[2]
 
 
 def test_clean_images_are_those_of_flagged_prompts_that_show_no_other_concept(tmp_path: Path) -> None:

@@ -153,8 +153,8 @@ def invert(
             best, weights = choose(scores, known, config.top_k, config.weighting, binary=reward_model.question == "binary")
             if config.keep == "best":
                 split(len(best), config.seed)  # refuses what it could not work with, before a model is loaded
-            words = a.found.concept.prompt.lower()
-            naming = sum(bool(words) and words in (known[i] or "").lower() for i in best)
+            words = a.found.concept.prompt
+            naming = _naming([known[i] for i in best], words)
             if config.template == "prompt" and 2 * naming > len(best):
                 typer.echo(
                     f"{naming} of {len(best)} images come from prompts that say {words!r} themselves, which leaves the token little to "
@@ -267,6 +267,12 @@ def _asked(
             )
         asked.append(Asked(found, placeholders[i], phrase, file, about))
     return asked
+
+
+def _naming(prompts: Sequence[str | None], words: str) -> int:
+    """How many prompts say the words, as whole words."""
+    said = words.strip().lower()
+    return sum(f" {said} " in f" {prompt or ''} ".lower() for prompt in prompts) if said else 0
 
 
 def _one_or_all(values: Sequence[Any]) -> Any:
