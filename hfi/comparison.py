@@ -23,9 +23,8 @@ DEFAULTS = "defaults"  # the table of the eraser as it comes, for each concept
 TOGETHER = "smoking,badge,brava"
 WORDS = {"smoking": "smoking a cigarette", "badge": "wearing a round badge", "brava": "in the style of Brava"}
 INITIAL = {**WORDS, "smoking": "smoking"}  # where inversion starts
-INVERT = {
-    "brava": "--template plain"
-}  # most of a style's images come from prompts that name it, which leave a token little to explain
+# Most of a style's images come from prompts that name it, which leave a token little to explain.
+INVERT = {"brava": "--template plain"}
 GUIDELINES = {
     "smoking": "A cigarette in or near the mouth, or smoke that rises from one.",
     "badge": "A round badge on the chest.",

@@ -1,11 +1,13 @@
 """A workspace that was judged: 36 images, one person who answers by what a CLIP model sees in them, and a reward model."""
 
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import saved
 
 from hfi.cli import main
 from hfi.concepts import Concept
@@ -15,6 +17,13 @@ from hfi.store.session import writing
 from hfi.workspace import Workspace
 
 PROMPTS = ["--prompt", "a cat", "--prompt", "a dog", "--prompt", "hat", "--prompt", "a dog hat"]
+
+
+def model_with_clip(root: Path) -> Path:
+    """A tiny model at `root` whose folder clip holds a CLIP model."""
+    folder = saved(root, "epsilon")
+    shutil.copytree(saved(root, "clip"), folder / "clip")
+    return folder
 
 
 def judge(path: Path, model: Path) -> Path:

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from judged import judge
+from judged import judge, model_with_clip
 from safetensors.torch import save_file
-from tiny import WIDTH, saved
+from tiny import WIDTH
 
 from hfi.diffusion.sd import load_sd
 from hfi.diffusion.tokens import LearnedToken
@@ -77,10 +77,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("models")
-    folder = saved(root, "epsilon")
-    shutil.copytree(saved(root, "clip"), folder / "clip")
-    return folder
+    return model_with_clip(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")

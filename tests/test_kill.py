@@ -14,8 +14,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
-from judged import judge
-from tiny import saved
+from judged import judge, model_with_clip
 
 from hfi.cli import main
 from hfi.diffusion.tokens import LearnedToken
@@ -46,10 +45,7 @@ CONTEXT = ["erase", *COMMON, "--text", "a hat", "--method", "sdd-context", "--dd
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("models")
-    folder = saved(root, "epsilon")
-    shutil.copytree(saved(root, "clip"), folder / "clip")
-    return folder
+    return model_with_clip(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
