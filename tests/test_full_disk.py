@@ -57,9 +57,16 @@ class Disk:
         filler = self.path / "filler"
         filler.unlink(missing_ok=True)
         if room is not None:
-            free = os.statvfs(self.path).f_bavail * os.statvfs(self.path).f_frsize
             with open(filler, "wb") as file:
-                os.posix_fallocate(file.fileno(), 0, free - room)
+                size = 0
+                for step in (MB, PAGE):  # until nothing more fits: what statvfs says of a tmpfs may be some pages off
+                    try:
+                        while True:
+                            os.posix_fallocate(file.fileno(), size, step)
+                            size += step
+                    except OSError:
+                        pass
+                os.ftruncate(file.fileno(), size - room)
 
     @property
     def words(self) -> str:
