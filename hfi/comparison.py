@@ -73,6 +73,7 @@ def _name(words: str) -> str:
 # differs; SDD has twice as many, which makes about as many U-Net evaluations.
 SHORT = "--steps 150"
 SHORT_SDD = f"{SDD} --steps 300"
+SDD_50 = f"{SHORT_SDD} --ddim-steps 50"  # whole rollouts of 50 steps, as in the paper
 
 
 def _short(table: str, label: str, invert: str = "", erase: str = "", **more: Any) -> Choice:
@@ -95,6 +96,8 @@ CHOICES = (
     replace(_short("method", "sdd, frozen null branch", method="sdd"), erase=f"{SHORT_SDD} --null frozen"),
     _short("rollouts", "staggered"),
     _short("rollouts", "fresh", erase="--rollouts fresh"),
+    Choice("rollouts of sdd", "staggered", method="sdd", text=True, erase=SDD_50),
+    Choice("rollouts of sdd", "fresh", method="sdd", text=True, erase=f"{SDD_50} --rollouts fresh"),
     _short("timesteps", "uniform"),
     _short("timesteps", "Beta(3,3)", erase="--timesteps beta"),
     _short("retain prompts", "held"),
