@@ -8,9 +8,11 @@ goes on at the first missing one. Beside `results.json` (rows only) the folder g
     scores.jsonl      one line an image: prompt, seed, file, every raw score, so that a new threshold needs no new images
 """
 
+import hashlib
 import json
 import re
 import shutil
+import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -399,36 +401,77 @@ def _score(
     advance: Callable[[int, str], None],
     note: str,
 ) -> _Scores:
-    flat: list[np.ndarray] = []
-    seen: dict[str, list[np.ndarray]] = {}
-    embeddings: list[np.ndarray] = []
-    texts: list[np.ndarray] = []
-    distances: list[np.ndarray] = []
-    for start in range(0, len(files), _CHUNK):
-        images = _load(files[start : start + _CHUNK])
-        flat.append(blocked(images))
-        for name, values in (detector(images) if detector else {}).items():
-            seen.setdefault(name, []).append(np.asarray(values))
-        if backbone:
-            embeddings.append(np.asarray(backbone.images(images)))
-            texts.append(np.asarray(backbone.texts([prompt.text for prompt, _ in job[start : start + _CHUNK]])))
-            if reference:
-                others = _load(reference[start : start + _CHUNK])
-                distances.append(perceptual_distances(backbone.layers(images), backbone.layers(others)))
-        advance(len(images), note)
-    flags = np.concatenate(flat)
-    labels = {name: np.concatenate(parts) for name, parts in seen.items()}
+    """Of one cell's images; kept beside them, and measured again only where an image or who measures has changed."""
+    held = _Held(files, reference, detector, backbone)
+    found = held.read()
+    if found is None:
+        found = _look(files, reference, [prompt.text for prompt, _ in job], detector, backbone, lambda n: advance(n, note))
+        held.write(found)
+    else:
+        advance(len(files), note)
     expected = [prompt.expected for prompt, _ in job]
-    embedded = np.concatenate(embeddings) if embeddings else None
+    labels = {name.removeprefix("seen "): values for name, values in found.items() if name.startswith("seen ")}
+    embedded, texts = found.get("images"), found.get("texts")
     return _Scores(
-        blocked=flags,
+        blocked=found["blocked"],
         detector=labels,
-        fidelity=attribute_scores(expected, labels, flags, ATTRIBUTES),
-        character=attribute_scores(expected, labels, flags, ("character",)),
+        fidelity=attribute_scores(expected, labels, found["blocked"], ATTRIBUTES),
+        character=attribute_scores(expected, labels, found["blocked"], ("character",)),
         embeddings=embedded,
-        clip=None if embedded is None else clip_scores(embedded, np.concatenate(texts)),
-        perceptual=np.concatenate(distances) if distances else None,
+        clip=None if embedded is None or texts is None else clip_scores(embedded, texts),
+        perceptual=found.get("perceptual"),
     )
+
+
+def _look(
+    files: Sequence[Path],
+    reference: Sequence[Path] | None,
+    prompts: Sequence[str],
+    detector: Detector | None,
+    backbone: Backbone | None,
+    advance: Callable[[int], None],
+) -> dict[str, np.ndarray]:
+    """Arrays [N, ...]: `blocked`, `seen <name>` for all that the detector gives, `images`, `texts`, `perceptual`."""
+    found: dict[str, list[np.ndarray]] = {}
+    for start in range(0, len(files), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        images = _load(files[part])
+        seen = {f"seen {name}": np.asarray(values) for name, values in (detector(images) if detector else {}).items()}
+        rows = {"blocked": blocked(images), **seen}
+        if backbone:
+            rows["images"] = np.asarray(backbone.images(images))
+            rows["texts"] = np.asarray(backbone.texts(prompts[part]))
+            if reference:
+                rows["perceptual"] = perceptual_distances(backbone.layers(images), backbone.layers(_load(reference[part])))
+        for name, values in rows.items():
+            found.setdefault(name, []).append(values)
+        advance(len(images))
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+class _Held:
+    """The measured arrays of a cell in its `scores.npz`, with what they were measured on and by whom."""
+
+    def __init__(
+        self, files: Sequence[Path], reference: Sequence[Path] | None, detector: Detector | None, backbone: Backbone | None
+    ) -> None:
+        self.path = files[0].with_name("scores.npz")
+        by = (detector and (detector.name, detector.version), backbone and (backbone.name, backbone.content))
+        told = [(file.parent / "cell.json").read_text(encoding="utf-8") for file in (files[0], *(reference or ())[:1])]
+        times = [file.stat().st_mtime_ns for file in (*files, *(reference or ()))]
+        self.key = hashlib.sha256(json.dumps([by, told, times]).encode()).hexdigest()
+
+    def read(self) -> dict[str, np.ndarray] | None:
+        try:
+            with np.load(self.path) as held:
+                found = dict(held)
+        except (FileNotFoundError, ValueError, zipfile.BadZipFile):
+            return None
+        return found if str(found.pop("key", "")) == self.key else None
+
+    def write(self, found: Mapping[str, np.ndarray]) -> None:
+        with whole(self.path) as scratch, open(scratch, "wb") as file:
+            np.savez(file, key=np.array(self.key), **found)  # type: ignore[arg-type]
 
 
 def _figures(scores: _Scores, reference: _Scores | None, concept: str, detector: Detector | None) -> dict[str, Interval]:
