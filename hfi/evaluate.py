@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from PIL import Image
@@ -64,6 +64,7 @@ class EvaluateConfig:
         "auto", "who sees the concept: portraits, reward, reward:FILE, none; auto is the model's own, else the reward"
     )
     backbone: str = option("auto", "CLIP folder or hub id of the CLIP metrics, none; auto is the model's own, else the reward's")
+    precision: Literal["float32", "bfloat16"] = option("float32", "of the model while it samples")
     device: str = option("auto", "cpu, cuda, mps or auto")
 
     def __post_init__(self) -> None:
@@ -245,6 +246,23 @@ def paired_p(folder: Path) -> float | None:
     if found is None:
         return None
     before, after = (_scores_of(folder, row.system, row.prompt_set) for row in (found.before, found.after))
+    return _paired(before, after, about)
+
+
+def compared(folder: Path, pairs: Iterable[tuple[tuple[str, str], tuple[str, str]]], prompt_set: str) -> list[float]:
+    """For each pair of systems, p of McNemar's exact test that both show the concept as often on the same prompts and seeds. Pairs
+    with a blocked image are left out. ValueError without a detector."""
+    about = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    if about["detector"] is None:
+        raise ValueError(f"nobody looked for the concept in {folder}")
+    scores: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for line in map(json.loads, (folder / "scores.jsonl").read_text(encoding="utf-8").splitlines()):
+        if line["prompt_set"] == prompt_set:
+            scores.setdefault((line["method"], line["conditioning"]), []).append(line)
+    return [_paired(scores[a], scores[b], about) for a, b in pairs]
+
+
+def _paired(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> float:
     seen = [
         (_flagged(a, about), _flagged(b, about)) for a, b in zip(before, after, strict=True) if not (a["blocked"] or b["blocked"])
     ]
