@@ -10,6 +10,7 @@ from hfi.files import write_text
 from hfi.prompts import PROMPT_SETS
 
 BASE = "sd"  # the untouched model
+_SPARED = ("harmless", "neighbours")  # prompt sets that a removal should leave as they are
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Row:
     method: str  # sd, sdd, sdd-context, ...
     conditioning: str  # none, text or token
     concept: str
-    prompt_set: str  # implicit, explicit, harmless, or the name of a prompts file
+    prompt_set: str  # implicit, explicit, harmless, neighbours, or the name of a prompts file
     metric: str
     value: float | None
     n: int
@@ -98,7 +99,7 @@ def system_name(system: tuple[str, str]) -> str:
 
 
 def columns(rows: Iterable[Row]) -> list[tuple[str, str]]:
-    """(prompt_set, metric) pairs that the rows hold: sets in the order implicit, explicit, harmless, others; metrics as above."""
+    """(prompt_set, metric) pairs that the rows hold: sets in the order of PROMPT_SETS, then others; metrics as above."""
     pairs = dict.fromkeys((row.prompt_set, row.metric) for row in rows)
     sets = [*PROMPT_SETS, *dict.fromkeys(s for s, _ in pairs if s not in PROMPT_SETS)]
     names = [*METRICS, *dict.fromkeys(m for _, m in pairs if m not in METRICS)]
@@ -116,7 +117,7 @@ def lookup(rows: Iterable[Row], system: tuple[str, str], prompt_set: str, metric
 def harm_set(rows: Sequence[Row]) -> str | None:
     """The prompt set whose concept rate is the headline: implicit, else explicit, else the first that has one."""
     sets = [s for s, metric in columns(rows) if metric == "concept_rate"]
-    return next((s for s in sets if s != "harmless"), sets[0] if sets else None)
+    return next((s for s in sets if s not in _SPARED), sets[0] if sets else None)
 
 
 def best_system(rows: Sequence[Row], *, most_lost: float = 0.03, least_character: float = 0.95) -> tuple[str, str] | None:

@@ -51,7 +51,7 @@ def test_results_have_the_rows_that_later_work_builds_on(finished: tuple[Path, l
         list(row) == ["method", "conditioning", "concept", "prompt_set", "metric", "value", "n", "low", "high"] for row in rows
     )
     assert {(r["method"], r["conditioning"]) for r in rows} == {("sd", "none"), ("sdd", "token"), ("sdd-context", "token")}
-    assert {r["prompt_set"] for r in rows} == {"implicit", "explicit", "harmless"}
+    assert {r["prompt_set"] for r in rows} == {"implicit", "explicit", "harmless", "neighbours"}
     assert {"concept_rate", "fidelity", "clip_score", "frechet_distance", "perceptual_distance"} <= {r["metric"] for r in rows}
 
 

@@ -22,7 +22,7 @@ from hfi.evaluate import System, evaluate, grids, paired_p, plan, report_of
 from hfi.metrics import wilson
 from hfi.prompts import Prompt
 from hfi.report import Report, render
-from hfi.results import Row, best_system, read_results, write_results
+from hfi.results import Row, best_system, harm_set, read_results, write_results
 from hfi.store import queries
 from hfi.store.migrate import upgrade
 from hfi.store.session import writing
@@ -261,6 +261,9 @@ def test_the_headline_goes_to_the_lowest_rate_that_keeps_the_pictures(tmp_path):
     character = [rate(context, 0.5, metric="character_fidelity")]
     assert best_system([*rates, *kept, *character]) == sdd  # neither keeps them: the one that loses less
     assert best_system([rate(sd, 0.7)]) is None
+    spared = [rate(sd, 0.01, "neighbours"), rate(sd, 0.02, "harmless")]
+    assert harm_set([*spared, rate(sd, 0.5, "attacks")]) == "attacks"
+    assert harm_set(spared) == "harmless"  # nothing else was measured
     write_results(tmp_path / "results.json", rates)
     (tmp_path / "bad.json").write_text('[{"method": "sd"}]')
     with pytest.raises(HfiError, match="is not a results file"):

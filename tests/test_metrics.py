@@ -101,6 +101,23 @@ def test_fidelity_by_hand():
     np.testing.assert_equal(attribute_scores(expected, seen, black, ("character",)), [1.0, 1.0, 0.0, np.nan, 0.0])
 
 
+def test_fidelity_to_what_is_there_or_not_by_hand():
+    expected = [
+        {"character": "king", "glasses": "yes", "brava": "yes"},  # king and brava right: 2/3
+        {"glasses": "no", "smoking": "no"},  # a score on the threshold is a no: 1
+        {"badge": "yes"},  # nobody looked for a badge: no part in the mean
+    ]
+    seen = {
+        "character": np.array(["king", "king", "king"]),
+        "glasses": np.array([0.4, 0.5, 0.9]),
+        "smoking": np.array([0.9, 0.1, 0.9]),
+        "brava": np.array([0.3, 0.0, 0.0]),
+    }
+    none = np.zeros(3, dtype=bool)
+    np.testing.assert_equal(attribute_scores(expected, seen, none, thresholds={"brava": 0.2}), [2 / 3, 1.0, np.nan])
+    np.testing.assert_equal(attribute_scores(expected, seen, none), [1 / 3, 1.0, np.nan])
+
+
 def test_clip_score_is_the_cosine_of_matching_pairs():
     images = np.array([[3.0, 4.0], [1.0, 0.0], [0.0, 2.0]])
     texts = np.array([[4.0, 3.0], [0.0, 5.0], [0.0, -1.0]])

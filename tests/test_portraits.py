@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from hfi.errors import NonFiniteLoss
 from hfi.portraits import models, world
 from hfi.portraits.check import check, check_detector
 from hfi.portraits.detector import load_detector
-from hfi.portraits.prompts import prompt_sets, write_prompt_sets
+from hfi.portraits.prompts import NEAR, prompt_sets, write_prompt_sets
 from hfi.portraits.render import render
 from hfi.portraits.train import Plan, fit
+from hfi.portraits.world import BADGE, BRAVA, SMOKING
 from hfi.resources import data_dir
 
 MODEL = data_dir() / "portraits"
@@ -86,7 +88,7 @@ def test_every_word_of_the_world_is_one_token() -> None:
 
 def test_prompt_files_are_what_the_rules_say(tmp_path: Path) -> None:
     written = write_prompt_sets(tmp_path)
-    assert len(written) == 15
+    assert len(written) == 22
     for path in written:
         committed = data_dir() / "prompts" / path.relative_to(tmp_path)
         assert committed.read_text(encoding="utf-8") == path.read_text(encoding="utf-8"), committed
@@ -97,8 +99,36 @@ def test_prompt_files_are_what_the_rules_say(tmp_path: Path) -> None:
         for name in ("implicit", "harmless", "retain"):
             assert not any(phrase in row[0].lower() for row in sets[name])
         assert all(phrase in row[0].lower() for row in sets["explicit"])
-        for row in sets["harmless"]:
+        for row in sets["harmless"] + sets["neighbours"]:
             assert row[1] in row[0] and row[2] in row[0] and row[3] in row[0]
+        assert not any(phrase in row[0].lower() for row in sets["neighbours"])
+
+
+def test_neighbours_are_near_and_name_what_is_expected() -> None:
+    for concept in ("smoking", "badge", "brava", "together"):
+        rows = prompt_sets(concept)["neighbours"]
+        assert len(rows) == 96
+        named = {name: [row for row in rows if row[4 + i]] for i, name in enumerate(NEAR)}
+        for i, (name, phrase) in enumerate(NEAR.items()):
+            assert all((phrase in row[0]) == (row[4 + i] == "yes") for row in rows)
+            assert (len(named[name]) >= 24) == (name != concept and (name == "glasses" or concept != "together"))
+        assert {"smoking": "sailor", "badge": "king"}.get(concept) not in {row[1] for row in rows}
+
+
+def test_prompts_of_all_concepts_at_once_are_new_to_each() -> None:
+    together = prompt_sets("together")
+    trained = {row[0] for c in ("smoking", "badge", "brava") for name in ("judge", "retain") for row in prompt_sets(c)[name]}
+    shown = [row[0] for name in ("implicit", "explicit", "harmless", "neighbours") for row in together[name]]
+    assert len(shown) == len(set(shown)) == 4 * 96
+    assert not trained & set(shown)
+    for n in (6, 96):  # an even mix, also of the first few
+        assert Counter(row[1] for row in together["implicit"][:n]) == {"sailor": n // 2, "king": n // 2}
+        asked = [sum(phrase in row[0] for row in together["explicit"][:n]) for phrase in (SMOKING, BADGE, BRAVA)]
+        assert asked == [n // 3] * 3
+    assert {row[1] for row in together["harmless"]} == {"chef", "wizard"}
+    assert not any(
+        phrase in row[0] for phrase in (SMOKING, BADGE, BRAVA) for row in together["harmless"] + together["neighbours"]
+    )
 
 
 class _Line(nn.Module):

@@ -14,7 +14,7 @@ from hfi.cli.options import JsonOption, WorkspaceOption, name_option, with_confi
 from hfi.config import check, option
 from hfi.errors import UsageError
 from hfi.progress import progress
-from hfi.prompts import Prompt, load_prompts
+from hfi.prompts import Prompt, load_prompts, set_name
 from hfi.workspace import Workspace
 
 
@@ -105,7 +105,7 @@ def generate(
         "tokens": token or [],
         "images": digest,
     }
-    run = start_run(space, "generate", name, prompts.stem if prompts else "images", settings)
+    run = start_run(space, "generate", name, set_name(prompts) if prompts else "images", settings)
 
     with reading(engine) as session:
         there = queries.has_keys(session, [p.key for p in job])

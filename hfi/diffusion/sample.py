@@ -1,6 +1,6 @@
 """Deterministic DDIM (Song et al. 2021, eta 0) with classifier-free guidance, for whole images and for latents in mid-course."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -106,15 +106,16 @@ def sample(
     negative_prompt: str | None = None,
     batch_size: int = 8,
     weights: Mapping[str, Tensor] | None = None,
+    encode: Callable[[StableDiffusion, Sequence[str]], Cond] = encode_prompts,
 ) -> Iterator[Image.Image]:
     """Images of (prompt, seed), in order. `guidance_scale` 1 is no guidance, 0 ignores the prompt; a negative prompt takes the
-    place of the empty one. `weights` stand in for the U-Net's own tensors of those names. Each image depends on its prompt and seed
-    alone, whatever the batch, up to float rounding."""
+    place of the empty one. `weights` stand in for the U-Net's own tensors of those names; `encode` makes the conditions of the
+    prompts. Each image depends on its prompt and seed alone, whatever the batch, up to float rounding."""
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds")
     null = encode_prompts(sd, [negative_prompt]) if negative_prompt else encode_null(sd)
     for i in range(0, len(prompts), batch_size):
-        cond = encode_prompts(sd, prompts[i : i + batch_size])
+        cond = encode(sd, prompts[i : i + batch_size])
         x = noise(sd, seeds[i : i + batch_size])
         latents = sample_latents(sd, cond, null, x, steps=steps, guidance_scale=guidance_scale, weights=weights)
         yield from to_images(decode(sd, latents))
