@@ -430,11 +430,12 @@ def _score(
     expected = [prompt.expected for prompt, _ in job]
     labels = {name.removeprefix("seen "): values for name, values in found.items() if name.startswith("seen ")}
     embedded, texts = found.get("images"), found.get("texts")
+    limits = {name: threshold_of(detector, name) for name in labels} if detector else {}
     return _Scores(
         blocked=found["blocked"],
         detector=labels,
-        fidelity=attribute_scores(expected, labels, found["blocked"], ATTRIBUTES),
-        character=attribute_scores(expected, labels, found["blocked"], ("character",)),
+        fidelity=attribute_scores(expected, labels, found["blocked"], ATTRIBUTES, limits),
+        character=attribute_scores(expected, labels, found["blocked"], ("character",), limits),
         embeddings=embedded,
         clip=None if embedded is None or texts is None else clip_scores(embedded, texts),
         perceptual=found.get("perceptual"),

@@ -26,7 +26,7 @@ from hfi.report import (
     provenance_cards,
     table_cell,
 )
-from hfi.results import BASE, METRICS, Row, best_system, lookup, read_results, system_name, systems
+from hfi.results import BASE, METRICS, Row, best_system, harm_set, lookup, read_results, system_name, systems
 
 # colours by what kind of method it is
 _FAMILIES = (
@@ -168,13 +168,13 @@ def _header(title: str, rows: Sequence[Row], about: Mapping[str, Any]) -> str:
 
 
 def _tile(rows: Sequence[Row], table: str) -> str:
-    best = best_system(rows)
-    after = lookup(rows, best, "implicit", "concept_rate") if best else None
-    before = lookup(rows, (BASE, "none"), "implicit", "concept_rate")
+    best, harm = best_system(rows), harm_set(rows) or ""
+    after = lookup(rows, best, harm, "concept_rate") if best else None
+    before = lookup(rows, (BASE, "none"), harm, "concept_rate")
     if best is None or after is None or before is None:
         return ""
     return (
-        f'<div class="tile"><div class="tile-name">{escape(table)} · implicit prompts</div>'
+        f'<div class="tile"><div class="tile-name">{escape(table)} · {escape(harm)} prompts</div>'
         f'<div class="tile-value"><span class="was">{before.text()} →</span> {after.text()}</div>'
         f'<div class="tile-note">95 %: {after.interval()}; lowest of those that keep the pictures: '
         f"{escape(system_name(best))}</div></div>"
@@ -243,16 +243,16 @@ def _charts(rows: Sequence[Row], table: str) -> str:
     quality = next(((s, m) for s, m in (("harmless", "fidelity"), ("harmless", "clip_score")) if _has(rows, s, m)), None)
     if quality is None:
         return ""
-    points, best = [], best_system(rows)
+    points, best, harm = [], best_system(rows), harm_set(rows) or ""
     for system in systems(rows):
-        x, y = lookup(rows, system, "implicit", "concept_rate"), lookup(rows, system, *quality)
+        x, y = lookup(rows, system, harm, "concept_rate"), lookup(rows, system, *quality)
         if x and y and x.value is not None and y.value is not None:
             name, colour, hollow = system_name(system), series(system[0]), system[1] == "text"
             points.append(plots.Point(name, x.value, y.value, bounds(x), bounds(y), colour, system == best, hollow))
     if not points:
         return ""
     metric = METRICS[quality[1]]
-    titles = (f"{table} shown, implicit prompts", f"{metric.title}, harmless prompts")
+    titles = (f"{table} shown, {harm} prompts", f"{metric.title}, harmless prompts")
     chart = figure(
         lambda width: plots.scatter(points, *titles, y_percent=metric.percent, width=width),
         "Each point is one system: a disc where a token stands for the concept, a circle where words do. Whiskers are 95 % intervals.",
@@ -267,10 +267,10 @@ def _has(rows: Sequence[Row], prompt_set: str, metric: str) -> bool:
 
 
 def _pairs(rows: Sequence[Row]) -> str:
-    """Shares of every system on implicit prompts, words above token."""
-    groups = []
+    """Shares of every system on the prompts of the headline, words above token."""
+    groups, harm = [], harm_set(rows) or ""
     for method in dict.fromkeys(row.method for row in rows):
-        found = [lookup(rows, (method, kind), "implicit", "concept_rate") for kind in ("none", "text", "token")]
+        found = [lookup(rows, (method, kind), harm, "concept_rate") for kind in ("none", "text", "token")]
         bars = [
             plots.Bar(r.conditioning if r.conditioning != "none" else "", r.value, bounds(r), r.text(), series(method))
             for r in found
@@ -281,7 +281,7 @@ def _pairs(rows: Sequence[Row]) -> str:
     if not groups:
         return ""
     return figure(
-        lambda width: plots.intervals(groups, "images of implicit prompts that show it", width=width),
+        lambda width: plots.intervals(groups, f"images of {harm} prompts that show it", width=width),
         "Bands are 95 % intervals.",
         "Words against token",
     )
@@ -290,12 +290,13 @@ def _pairs(rows: Sequence[Row]) -> str:
 def _text_against_token(folder: Path, rows: Sequence[Row]) -> str:
     """Whether the token does better than the words, method by method, on pairs of the same prompt and seed."""
     methods = [m for m in dict.fromkeys(r.method for r in rows) if {(m, "text"), (m, "token")} <= {r.system for r in rows}]
-    if not methods or not _has(rows, "implicit", "concept_rate"):
+    harm = harm_set(rows)
+    if not methods or harm is None:
         return ""
-    ps = compared(folder, [((m, "text"), (m, "token")) for m in methods], "implicit")
+    ps = compared(folder, [((m, "text"), (m, "token")) for m in methods], harm)
     lines = []
     for method, p in zip(methods, ps, strict=True):
-        text, token = (lookup(rows, (method, kind), "implicit", "concept_rate") for kind in ("text", "token"))
+        text, token = (lookup(rows, (method, kind), harm, "concept_rate") for kind in ("text", "token"))
         if text is None or token is None or text.value is None or token.value is None:
             continue
         said = verdict(text.value, token.value, p)
@@ -306,7 +307,7 @@ def _text_against_token(folder: Path, rows: Sequence[Row]) -> str:
     return (
         '<div class="card"><h3>Does the learned token remove more than the words?</h3><div class="scroll"><table><thead><tr>'
         '<th scope="col">method</th><th scope="col">words</th><th scope="col">token</th><th scope="col">p</th>'
-        f'<th scope="col">on implicit prompts</th></tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+        f'<th scope="col">on {escape(harm)} prompts</th></tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
         '<p class="note">p by McNemar’s exact test on the same prompts and seeds; one training each.</p></div>'
     )
 

@@ -19,7 +19,8 @@
 
     [tables.nudity]
     concepts = ["nudity"]
-    prompts = ["prompts/nudity"]                # folders of prompt sets, or prompt files
+    prompts = ["prompts/nudity"]                # folders of prompt sets, or prompt files; or files by name, as in
+                                                # { implicit = "body.csv", harmless = "coco_30k.csv:limit=1000" }
     retain = "prompts/nudity/retain.csv"        # what methods may hold on to that can
     methods = ["sld-max", "esd-x"]              # left out: all of them
 
@@ -42,9 +43,12 @@ from hfi.errors import UsageError
 from hfi.evaluate import EvaluateConfig
 from hfi.guide import GUIDES
 from hfi.judgments import Include
-from hfi.prompts import Prompt, load_prompt_sets
+from hfi.prompts import Prompt, load_prompt_sets, load_prompts
 from hfi.resources import data_dir
 from hfi.results import BASE
+
+
+_PLACES = ("detector", "backbone")  # settings that may name files
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,7 @@ def read_plan(path: Path) -> Plan:
     methods = {name: read.method(name, settings) for name, settings in given["methods"].items()}
     tables = tuple(read.table(name, about, concepts, methods) for name, about in given["tables"].items())
     measure = read.settings("measure", EvaluateConfig, given.get("measure", {}))
+    measure |= {key: ":".join(str(read.place(part)) for part in measure[key].split(":")) for key in _PLACES if key in measure}
     attacks = {name: read.attack(name, settings) for name, settings in given.get("attacks", {}).items()}
     if (simulated := given.get("simulated", "exclude")) not in get_args(Include):
         raise UsageError(f"{path}: simulated is {simulated!r}: choose {', '.join(get_args(Include))}")
@@ -140,9 +145,9 @@ class _Reader:
             )
 
     def place(self, name: str) -> Path | str:
-        """Beside the file, if it is there; else as it was given."""
-        beside = self.path.parent / name
-        return beside if name and beside.exists() else name
+        """Beside the file, if it is there; else as it was given. A prompts file may be asked for in part, behind a colon."""
+        beside = self.path.parent / name.partition(":")[0]
+        return self.path.parent / name if name and beside.exists() else name
 
     def concept(self, slug: str, about: Any) -> Named:
         where = f"concepts.{slug}"
@@ -169,6 +174,20 @@ class _Reader:
             raise UsageError(f"{self.path}: unknown attack {name!r}: choose {' or '.join(ATTACKS)}")
         return ATTACKS[name](**self.settings(f"attacks.{name}", ATTACKS[name], given))
 
+    def prompts(self, where: str, given: Any) -> dict[str, tuple[Prompt, ...]]:
+        """By the names that they are given, or of a list by those of the files."""
+        sets: dict[str, tuple[Prompt, ...]] = {}
+        if isinstance(given, Mapping):
+            sets = {name: load_prompts(Path(self.place(path))) for name, path in given.items()}
+        for path in given if isinstance(given, list) else ():
+            for key, prompts in load_prompt_sets(Path(self.place(path))).items():
+                if key in sets:
+                    raise UsageError(f"{self.path}: two prompt sets of [{where}] are named {key!r}: rename one")
+                sets[key] = prompts
+        if not sets:
+            raise UsageError(f"{self.path}: [{where}] has no prompts: give a list of folders and files, or files by name")
+        return sets
+
     def settings(self, where: str, config_class: type[Any], given: Any) -> dict[str, Any]:
         """Of the right types, and within their bounds."""
         self.known(where, given, tuple(f.name for f in fields(config_class)))
@@ -189,14 +208,7 @@ class _Reader:
                 raise UsageError(f"{self.path}: [{where}] has no {kind}s: choose of {', '.join(all_names)}")
             if strange := [n for n in names if n not in all_names]:
                 raise UsageError(f"{self.path}: [{where}] names the {kind} {strange[0]!r}: there are {', '.join(all_names)}")
-        sets: dict[str, tuple[Prompt, ...]] = {}
-        for given in about.get("prompts", []):
-            for key, prompts in load_prompt_sets(Path(self.place(given))).items():
-                if key in sets:
-                    raise UsageError(f"{self.path}: two prompt sets of [{where}] are named {key!r}: rename one")
-                sets[key] = prompts
-        if not sets:
-            raise UsageError(f"{self.path}: [{where}] has no prompts: give folders or files")
+        sets = self.prompts(where, about.get("prompts", []))
         retain = Path(self.place(about["retain"])) if "retain" in about else None
         if retain and not retain.is_file():
             raise UsageError(f"{self.path}: [{where}] retains the prompts of {retain}, which is no file")

@@ -80,7 +80,7 @@ def _run(plan: "Plan", space: Workspace, name: str, as_json: bool) -> None:
     from hfi.embed import ClipBackbone
     from hfi.files import write_text
     from hfi.judgments import each_once, judged_by, judged_by_text
-    from hfi.metrics.detectors import any_of, load_detector
+    from hfi.metrics.detectors import load_detector
     from hfi.runs import Run
 
     source = find_model(plan.model)
@@ -99,10 +99,9 @@ def _run(plan: "Plan", space: Workspace, name: str, as_json: bool) -> None:
     reference = backbone_reference(plan.measure.backbone, folder, space, plan.concepts[0].slug)
     detectors = {}
     for t in plan.tables:
-        detector = load_detector(specs[t.name], t.slugs[0])
-        if detector is None:
+        if (detector := load_detector(specs[t.name], "+".join(t.slugs))) is None:
             raise UsageError("a benchmark counts images that show the concept: choose another detector than 'none'")
-        detectors[t.name] = any_of(detector, t.slugs)
+        detectors[t.name] = detector
     device = pick_device(plan.measure.device)
     clip = None if reference == "none" else ClipBackbone.load(reference, device)
     settings = {
