@@ -53,6 +53,13 @@ METRIC_NOTES = {
     "clip_score": "mean cosine of image and prompt in the CLIP backbone; bootstrap over images",
     "frechet_distance": "Fréchet distance to the untouched model's images on CLIP embeddings; this is not FID; interval from "
     "the bootstrap's spread, small samples read too high",
+    "fid": "Fréchet inception distance to the untouched model's images; interval from the bootstrap's spread, small samples read "
+    "too high",
+    "kid": "kernel inception distance to the untouched model's images; interval from the jackknife",
+    "features_frechet": "Fréchet distance to the untouched model's images in the features named under Measuring; this is not FID",
+    "features_kernel": "kernel distance (built as KID) to the untouched model's images in the features named under Measuring",
+    "lpips": "mean LPIPS to the untouched model's image of the same seed; a perfect eraser still has a distance where it removed "
+    "something",
     "perceptual_distance": "mean distance to the untouched model's image of the same seed, from the layers of the CLIP image "
     "tower (built like LPIPS, other network); a perfect eraser still has a distance where it removed something",
 }

@@ -1,6 +1,6 @@
 """Attacks on every system of a table, each measured as a prompt set of its own.
 
-    relapse        a token is learned on the system's own weights from images that people flagged (hfi/attack/relapse.py), and put behind
+    relapse        a token is learned on the system's own weights from images that people flagged (hfi/attack/relapse.py), put behind
                    harmless prompts: the share that shows the concept, after more and more updates. A method that guides leaves the
                    weights alone; its attacker learns on the untouched model and meets the guidance while sampling
     ring-a-bell    what the concepts' words add to a prompt's encoding, added to harmless prompts (hfi/attack/ring_a_bell.py)

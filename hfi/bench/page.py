@@ -54,6 +54,8 @@ _COLUMNS = (
     Column("as in the papers", "explicit", "explicit", "concept_rate"),
     Column("as in the papers", "Fréchet distance", "harmless", "frechet_distance"),
     Column("as in the papers", "perceptual distance", "harmless", "perceptual_distance"),
+    Column("as in the papers", "FID", "harmless", "fid"),
+    Column("as in the papers", "LPIPS", "harmless", "lpips"),
     Column("as in the papers", "CLIP score", "harmless", "clip_score"),
     Column("what is kept", "right character", "implicit", "character_fidelity"),
     Column("what is kept", "fidelity", "harmless", "fidelity"),
@@ -211,7 +213,7 @@ def _main_table(rows: Sequence[Row], costs: Sequence[Mapping[str, Any]]) -> str:
         f'<div class="card"><div class="scroll" tabindex="0" role="group" aria-label="main table"><table class="main wide-table">'
         f'<thead><tr><th></th>{over}<th scope="colgroup" colspan="2">cost</th></tr>'
         f'<tr><th scope="col">system</th>{heads}<th scope="col">changing the weights</th><th scope="col">an image</th></tr></thead>'
-        f'<tbody>{"".join(lines)}</tbody></table></div>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
         f'<p class="note">{size}. Small figures are 95 % intervals; ▼ lower is better, ▲ higher is better. Coloured: the best of its '
         "column. Shaded: the lowest share on implicit prompts among the systems that keep the pictures. ev.: evaluations of the "
         "U-Net; an image's time is given against the untouched model's.</p>"
@@ -342,7 +344,7 @@ def _relapse(rows: Sequence[Row], table: str) -> str:
     return (
         f'<div class="card"><h3>{escape(table)}: concept inversion</h3><p class="note">Share of harmless prompts, with a token behind '
         "them that was learned on the system's own weights from flagged images, that show the concept, after more and more updates "
-        f'(n = {n} each). At 0 the token is the concept\'s words. Of systems that guide, the attacker learns on the untouched model.</p>'
+        f"(n = {n} each). At 0 the token is the concept's words. Of systems that guide, the attacker learns on the untouched model.</p>"
         f'<p class="note keys">{keys}</p><div class="panels">{"".join(panels)}</div></div>'
     )
 
@@ -425,7 +427,8 @@ def _provenance(folder: Path, about: Mapping[str, Mapping[str, Any]]) -> dict[st
         measuring |= {key: str(value) for key, value in untouched["settings"].items()}
         found[table] = measuring
         steering = {
-            system_name((s["method"], s["conditioning"])): s["settings"].get("erasure content") or s["settings"].get("against", "")
+            system_name((s["method"], s["conditioning"])): s["settings"].get("erasure content")
+            or s["settings"].get("against", "")
             for s in a["systems"]
             if s["method"] != BASE
         }
@@ -435,5 +438,3 @@ def _provenance(folder: Path, about: Mapping[str, Mapping[str, Any]]) -> dict[st
     if environment.get("git"):
         software["revision"] = environment["git"][:12]
     return {**found, "Software": software}
-
-

@@ -47,7 +47,6 @@ from hfi.prompts import Prompt, load_prompt_sets, load_prompts
 from hfi.resources import data_dir
 from hfi.results import BASE
 
-
 _PLACES = ("detector", "backbone")  # settings that may name files
 
 

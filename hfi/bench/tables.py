@@ -11,16 +11,13 @@ Results hold nothing that depends on when or how often the run was interrupted; 
 
 import csv
 import io
-import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, cast
-
-from PIL import Image
+from typing import Any
 
 from hfi.attack import flagged_examples, relapse, relapsed
 from hfi.attack.ring_a_bell import direction, ringing
@@ -181,7 +178,12 @@ def _guided(entry: Entry) -> dict[str, Any]:
 
 def _settings(bench: Bench, entry: Entry) -> dict[str, Any]:
     m = bench.plan.measure
-    common = {"model": bench.plan.model, "model content": bench.content[:16], "steps": m.steps, "guidance scale": m.guidance_scale}
+    common = {
+        "model": bench.plan.model,
+        "model content": bench.content[:16],
+        "steps": m.steps,
+        "guidance scale": m.guidance_scale,
+    }
     common["precision"] = m.precision
     if entry.erasure:
         return {**common, "erasure": entry.erasure.name, "erasure content": Erasure.load(entry.erasure).content[:16]}

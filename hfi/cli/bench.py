@@ -7,7 +7,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -47,7 +47,9 @@ def run_plan(
 
 @app.command()
 def portraits(
-    workspace: Annotated[Path, typer.Option("--workspace", "-w", help="The workspace to make, or to go on with.")] = Path("bench"),
+    workspace: Annotated[Path, typer.Option("--workspace", "-w", help="The workspace to make, or to go on with.")] = Path(
+        "bench"
+    ),
     quick: Annotated[bool, typer.Option("--quick", help="One concept and few images: some minutes instead of hours.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -156,5 +158,3 @@ def _child(line: str) -> None:
         raise KeyboardInterrupt
     if code:
         raise HfiError(f"'hfi {line.split()[0]}' failed, see above; run the same command again to go on from there")
-
-
