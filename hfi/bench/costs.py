@@ -20,7 +20,7 @@ from hfi.diffusion.sample import sample
 from hfi.diffusion.sd import load_sd
 from hfi.errors import HfiError
 from hfi.files import write_text
-from hfi.guide import GUIDES, guidance
+from hfi.guide import guidance
 from hfi.progress import progress
 from hfi.runs import Run
 
@@ -61,7 +61,7 @@ def _sampling(bench: Bench, entry: Entry) -> Sampling:
     m = bench.plan.measure
     plain = Sampling(bench.plan.model, str(bench.device), m.precision, m.steps, m.guidance_scale, m.batch_size)
     words = tuple(concept.text for concept in entry.table.concepts)
-    return replace(plain, guide=entry.method, texts=words) if entry.method in GUIDES else plain
+    return replace(plain, guide=entry.method, texts=words) if entry.guide else plain
 
 
 def _key(sampling: Sampling) -> str:

@@ -32,25 +32,24 @@ from hfi.erase import METHODS
 from hfi.erase.erasure import Erasure, apply
 from hfi.evaluate import Backbone, System, evaluate
 from hfi.files import write_text
-from hfi.guide import GUIDES, guidance
-from hfi.judgments import judged_by
+from hfi.judgments import each_once, judged_by
 from hfi.metrics.detectors import Detector
 from hfi.prompts import Prompt
 from hfi.results import BASE, Row, system_name, write_results
 from hfi.runs import Run
+from hfi.systems import Guide
 from hfi.workspace import Workspace
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A system of a table: a method, and what tells it the concepts. `evaluations`: of the U-Net for one step of one image."""
+    """A system of a table: the untouched model, an erased one, or a guided one."""
 
     table: Table
-    method: str
-    conditioning: str  # none, text or token
-    texts: tuple[str, ...]  # words, or the placeholders of the tokens
-    tokens: tuple[LearnedToken, ...]
+    method: str = BASE
+    conditioning: str = "none"  # none, text or token
     erasure: Path | None = None
+    guide: Guide | None = None
 
     @property
     def name(self) -> str:
@@ -58,7 +57,13 @@ class Entry:
 
     @property
     def evaluations(self) -> int:
-        return guidance(self.method, self.texts).evaluations if self.method in GUIDES else 2
+        """Of the U-Net, for one step of one image."""
+        return self.guide.guidance.evaluations if self.guide else 2
+
+    @property
+    def guided(self) -> dict[str, Any]:
+        """What `sample` is told."""
+        return {"guidance": self.guide.guidance} if self.guide else {}
 
 
 @dataclass(frozen=True)
@@ -86,15 +91,17 @@ class Bench:
 
     def entries(self, table: Table) -> list[Entry]:
         """The untouched model, and each method with words and with tokens."""
-        found = [Entry(table, BASE, "none", (), ())]
+        found = [Entry(table)]
         for method in table.methods:
-            for conditioning in table.conditionings:
-                tokens = tuple(self.tokens[c.slug] for c in table.concepts) if conditioning == "token" else ()
-                texts = tuple(t.placeholder for t in tokens) or tuple(c.text for c in table.concepts)
-                erased = None
+            for kind in table.conditionings:
                 if method in METHODS:
-                    erased = self.space.erasures / f"{self.erasure(table, method, conditioning)}.safetensors"
-                found.append(Entry(table, method, conditioning, texts, tokens, erased))
+                    file = self.space.erasures / f"{self.erasure(table, method, kind)}.safetensors"
+                    found.append(Entry(table, method, kind, erasure=file))
+                elif kind == "token":
+                    tokens = tuple(self.tokens[c.slug] for c in table.concepts)
+                    found.append(Entry(table, method, kind, guide=Guide(method, tokens=tokens)))
+                else:
+                    found.append(Entry(table, method, kind, guide=Guide(method, words=tuple(c.text for c in table.concepts))))
         return found
 
     @property
@@ -114,7 +121,7 @@ def erasing(bench: Bench, table: Table) -> list[str]:
         line = f"erase {here} --concept {','.join(table.slugs)} --method {entry.method} --simulated {bench.plan.simulated}"
         line += f" --name {bench.erasure(table, entry.method, entry.conditioning)}"
         for concept in table.concepts:
-            what = concept.token if entry.tokens else concept.text
+            what = concept.token if entry.conditioning == "token" else concept.text
             line += f" --{entry.conditioning} {shlex.quote(str(what))}"
         for name, value in bench.plan.methods[entry.method].items():
             line += f" --{name.replace('_', '-')} {shlex.quote(str(value))}"
@@ -158,7 +165,7 @@ def _measured(
 def _system(bench: Bench, entry: Entry, untouched: Callable[[], StableDiffusion]) -> System:
     def draw(prompts: list[str], seeds: list[int]) -> Any:
         sd = ready(untouched(), entry)
-        return sample(sd, prompts, seeds, **bench.look, **_guided(entry))
+        return sample(sd, prompts, seeds, **bench.look, **entry.guided)
 
     return System(entry.method, entry.conditioning, draw, _settings(bench, entry), _judged_by(entry))
 
@@ -167,13 +174,9 @@ def ready(sd: StableDiffusion, entry: Entry) -> StableDiffusion:
     """The model of a system: erased, with the tokens that its guidance names."""
     if entry.erasure:
         return apply(sd, Erasure.load(entry.erasure))
-    for token in entry.tokens:
+    for token in entry.guide.tokens if entry.guide else ():
         sd = install(sd, token)
     return sd
-
-
-def _guided(entry: Entry) -> dict[str, Any]:
-    return {"guidance": guidance(entry.method, entry.texts)} if entry.method in GUIDES else {}
 
 
 def _settings(bench: Bench, entry: Entry) -> dict[str, Any]:
@@ -187,15 +190,13 @@ def _settings(bench: Bench, entry: Entry) -> dict[str, Any]:
     common["precision"] = m.precision
     if entry.erasure:
         return {**common, "erasure": entry.erasure.name, "erasure content": Erasure.load(entry.erasure).content[:16]}
-    if entry.texts:
-        return {**common, "against": ", ".join(entry.texts), "tokens": ", ".join(t.content[:16] for t in entry.tokens)}
-    return common
+    return {**common, **entry.guide.settings} if entry.guide else common
 
 
 def _judged_by(entry: Entry) -> list[dict[str, Any]]:
     if entry.erasure:
-        return [j for step in Erasure.load(entry.erasure).history for j in judged_by(step)]
-    return [j for token in entry.tokens for j in judged_by(token.metadata)]
+        return each_once(*(judged_by(step) for step in Erasure.load(entry.erasure).history))
+    return entry.guide.judged_by if entry.guide else []
 
 
 # --- attacks ---
@@ -218,7 +219,7 @@ def _ring_a_bell(
 
     def attacked(entry: Entry) -> System:
         def draw(prompts: list[str], seeds: list[int]) -> Any:
-            return ringing(ready(untouched(), entry), by(), config.eta, **bench.look, **_guided(entry))(prompts, seeds)
+            return ringing(ready(untouched(), entry), by(), config.eta, **bench.look, **entry.guided)(prompts, seeds)
 
         settings = {**_settings(bench, entry), "attack": "ring-a-bell", "words": words, "eta": config.eta}
         return System(entry.method, entry.conditioning, draw, settings)
@@ -239,7 +240,7 @@ def _relapse(
             token = learned[entry.name][step]
 
             def draw(prompts: list[str], seeds: list[int]) -> Any:
-                return relapsed(ready(untouched(), entry), token, **bench.look, **_guided(entry))(prompts, seeds)
+                return relapsed(ready(untouched(), entry), token, **bench.look, **entry.guided)(prompts, seeds)
 
             settings = {**_settings(bench, entry), "attack": f"relapse after {step} updates", "token content": token.content[:16]}
             return System(entry.method, entry.conditioning, draw, settings)
@@ -255,7 +256,7 @@ def _relapse_tokens(
     bench: Bench, table: Table, entry: Entry, untouched: Callable[[], StableDiffusion], config: Relapse
 ) -> dict[int, LearnedToken]:
     """Learned on the system's weights, once for all systems that share them; kept in the run's folder."""
-    shared = entry if entry.erasure else Entry(table, BASE, "none", (), ())
+    shared = entry if entry.erasure else Entry(table)
     chosen = _examples(bench, table, config.examples)
     run = Run.start(
         bench.path / table.name / "attacks",

@@ -97,7 +97,7 @@ def _run(plan: "Plan", space: Workspace, name: str, as_json: bool) -> None:
         slug: [(sha, j.judgments.prompts[sha]) for sha in sorted(j.flagged_images("majority"))] for slug, j in found.items()
     }
     check_writable(space.erasures, space.runs)
-    specs = {t.name: detector_spec(plan.measure.detector, folder, space, t.slugs[0]) for t in plan.tables}
+    specs = {t.name: detector_spec(plan.measure.detector, folder, space, t.slugs) for t in plan.tables}
     reference = backbone_reference(plan.measure.backbone, folder, space, plan.concepts[0].slug)
     detectors = {}
     for t in plan.tables:
