@@ -7,6 +7,7 @@ all that follow. Prompts go to images by a `file` column if they have one, else 
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,14 +147,16 @@ def pairs(folder: Folder, reference: Folder) -> list[tuple[str, str]]:
 
 def measure(folder: Folder, reference: Folder | None, texts: Mapping[str, str] | None, instruments: Instruments) -> Measurement:
     """Everything that the instruments can say of the images; distances are to the reference, the CLIP score to `texts` by name."""
-    matched = pairs(folder, reference) if reference else []
+    matched = pairs(folder, reference) if reference and (instruments.backbone or instruments.lpips) else []
     total = len(folder.images) + (len(reference.images) if reference else 0) + len(matched)
     with progress("measuring", total, "images") as advance:
         scores = _score(folder, texts, instruments, advance)
         figures, warnings = _own_figures(folder, scores, texts, instruments)
         if reference:
             others = _embed(reference, instruments, advance)
-            found, said = _distances(scores, others, instruments, paired=_aligned(folder, reference, matched))
+            aligned = pairs(folder, reference) == list(zip(folder.images, reference.images, strict=False))
+            aligned = aligned and len(folder.images) == len(reference.images)
+            found, said = _distances(scores, others, instruments, paired=aligned)
             figures, warnings = figures + found, warnings + said
             found, said = _paired(folder, reference, matched, scores, instruments, advance)
             figures, warnings = figures + found, warnings + said
@@ -318,11 +321,6 @@ def _lines(folder: Folder, scores: _Scores, texts: Mapping[str, str] | None) -> 
         yield line | {metric: by_name[name] for metric, by_name in scores.pairwise.items() if name in by_name}
 
 
-def _aligned(folder: Folder, reference: Folder, matched: Sequence[tuple[str, str]]) -> bool:
-    """Whether row i of both is one pair, for all of them."""
-    return matched == list(zip(folder.images, reference.images, strict=False)) and len(folder.images) == len(reference.images)
-
-
 def _natural(name: str) -> list[tuple[int, int, str]]:
     """Sorts 'img2' before 'img10'."""
     return [(1, int(part), part) if part.isdecimal() else (0, 0, part) for part in re.split(r"(\d+)", name)]
@@ -333,8 +331,8 @@ def _stem(name: str) -> str:
 
 
 def _unique(names: Sequence[str]) -> dict[str, str]:
-    stems = [_stem(name) for name in names]
-    return {stem: name for stem, name in zip(stems, names, strict=True) if stems.count(stem) == 1}
+    stems = Counter(map(_stem, names))
+    return {_stem(name): name for name in names if stems[_stem(name)] == 1}
 
 
 def _chunks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
