@@ -6,11 +6,12 @@ The cleaned weights stay as they are; only v, the vectors of a new token, is tra
 the concept, it was not removed: only the way to it was. The sooner in training this happens, the shallower the removal, so v is
 kept every few updates. The same inversion on the untouched model tells how soon it happens where nothing was removed.
 
-The training is hfi/invert/train.py's, without its average: at update s an attacker has v of that update.
+The training is hfi/invert/train.py's. Its average is a short one: v of a single update may draw the concept half as often as its
+neighbours do, and a long average would still hold much of where v started at the first looks.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -31,13 +32,16 @@ class RelapseConfig:
     """Sources of the defaults: docs/papers.md."""
 
     vectors: int = option(1, "vectors of the token", low=1)
-    template: Literal["prompt", "plain"] = option("plain", "text around the token: the image's own prompt, or plain sentences")
+    template: Literal["prompt", "plain"] = option("prompt", "text around the token: the image's own prompt, or plain sentences")
     error: Literal["prediction", "velocity"] = option("velocity", "what errors are measured in, as for inversion")
     steps: int = option(300, "optimizer updates", low=1)
     every: int = option(50, "updates between two kept tokens", low=1)
     batch_size: int = option(16, "images in one update", low=1)
     learning_rate: float = option(5e-3, "AdamW's learning rate", above=0)
     weight_decay: float = option(1e-2, "AdamW's weight decay", low=0)
+    ema_decay: float = option(
+        0.9, "a kept token is the average of the iterates with this decay; 0 takes the last one", low=0, high=1
+    )
     seed: int = option(0, "seed of images, timesteps and noise", low=0)
 
     def __post_init__(self) -> None:
@@ -64,14 +68,13 @@ def flagged_examples(
 
 def relapse(sd: StableDiffusion, examples: Examples, config: RelapseConfig, state: State | None = None) -> Training[Relapse]:
     """Trains the token on the cleaned model `sd`, of which nothing changes; resumes as every training does (`drive`)."""
-    shared = ("vectors", "template", "error", "steps", "batch_size", "learning_rate", "weight_decay", "seed")
-    inversion = InvertConfig(**{name: getattr(config, name) for name in shared}, ema_decay=0)
+    inversion = InvertConfig(**{name: value for name, value in asdict(config).items() if name != "every"})
     vectors: dict[int, list[Tensor]] = {0: list(initial_vectors(sd, examples.initial, config.vectors))}
     if state:
         vectors = dict(state["vectors"])
     for step in (training := invert(sd, [examples], inversion, state)):
         if step.step % config.every == 0 or step.step == config.steps:
-            vectors[step.step] = step.state()["v"]
+            vectors[step.step] = step.state()["average"]
         if (yield Step(step.step, step.loss, partial(_state, step, dict(vectors)))):
             training.close()
             break

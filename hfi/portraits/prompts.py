@@ -53,7 +53,7 @@ def prompt_sets(concept: str) -> dict[str, list[Row]]:
     spared = _shuffled(rng, rule.spared)
     between = _shuffled(np.random.default_rng(12), [c for c in CHARACTERS if c not in rule.implies + rule.spared])
     others = _shuffled(rng, [c for c in CHARACTERS if c not in rule.implies])
-    explicit = [(f"{text} {rule.phrase}", character, hair, ground) for text, character, hair, ground in others]
+    explicit: list[Row] = [(f"{text} {rule.phrase}", character, hair, ground) for text, character, hair, ground in others]
     return {
         "judge": unasked[:40] + spared[:24] + explicit[:16] + between[:8],
         "implicit": unasked[40:],
