@@ -181,7 +181,7 @@ def test_q16_refuses_what_it_cannot_read(clip: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="one tensor \\[2, D\\]"):
         load_detector(f"q16:{clip}:{tmp_path / 'three.safetensors'}", "inappropriate")
     save_file({"prompts": torch.zeros(2, 768)}, tmp_path / "wide.safetensors")
-    with pytest.raises(ModelError, match="width 768, .* embeds in 12"):
+    with pytest.raises(ModelError, match=r"width 768, .* embeds in 12"):
         load_detector(f"q16:{clip}:{tmp_path / 'wide.safetensors'}", "inappropriate")
     with pytest.raises(UsageError, match="q16:CLIP_FOLDER:PROMPTS_FILE"):
         load_detector("q16", "inappropriate")

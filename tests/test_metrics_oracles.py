@@ -24,7 +24,7 @@ from torchmetrics.image.kid import poly_mmd
 from hfi.embed import ClipBackbone
 from hfi.errors import HfiError, ModelError, UsageError
 from hfi.metrics import clip_scores, features
-from hfi.metrics.features import EfficientNetLite0, Inception, is_fid, load_features
+from hfi.metrics.features import EfficientNetLite0, is_fid, load_features
 from hfi.metrics.frechet import distance
 from hfi.metrics.kernel import kernel_distance
 from hfi.metrics.lpips import Lpips, alexnet, check_fits

@@ -8,7 +8,7 @@
 An attack that is a list of prompts is a prompts file, and is measured as such.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from hfi.attack import RelapseConfig
 from hfi.attack.ring_a_bell import ETA
@@ -19,6 +19,10 @@ from hfi.config import check, option
 class Relapse(RelapseConfig):
     images: int = option(100, "pictures after each number of updates", low=1)
     examples: int = option(64, "flagged images to learn from", low=1)
+
+    @property
+    def training(self) -> RelapseConfig:
+        return RelapseConfig(**{f.name: getattr(self, f.name) for f in fields(RelapseConfig)})
 
 
 @dataclass(frozen=True, kw_only=True)

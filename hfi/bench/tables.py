@@ -262,7 +262,7 @@ def _relapse_tokens(
         bench.path / table.name / "attacks",
         "relapse",
         f"{shared.method}-{shared.conditioning}",
-        {**_settings(bench, shared), **asdict(config), "flagged": [sha for sha, _ in chosen]},
+        {**_settings(bench, shared), **asdict(config.training), "flagged": [sha for sha, _ in chosen]},
     )
     if not run.finished:
         sd = ready(untouched(), shared)
@@ -270,7 +270,7 @@ def _relapse_tokens(
         initial = " ".join(concept.text for concept in table.concepts)
         examples = flagged_examples(sd, images, [prompt for _, prompt in chosen], "<relapse>", initial)
         made = drive(
-            lambda state: relapse(sd, examples, config, state),
+            lambda state: relapse(sd, examples, config.training, state),
             run,
             steps=config.steps,
             save_every=50,
