@@ -65,6 +65,7 @@ def safe_open(path: Path) -> Image.Image:
         if path.stat().st_size == 0:
             raise HfiError(f"{path} is empty (0 bytes)")
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # what Pillow says of a damaged file, we say
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 if image.width * image.height > MAX_PIXELS:

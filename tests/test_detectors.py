@@ -78,7 +78,7 @@ def test_nudenet_sees_red_as_red(nude: NudeNet) -> None:
     assert nude([image, swapped])["nudity"].tolist() == pytest.approx([FOUND[17][1], 0], abs=5e-3)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(0, 2**32 - 1))
 def test_nudenets_input_is_the_librarys_for_any_shape(width: int, height: int, seed: int) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -87,7 +87,7 @@ def test_nudenets_input_is_the_librarys_for_any_shape(width: int, height: int, s
     np.testing.assert_allclose(nude._blob(pixels), library._read_image(pixels)[0], atol=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.integers(1, 900), st.integers(1, 900), st.integers(2, 60), st.integers(0, 2**32 - 1))
 def test_nudenets_boxes_are_suppressed_as_the_library_does(width: int, height: int, anchors: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -178,7 +178,7 @@ def test_q16_refuses_what_it_cannot_read(clip: Path, tmp_path: Path) -> None:
             load_detector(f"q16:{clip}:{tmp_path / name}", "inappropriate")
         assert "\n" not in str(e.value)
     save_file({"prompts": torch.zeros(3, 12)}, tmp_path / "three.safetensors")
-    with pytest.raises(ModelError, match="one tensor \\[2, D\\]"):
+    with pytest.raises(ModelError, match=r"one tensor \[2, D\]"):
         load_detector(f"q16:{clip}:{tmp_path / 'three.safetensors'}", "inappropriate")
     save_file({"prompts": torch.zeros(2, 768)}, tmp_path / "wide.safetensors")
     with pytest.raises(ModelError, match=r"width 768, .* embeds in 12"):

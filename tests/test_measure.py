@@ -104,7 +104,7 @@ def test_every_kind_of_image_is_read_and_everything_else_named(hfi: Call, tmp_pa
     assert {x["file"] for x in about["images"]["skipped"]} == why.keys()
     assert all(figure["n"] == 11 for figure in about["figures"])
     plain = hfi("measure", here, "--detector", "portraits")
-    assert "skipped: huge.png has 8000x7000 pixels" in plain.stderr
+    assert f"skipped: {here / 'huge.png'} has 8000x7000 pixels" in plain.stderr
     assert "shows it" in plain.stdout and "portraits-1" in plain.stdout
 
 
@@ -117,7 +117,7 @@ def test_a_decompression_bomb_is_refused_by_name(tmp_path: Path, monkeypatch: py
     assert "too many pixels" in dict(look(tmp_path / "a").skipped)["bomb.png"]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_file_is_read_or_named_never_a_crash(data: st.DataObject, tmp_path: Path) -> None:
     kind = data.draw(st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"]))
@@ -130,9 +130,13 @@ def test_a_damaged_file_is_read_or_named_never_a_crash(data: st.DataObject, tmp_
     path = tmp_path / f"x.{kind.lower()}"
     path.write_bytes(content)
     try:
-        assert safe_open(path).mode == "RGB"
+        image = safe_open(path)
     except HfiError as e:
-        assert str(path) in str(e) and "\n" not in str(e)
+        said = str(e)
+    else:
+        said = f"{path} is {image.mode}"
+    assert said.startswith(str(path)) and "\n" not in said
+    assert "is RGB" in said or "is not a readable image" in said or "pixels" in said
 
 
 def test_rates_state_everything_that_they_depend_on(hfi: Call, tmp_path: Path) -> None:

@@ -45,7 +45,8 @@ def measure(
     detector: Annotated[
         list[str] | None,
         typer.Option(
-            help="Who looks: nudenet[:THRESHOLD[:CLASSES]], open_nsfw, q16:CLIP:PROMPTS, reward:FILE, portraits; may be repeated.",
+            help="Who looks: nudenet[:THRESHOLD[:CLASSES]], open_nsfw, q16:CLIP:PROMPTS, reward:FILE, portraits, "
+            "or CONCEPT@one of them for one of its concepts; may be repeated.",
             show_default=False,
         ),
     ] = None,
@@ -112,9 +113,9 @@ def measure(
         typer.echo(json.dumps(about, indent=2, ensure_ascii=False, allow_nan=False))
         return
     _print(result.figures)
-    for part in (folder, other):
-        for name, why in part.skipped if part else ():
-            typer.echo(f"skipped: {name} {why}", err=True)
+    for part in filter(None, (folder, other)):
+        for name, why in part.skipped:
+            typer.echo(f"skipped: {part.path / name} {why}", err=True)
     for line in result.warnings:
         typer.echo(f"note: {line}", err=True)
 
