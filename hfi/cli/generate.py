@@ -132,9 +132,10 @@ def generate(
         for t in tokens:
             sd = install(sd, t)
         sd = apply(sd, *removals)
-        for text in (*(p.prompt for p in todo), config.negative_prompt, *(guidance.texts if guidance else ())):
+        texts = [*(p.prompt for p in todo), config.negative_prompt, *(guidance.texts if guidance else ())]
+        for text in texts:
             check_placeholders(sd, text)
-        tokenize(sd, [p.prompt for p in todo])  # says which prompts are cut before the bar starts
+        tokenize(sd, texts)  # says what is cut before the bar starts
         with progress("generating", len(job), "images", len(job) - len(todo)) as advance:
             for planned, image in zip(todo, _sample(sd, todo, config, guidance), strict=True):
                 made = Provenance(

@@ -1,7 +1,7 @@
 """Methods that leave the weights alone and lead away from concepts while an image is sampled, at the price of that in every image.
 
 To add one: a file with its formula, and a line here. A concept is words ("smoking a cigarette") or an installed learned token
-("<smoking>"). Some texts asked of several concepts are one text, joined as `erase/sdd.py` joins them.
+("<smoking>"). A method with one text for several concepts joins them with commas, as `erase/sdd.py` does.
 """
 
 from collections.abc import Callable, Sequence
