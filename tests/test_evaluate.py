@@ -381,11 +381,7 @@ def test_erasures_together_are_one_system_of_their_own(space):
         (["--prompts", "nowhere.csv"], "no prompts file nowhere.csv"),
         (["--model", "nowhere/at/all"], "nowhere/at/all"),
         (["--erasure", "nowhere.safetensors"], "no erasure 'nowhere.safetensors'"),
-<<<<<<< HEAD
         (["--detector", "eyes"], "unknown detector 'eyes'"),
-=======
-        (["--detector", "nsfwjs"], "unknown detector 'nsfwjs'"),
->>>>>>> h-metrics
         (["--detector", "auto"], "hfi reward"),
         (["--detector", "reward"], "hfi reward"),
         (["--steps", "0"], "--steps is 0"),
