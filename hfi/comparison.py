@@ -111,10 +111,12 @@ CHOICES = (
 )
 
 
-def before_judging(workspace: Path) -> list[str]:
+def before_judging(workspace: Path, concepts: Iterable[str] = WORDS) -> list[str]:
+    """Command lines up to the images that are to be judged."""
     here, model = _places(workspace)
     lines = [f"init {shlex.quote(str(workspace))}"]
-    for concept, words in WORDS.items():
+    for concept in concepts:
+        words = WORDS[concept]
         lines += [
             f"concept add {concept} {here} --title {concept.title()} --prompt {shlex.quote(words)} --initial-word "
             f"{shlex.quote(INITIAL[concept])} --guideline {shlex.quote(GUIDELINES[concept])}",
@@ -124,9 +126,18 @@ def before_judging(workspace: Path) -> list[str]:
     return lines
 
 
-def rewards(workspace: Path) -> list[str]:
+def rewards(workspace: Path, concepts: Iterable[str] = WORDS) -> list[str]:
     here, _ = _places(workspace)
-    return [f"reward {here} --concept {concept} --simulated include" for concept in WORDS]
+    return [f"reward {here} --concept {concept} --simulated include" for concept in concepts]
+
+
+def tokens(workspace: Path, concepts: Iterable[str] = WORDS, settings: str = "") -> list[str]:
+    """Command lines that learn each concept's own token."""
+    here, model = _places(workspace)
+    return [
+        f"invert {here} {model} --concept {concept} --simulated include {INVERT.get(concept, '')} {settings}".rstrip()
+        for concept in concepts
+    ]
 
 
 def training(workspace: Path, choices: Iterable[Choice], seed: int) -> list[str]:

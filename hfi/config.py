@@ -66,11 +66,12 @@ def from_toml(config_class: type[T], path: Path, **overrides: Any) -> T:
         raise UsageError(f"{path} has unknown settings {', '.join(unknown)}: known are {', '.join(sorted(names))}")
     hints = get_type_hints(config_class)
     for name, value in given.items():
-        given[name] = _coerce(name, value, hints[name], path)
+        given[name] = coerce(name, value, hints[name], path)
     return config_class(**{**given, **overrides})
 
 
-def _coerce(name: str, value: Any, wanted: Any, path: Path) -> Any:
+def coerce(name: str, value: Any, wanted: Any, path: Path) -> Any:
+    """A TOML value as the type of its setting: whole numbers serve as decimal ones. UsageError naming the file for another type."""
     kinds = get_args(wanted) if get_origin(wanted) is not Literal and get_args(wanted) else (wanted,)
     if get_origin(wanted) is Literal:
         return value

@@ -8,13 +8,15 @@ goes on at the first missing one. Beside `results.json` (rows only) the folder g
     scores.jsonl      one line an image: prompt, seed, file, every raw score, so that a new threshold needs no new images
 """
 
+import hashlib
 import json
 import re
 import shutil
+import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from PIL import Image
@@ -27,6 +29,7 @@ from hfi.metrics import (
     Interval,
     attribute_scores,
     blocked,
+    bootstrap_mean,
     clip_score,
     clip_scores,
     concept_rate,
@@ -38,15 +41,18 @@ from hfi.metrics import (
     wilson,
 )
 from hfi.metrics.detectors import Detector, check_knows, threshold_of
-from hfi.metrics.fidelity import ATTRIBUTES
+from hfi.metrics.features import Features, is_fid
 from hfi.metrics.frechet import too_small
+from hfi.metrics.kernel import kernel_distance
+from hfi.metrics.lpips import Lpips
 from hfi.progress import progress
-from hfi.prompts import Prompt
+from hfi.prompts import ATTRIBUTES, Prompt
 from hfi.report import Grid, GridRow, Report
 from hfi.results import BASE, METRICS, Row, columns, outcome, read_results, system_name, write_results
 
 FIRST_SEED = 100_000  # far from the seeds that 'hfi generate' starts at: nothing is evaluated on a noise it was judged on
 _CHUNK = 64  # images in memory at once while scoring
+_RESAMPLES = 20  # of a Fréchet distance in wide features, which takes seconds each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +68,9 @@ class EvaluateConfig:
         "auto", "who sees the concept: portraits, reward, reward:FILE, none; auto is the model's own, else the reward"
     )
     backbone: str = option("auto", "CLIP folder or hub id of the CLIP metrics, none; auto is the model's own, else the reward's")
+    features: str = option("none", "more set distances: inception:PATH (FID, KID), efficientnet-lite0, clip:FOLDER")
+    lpips: str = option("none", "LPIPS by WEIGHTS:HEADS, torchvision's AlexNet file and the heads of the lpips package")
+    precision: Literal["float32", "bfloat16"] = option("float32", "of the model while it samples")
     device: str = option("auto", "cpu, cuda, mps or auto")
 
     def __post_init__(self) -> None:
@@ -117,6 +126,27 @@ class _Scores:
     embeddings: np.ndarray | None
     clip: np.ndarray | None
     perceptual: np.ndarray | None
+    features: np.ndarray | None
+    lpips: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """Who measures. `features`: of more set distances than those in the backbone."""
+
+    detector: Detector | None
+    backbone: Backbone | None
+    features: Features | None = None
+    lpips: Lpips | None = None
+
+    @property
+    def names(self) -> list[Any]:
+        """All that an image's scores depend on beside the image."""
+        d = self.detector
+        return [
+            d and (d.name, d.version),
+            *((x.name, x.content) if x else None for x in (self.backbone, self.features, self.lpips)),
+        ]
 
 
 def evaluate(
@@ -127,14 +157,17 @@ def evaluate(
     *,
     detector: Detector | None,
     backbone: Backbone | None,
+    features: Features | None = None,
+    lpips: Lpips | None = None,
     images: int | None = None,
     seed: int = FIRST_SEED,
 ) -> list[Row]:
     """Samples what is missing in `folder`, measures it and writes results.json, evaluation.json and scores.jsonl there.
 
-    `images` per prompt set: None means one a prompt; more than there are prompts goes round with new seeds. The distances of
-    frechet_distance and perceptual_distance are taken to the system of method 'sd' and left out where there is none.
+    `images` per prompt set: None means one a prompt; more than there are prompts goes round with new seeds. Distances are taken to
+    the system of method 'sd' and left out where there is none.
     """
+    by = Instruments(detector, backbone, features, lpips)
     _check(systems, concept, prompt_sets, detector, images)
     jobs = {name: plan(prompts, images, seed) for name, prompts in prompt_sets.items()}
     for system in systems:
@@ -143,7 +176,7 @@ def evaluate(
     rows: list[Row] = []
     lines: list[dict[str, Any]] = []
     cells: list[dict[str, Any]] = []
-    small: dict[tuple[int, int], list[str]] = {}
+    small: dict[tuple[str, int, int], list[str]] = {}
     base = next((s for s in systems if s.method == BASE), None)
     ordered = sorted(systems, key=lambda s: s is not base)
     total = len(systems) * sum(len(job) for job in jobs.values())
@@ -154,19 +187,21 @@ def evaluate(
                 files = [_file(folder, system, name, i) for i in range(len(job))]
                 others = [_file(folder, base, name, i) for i in range(len(job))] if base and system is not base else None
                 note = f"{system_name((system.method, system.conditioning))}, {name}"
-                scores = _score(files, others, job, detector, backbone, advance, note)
+                scores = _score(files, others, job, by, advance, note)
                 reference = scores if system is base else reference
-                figures = _figures(scores, reference if system is not base else None, concept, detector)
+                figures = _figures(scores, reference if system is not base else None, concept, by)
                 rows += [
                     Row(system.method, system.conditioning, concept, name, metric, f.value, f.n, f.low, f.high)
                     for metric, f in figures.items()
                 ]
                 cells.append(_cell_summary(system, name, scores))
                 lines += _lines(folder, system, concept, name, job, files, scores)
-            if backbone and reference is not None and reference.embeddings is not None and len(systems) > 1:
-                n, width = reference.embeddings.shape
-                if too_small(n, width):
-                    small.setdefault((n, width), []).append(name)
+            if reference is not None and len(systems) > 1:
+                spaces = [("frechet_distance", reference.embeddings)]
+                spaces += [(_feature_metrics(features)[0], reference.features)] if features else []
+                for metric, embedded in spaces:
+                    if embedded is not None and too_small(*embedded.shape):
+                        small.setdefault((metric, *embedded.shape), []).append(name)
     write_text(folder / "scores.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     about = {
         "concept": concept,
@@ -177,6 +212,7 @@ def evaluate(
             "threshold": threshold_of(detector, concept),
         },
         "backbone": backbone and {"name": backbone.name, "content": backbone.content},
+        **{key: {"name": x.name, "content": x.content} for key, x in (("features", features), ("lpips", lpips)) if x is not None},
         "first_seed": seed,
         "images": {name: len(job) for name, job in jobs.items()},
         "systems": [
@@ -191,9 +227,9 @@ def evaluate(
         "cells": cells,
         "scores": "scores.jsonl",
         "warnings": [
-            f"{METRICS['frechet_distance'].title} on {', '.join(names)} prompts: {n} images for {width} dimensions, so its values "
-            f"are too high in themselves and compare only with others of {n} images."
-            for (n, width), names in small.items()
+            f"{METRICS[metric].title} on {', '.join(names)} prompts: {n} images for {width} dimensions, so its values are too high "
+            f"in themselves and compare only with others of {n} images."
+            for (metric, n, width), names in small.items()
         ],
     }
     write_text(folder / "evaluation.json", json.dumps(about, indent=2, ensure_ascii=False) + "\n")
@@ -243,6 +279,23 @@ def paired_p(folder: Path) -> float | None:
     if found is None:
         return None
     before, after = (_scores_of(folder, row.system, row.prompt_set) for row in (found.before, found.after))
+    return _paired(before, after, about)
+
+
+def compared(folder: Path, pairs: Iterable[tuple[tuple[str, str], tuple[str, str]]], prompt_set: str) -> list[float]:
+    """For each pair of systems, p of McNemar's exact test that both show the concept as often on the same prompts and seeds. Pairs
+    with a blocked image are left out. ValueError without a detector."""
+    about = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    if about["detector"] is None:
+        raise ValueError(f"nobody looked for the concept in {folder}")
+    scores: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for line in map(json.loads, (folder / "scores.jsonl").read_text(encoding="utf-8").splitlines()):
+        if line["prompt_set"] == prompt_set:
+            scores.setdefault((line["method"], line["conditioning"]), []).append(line)
+    return [_paired(scores[a], scores[b], about) for a, b in pairs]
+
+
+def _paired(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> float:
     seen = [
         (_flagged(a, about), _flagged(b, about)) for a, b in zip(before, after, strict=True) if not (a["blocked"] or b["blocked"])
     ]
@@ -394,48 +447,92 @@ def _score(
     files: Sequence[Path],
     reference: Sequence[Path] | None,
     job: Sequence[tuple[Prompt, int]],
-    detector: Detector | None,
-    backbone: Backbone | None,
+    by: Instruments,
     advance: Callable[[int, str], None],
     note: str,
 ) -> _Scores:
-    flat: list[np.ndarray] = []
-    seen: dict[str, list[np.ndarray]] = {}
-    embeddings: list[np.ndarray] = []
-    texts: list[np.ndarray] = []
-    distances: list[np.ndarray] = []
-    for start in range(0, len(files), _CHUNK):
-        images = _load(files[start : start + _CHUNK])
-        flat.append(blocked(images))
-        for name, values in (detector(images) if detector else {}).items():
-            seen.setdefault(name, []).append(np.asarray(values))
-        if backbone:
-            embeddings.append(np.asarray(backbone.images(images)))
-            texts.append(np.asarray(backbone.texts([prompt.text for prompt, _ in job[start : start + _CHUNK]])))
-            if reference:
-                others = _load(reference[start : start + _CHUNK])
-                distances.append(perceptual_distances(backbone.layers(images), backbone.layers(others)))
-        advance(len(images), note)
-    flags = np.concatenate(flat)
-    labels = {name: np.concatenate(parts) for name, parts in seen.items()}
+    """Of one cell's images; kept beside them, and measured again only where an image or who measures has changed."""
+    held = _Held(files, reference, by)
+    found = held.read()
+    if found is None:
+        found = _look(files, reference, [prompt.text for prompt, _ in job], by, lambda n: advance(n, note))
+        held.write(found)
+    else:
+        advance(len(files), note)
     expected = [prompt.expected for prompt, _ in job]
-    embedded = np.concatenate(embeddings) if embeddings else None
+    labels = {name.removeprefix("seen "): values for name, values in found.items() if name.startswith("seen ")}
+    limits = {name: threshold_of(by.detector, name) for name in labels} if by.detector else {}
+    embedded, texts = found.get("images"), found.get("texts")
     return _Scores(
-        blocked=flags,
+        blocked=found["blocked"],
         detector=labels,
-        fidelity=attribute_scores(expected, labels, flags, ATTRIBUTES),
-        character=attribute_scores(expected, labels, flags, ("character",)),
+        fidelity=attribute_scores(expected, labels, found["blocked"], ATTRIBUTES, limits),
+        character=attribute_scores(expected, labels, found["blocked"], ("character",), limits),
         embeddings=embedded,
-        clip=None if embedded is None else clip_scores(embedded, np.concatenate(texts)),
-        perceptual=np.concatenate(distances) if distances else None,
+        clip=None if embedded is None or texts is None else clip_scores(embedded, texts),
+        perceptual=found.get("perceptual"),
+        features=found.get("features"),
+        lpips=found.get("lpips"),
     )
 
 
-def _figures(scores: _Scores, reference: _Scores | None, concept: str, detector: Detector | None) -> dict[str, Interval]:
+def _look(
+    files: Sequence[Path],
+    reference: Sequence[Path] | None,
+    prompts: Sequence[str],
+    by: Instruments,
+    advance: Callable[[int], None],
+) -> dict[str, np.ndarray]:
+    """Arrays [N, ...]: `blocked`, `seen <name>` for all that the detector gives, and what the other instruments say."""
+    found: dict[str, list[np.ndarray]] = {}
+    for start in range(0, len(files), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        images = _load(files[part])
+        others = _load(reference[part]) if reference and (by.backbone or by.lpips) else []
+        seen = {f"seen {name}": np.asarray(values) for name, values in (by.detector(images) if by.detector else {}).items()}
+        rows = {"blocked": blocked(images), **seen}
+        if by.backbone:
+            rows["images"] = np.asarray(by.backbone.images(images))
+            rows["texts"] = np.asarray(by.backbone.texts(prompts[part]))
+            if others:
+                rows["perceptual"] = perceptual_distances(by.backbone.layers(images), by.backbone.layers(others))
+        if by.features:
+            rows["features"] = np.asarray(by.features.images(images))
+        if by.lpips and others:
+            rows["lpips"] = by.lpips.distances(images, others)
+        for name, values in rows.items():
+            found.setdefault(name, []).append(values)
+        advance(len(images))
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+class _Held:
+    """The measured arrays of a cell in its `scores.npz`, with what they were measured on and by whom."""
+
+    def __init__(self, files: Sequence[Path], reference: Sequence[Path] | None, by: Instruments) -> None:
+        self.path = files[0].with_name("scores.npz")
+        told = [(file.parent / "cell.json").read_text(encoding="utf-8") for file in (files[0], *(reference or ())[:1])]
+        times = [file.stat().st_mtime_ns for file in (*files, *(reference or ()))]
+        self.key = hashlib.sha256(json.dumps([by.names, told, times]).encode()).hexdigest()
+
+    def read(self) -> dict[str, np.ndarray] | None:
+        try:
+            with np.load(self.path) as held:
+                found = dict(held)
+        except (FileNotFoundError, ValueError, zipfile.BadZipFile):
+            return None
+        return found if str(found.pop("key", "")) == self.key else None
+
+    def write(self, found: Mapping[str, np.ndarray]) -> None:
+        with whole(self.path) as scratch, open(scratch, "wb") as file:
+            np.savez(file, key=np.array(self.key), **found)  # type: ignore[arg-type]
+
+
+def _figures(scores: _Scores, reference: _Scores | None, concept: str, by: Instruments) -> dict[str, Interval]:
     """Interval by metric name, for what could be measured."""
     figures: dict[str, Interval] = {}
-    if detector:
-        figures["concept_rate"] = concept_rate(scores.detector[concept], threshold_of(detector, concept), scores.blocked)
+    if by.detector:
+        figures["concept_rate"] = concept_rate(scores.detector[concept], threshold_of(by.detector, concept), scores.blocked)
     if scores.blocked.any():
         figures["blocked_rate"] = wilson(int(scores.blocked.sum()), len(scores.blocked))
     for name, per_image in (("character_fidelity", scores.character), ("fidelity", scores.fidelity)):
@@ -445,9 +542,20 @@ def _figures(scores: _Scores, reference: _Scores | None, concept: str, detector:
         figures["clip_score"] = clip_score(scores.clip)
     if reference is not None and scores.embeddings is not None and reference.embeddings is not None:
         figures["frechet_distance"] = frechet_distance(scores.embeddings, reference.embeddings, paired=True)
+    if reference is not None and by.features and scores.features is not None and reference.features is not None:
+        frechet, kernel = _feature_metrics(by.features)
+        figures[frechet] = frechet_distance(scores.features, reference.features, paired=True, resamples=_RESAMPLES)
+        figures[kernel] = kernel_distance(scores.features, reference.features).interval
     if scores.perceptual is not None:
         figures["perceptual_distance"] = perceptual_distance(scores.perceptual)
+    if scores.lpips is not None:
+        figures["lpips"] = bootstrap_mean(scores.lpips)
     return figures
+
+
+def _feature_metrics(features: Features) -> tuple[str, str]:
+    """Only in Inception's features are they called FID and KID."""
+    return ("fid", "kid") if is_fid(features) else ("features_frechet", "features_kernel")
 
 
 def _cell_summary(system: System, name: str, scores: _Scores) -> dict[str, Any]:
@@ -471,6 +579,7 @@ def _lines(
     scores: _Scores,
 ) -> list[dict[str, Any]]:
     extra = {"clip_score": scores.clip, "perceptual_distance": scores.perceptual, "fidelity": scores.fidelity}
+    extra["lpips"] = scores.lpips
     lines = []
     for i, (prompt, seed) in enumerate(job):
         raw = {k: v[i].item() for k, v in scores.detector.items()}

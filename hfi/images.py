@@ -11,6 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from hfi.errors import HfiError
 from hfi.files import whole
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MAX_PIXELS = 50_000_000  # larger pictures are refused: a small file can unpack to more than the memory holds
 
 
@@ -64,12 +65,21 @@ def safe_open(path: Path) -> Image.Image:
         if path.stat().st_size == 0:
             raise HfiError(f"{path} is empty (0 bytes)")
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # what Pillow says of a damaged file, we say
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise HfiError(f"{path} has {image.width}x{image.height} pixels: at most {MAX_PIXELS:,} are accepted")
-                return ImageOps.exif_transpose(image).convert("RGB")
+                return _rgb(path, ImageOps.exif_transpose(image))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise HfiError(f"{path} has too many pixels: at most {MAX_PIXELS:,} are accepted") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError) as e:
         raise HfiError(f"{path} is not a readable image ({type(e).__name__})") from None
+
+
+def _rgb(path: Path, image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise HfiError(f"{path} has floating-point pixels of unknown range: save it with 8 or 16 bits a channel")
+    if image.mode.startswith("I"):  # 16-bit grey, of which Pillow would keep 0..255 and call the rest white
+        image = image.convert("I").point(lambda v: v * (1 / 257) + 0.5).convert("L")
+    return image.convert("RGB")

@@ -12,6 +12,7 @@ from html import escape
 
 import numpy as np
 
+CROWD = 8  # points; of more, those whose label has no room of its own are left without
 SERIES = 6  # classes s0..s5; s0 is the untouched model's grey
 
 
@@ -26,6 +27,7 @@ class Point:
     y_bounds: tuple[float, float] | None
     series: int
     strong: bool = False
+    hollow: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Line:
 
 
 def scatter(points: Sequence[Point], x_title: str, y_title: str, *, y_percent: bool = True, width: int = 620) -> str:
-    """Harm (x, a share) against quality (y); the better corner is top left."""
+    """Harm (x, a share) against quality (y); the better corner is top left. Of many points, those that stand apart have labels."""
     height, left, right, top, bottom = 400, 62, 24, 26, 54
     ys = [v for p in points for v in (p.y, *(p.y_bounds or ()))]
     xs = [v for p in points for v in (p.x, *(p.x_bounds or ()))]
@@ -91,10 +93,13 @@ def scatter(points: Sequence[Point], x_title: str, y_title: str, *, y_percent: b
         y_text = _percent(p.y) if y_percent else f"{p.y:.3f}"
         tip = escape(f"{p.label}: {x_title} {_percent(p.x)}, {y_title} {y_text}")
         ring = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="11" class="ring {name}"/>' if p.strong else ""
-        out.append(f'<g>{ring}<circle cx="{x:.1f}" cy="{y:.1f}" r="6" class="dot {name}"/><title>{tip}</title></g>')
+        kind = f'r="5" class="ring {name}"' if p.hollow else f'r="6" class="dot {name}"'
+        out.append(f'<g>{ring}<circle cx="{x:.1f}" cy="{y:.1f}" {kind}/><title>{tip}</title></g>')
     for p in points:
         x, y = x_axis.at(p.x), y_axis.at(p.y)
         tx, ty, anchor, box = _place(x, y, p.label, taken, (left, top, width - right, height - bottom))
+        if len(points) > CROWD and any(_overlap(box, other) > 0 for other in taken):
+            continue  # its name is in the tooltip
         taken.append(box)
         out.append(_text(tx, ty, p.label, f"label s{p.series % SERIES}", anchor=anchor))
     return "".join(out) + "</svg>"
@@ -134,8 +139,9 @@ def intervals(groups: Sequence[tuple[str, Sequence[Bar]]], title: str, *, width:
     return "".join(out) + "</svg>"
 
 
-def curves(lines: Sequence[Line], x_title: str, *, width: int = 620) -> str:
-    """Long lines are drawn twice, thin as logged and bold as a running mean. Non-finite points are left out."""
+def curves(lines: Sequence[Line], x_title: str, *, share: bool = False, width: int = 620) -> str:
+    """Long lines are drawn twice, thin as logged and bold as a running mean. Non-finite points are left out. Shares run from 0 to
+    100 % whatever is drawn, so that several charts compare."""
     height, left, right, top, bottom = 280, 62, 20, 18, 46
     clean = [(line, [(x, y) for x, y in line.points if math.isfinite(y)]) for line in lines]
     clean = [(line, points) for line, points in clean if points]
@@ -147,8 +153,10 @@ def curves(lines: Sequence[Line], x_title: str, *, width: int = 620) -> str:
     low, high = min(0.0, float(ys.min())), float(np.quantile(ys, 0.995)) or 1.0
     x_axis = _Axis(min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1, left, width - right)
     y_axis = _Axis(low, high * 1.05 if high > 0 else low + 1, height - bottom, top)
+    if share:
+        y_axis = _Axis(0.0, 1.0, height - bottom, top, percent=True)
     out = [
-        _open(width, height, "loss curves"),
+        _open(width, height, "shares" if share else "loss curves"),
         _horizontal_grid(y_axis, left, width - right),
         _vertical_ticks(x_axis, height - bottom),
     ]

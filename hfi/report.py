@@ -42,7 +42,7 @@ _SET_MEANING = {
     "harmless": "prompts that have nothing to do with it",
 }
 
-_METRIC_NOTES = {
+METRIC_NOTES = {
     "concept_rate": "share of images in which the detector's score for the concept lies above its threshold, among images "
     "that are not blocked; Wilson's 95 % interval",
     "blocked_rate": "share of images that are one flat colour, as a safety checker leaves them; they count as blocked, "
@@ -53,6 +53,13 @@ _METRIC_NOTES = {
     "clip_score": "mean cosine of image and prompt in the CLIP backbone; bootstrap over images",
     "frechet_distance": "Fréchet distance to the untouched model's images on CLIP embeddings; this is not FID; interval from "
     "the bootstrap's spread, small samples read too high",
+    "fid": "Fréchet inception distance to the untouched model's images; interval from the bootstrap's spread, small samples read "
+    "too high",
+    "kid": "kernel inception distance to the untouched model's images; interval from the jackknife",
+    "features_frechet": "Fréchet distance to the untouched model's images in the features named under Measuring; this is not FID",
+    "features_kernel": "kernel distance (built as KID) to the untouched model's images in the features named under Measuring",
+    "lpips": "mean LPIPS to the untouched model's image of the same seed; a perfect eraser still has a distance where it removed "
+    "something",
     "perceptual_distance": "mean distance to the untouched model's image of the same seed, from the layers of the CLIP image "
     "tower (built like LPIPS, other network); a perfect eraser still has a distance where it removed something",
 }
@@ -60,11 +67,12 @@ _METRIC_NOTES = {
 
 @dataclass(frozen=True)
 class GridRow:
-    """One system's images in a grid. `flags[i]` marks image i as showing the concept."""
+    """One system's images in a grid. `flags[i]` marks image i as showing the concept. `series`: its colour, or that of its place."""
 
     label: str
     images: Sequence[Path | Image.Image]
     flags: Sequence[bool] = ()
+    series: int | None = None
 
 
 @dataclass(frozen=True)
@@ -147,25 +155,31 @@ def render(report: Report) -> str:
     """The whole page as text."""
     sections = [
         ("figures", "Harm against quality", _charts(report)),
-        ("pictures", "The same seeds, before and after", "".join(_grid(grid) for grid in report.grids)),
+        ("pictures", "The same seeds, before and after", "".join(grid_card(grid) for grid in report.grids)),
         ("table", "All figures", _table(report)),
         ("judgments", "The judgments", _people(report.agreement)),
         ("reward", "The reward model", _reward(report.reward)),
         *report.sections,
         ("training", "Training", _curves(report)),
-        ("limits", "What this does not show", _limits(report)),
-        ("provenance", "Where it comes from", _provenance(report.provenance)),
+        ("limits", "What this does not show", limits_card([*report.limits, *report.warnings])),
+        ("provenance", "Where it comes from", provenance_cards(report.provenance)),
     ]
-    given = [(key, title, body) for key, title, body in sections if body]
+    name = f"{report.concept}: {report.title}"
+    return page(name, _headline(report), sections, banner(report.simulated))
+
+
+def page(title: str, header: str, sections: Sequence[tuple[str, str, str]], banner: str = "") -> str:
+    """A whole page from HTML parts. `sections`: (anchor, title, HTML); those without HTML are left out."""
+    given = [(key, name, body) for key, name, body in sections if body]
     links = "".join(f'<a href="#{key}">{key.capitalize()}</a>' for key, _, _ in given)
-    body = "".join(f'<section id="{key}"><h2>{escape(title)}</h2>{html}</section>' for key, title, html in given)
+    body = "".join(f'<section id="{key}"><h2>{escape(name)}</h2>{html}</section>' for key, name, html in given)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f"<title>{escape(report.concept)}: {escape(report.title)}</title>"
+        f"<title>{escape(title)}</title>"
         f"<style>{_STYLE.read_text(encoding='utf-8')}</style></head>"
-        f"<body>{_banner(report.simulated)}<header>{_headline(report)}</header><nav>{links}</nav><main>{body}</main>"
+        f"<body>{banner}<header>{header}</header><nav>{links}</nav><main>{body}</main>"
         "<footer>Made by hfi, Human Feedback Inversion. This file needs no network: keep it, send it.</footer>"
         "</body></html>\n"
     )
@@ -186,7 +200,7 @@ def headline(report: Report) -> str:
 # --- parts of the page ---
 
 
-def _banner(simulated: str) -> str:
+def banner(simulated: str) -> str:
     if not simulated:
         return ""
     return f'<div class="banner" role="note"><strong>Simulated judgments.</strong> {escape(simulated)}</div>'
@@ -297,8 +311,8 @@ def _charts(report: Report) -> str:
                     system_name(system),
                     x.value,
                     y.value,
-                    _bounds(x),
-                    _bounds(y),
+                    bounds(x),
+                    bounds(y),
                     index[system],
                     system == best,
                 )
@@ -319,22 +333,23 @@ def _charts(report: Report) -> str:
         for system in systems(rows):
             row = lookup(rows, system, prompt_set, "concept_rate")
             if row and row.value is not None:
-                bars.append(plots.Bar(system_name(system), row.value, _bounds(row), row.text(), index[system]))
-        groups.append((_set_title(prompt_set), bars))
+                bars.append(plots.Bar(system_name(system), row.value, bounds(row), row.text(), index[system]))
+        groups.append((set_title(prompt_set), bars))
     title = f"images that show it: {report.concept}"
     out.append(figure(lambda width: plots.intervals(groups, title, width=width), "Bands are 95 % intervals."))
     return f'<div class="figures">{"".join(out)}</div>'
 
 
-def _grid(grid: Grid) -> str:
+def grid_card(grid: Grid) -> str:
     count = max((len(row.images) for row in grid.rows), default=0)
     if not count:
         return ""
     out = []
     for i, row in enumerate(grid.rows):
+        colour = i if row.series is None else row.series
         flagged = f'<span class="count">{sum(row.flags)} of {len(row.images)} flagged</span>' if row.flags else ""
         out.append(
-            f'<div class="row-label"><span><i class="swatch s{i % plots.SERIES}"></i>{escape(row.label)}</span>{flagged}</div>'
+            f'<div class="row-label"><span><i class="swatch s{colour % plots.SERIES}"></i>{escape(row.label)}</span>{flagged}</div>'
         )
         for k, image in enumerate(row.images):
             caption = grid.captions[k] if k < len(grid.captions) else ""
@@ -358,13 +373,13 @@ def _table(report: Report) -> str:
     pairs = columns(rows)
     best = best_system(rows)
     metrics = sorted({m for _, m in pairs}, key=[*METRICS, *(m for _, m in pairs)].index)
-    heads = "".join(f'<th scope="col">{escape(METRICS[m].title if m in METRICS else m)}{_arrow(m)}</th>' for m in metrics)
+    heads = "".join(f'<th scope="col">{escape(METRICS[m].title if m in METRICS else m)}{arrow(m)}</th>' for m in metrics)
     bodies = []
     for name in dict.fromkeys(s for s, _ in pairs):
         counts = sorted({row.n for row in rows if row.prompt_set == name})
         size = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
         lines = [
-            f'<tr class="group"><th scope="rowgroup" colspan="{len(metrics) + 1}"><span>{escape(_set_title(name))} '
+            f'<tr class="group"><th scope="rowgroup" colspan="{len(metrics) + 1}"><span>{escape(set_title(name))} '
             f"<small>{size}</small></span></th></tr>"
         ]
         for i, system in enumerate(_colours(rows)):
@@ -373,13 +388,13 @@ def _table(report: Report) -> str:
                 chosen = ' class="chosen"' if system == best else ""
                 mark = '<span class="tag">headline</span>' if system == best else ""
                 label = f'<i class="swatch s{i % plots.SERIES}"></i>{escape(system_name(system))}{mark}'
-                cells = "".join(_table_cell(row) for row in found)
+                cells = "".join(table_cell(row) for row in found)
                 lines.append(f'<tr{chosen}><th scope="row">{label}</th>{cells}</tr>')
         bodies.append(f"<tbody>{''.join(lines)}</tbody>")
     notes = "".join(
-        f"<dt>{escape(METRICS[m].title)}</dt><dd><code>{m}</code>: {escape(_METRIC_NOTES[m])}.</dd>"
+        f"<dt>{escape(METRICS[m].title)}</dt><dd><code>{m}</code>: {escape(METRIC_NOTES[m])}.</dd>"
         for m in metrics
-        if m in _METRIC_NOTES
+        if m in METRIC_NOTES
     )
     every = "".join(
         f"<tr><td>{escape(r.method)}</td><td>{escape(r.conditioning)}</td><td>{escape(r.concept)}</td>"
@@ -462,12 +477,12 @@ def _curve(curve: Curve, colours: Mapping[str, int]) -> str:
     return figure(lambda width: plots.curves(lines, "step", width=width), curve.note, curve.title)
 
 
-def _limits(report: Report) -> str:
-    items = "".join(f"<li>{escape(text)}</li>" for text in [*report.limits, *report.warnings])
+def limits_card(texts: Sequence[str]) -> str:
+    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
     return f'<div class="card"><ul class="limits">{items}</ul></div>' if items else ""
 
 
-def _provenance(groups: Mapping[str, Mapping[str, str]]) -> str:
+def provenance_cards(groups: Mapping[str, Mapping[str, str]]) -> str:
     cards = []
     for name, facts in groups.items():
         lines = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())
@@ -491,21 +506,21 @@ def _colours(rows: Sequence[Row]) -> list[tuple[str, str]]:
     return found if found and found[0][0] == BASE else [(BASE, "none"), *found]
 
 
-def _bounds(row: Row) -> tuple[float, float] | None:
+def bounds(row: Row) -> tuple[float, float] | None:
     return None if row.low is None or row.high is None else (row.low, row.high)
 
 
-def _set_title(name: str) -> str:
+def set_title(name: str) -> str:
     return f"{name}: {_SET_MEANING[name]}" if name in _SET_MEANING else name
 
 
-def _arrow(metric: str) -> str:
+def arrow(metric: str) -> str:
     if metric not in METRICS:
         return ""
     return ' <span class="arrow">▼</span>' if METRICS[metric].better < 0 else ' <span class="arrow">▲</span>'
 
 
-def _table_cell(row: Row | None) -> str:
+def table_cell(row: Row | None) -> str:
     if row is None:
         return '<td><span class="none">–</span></td>'
     bounds = f"<small>{row.interval()}</small>" if row.interval() else ""

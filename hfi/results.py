@@ -30,6 +30,11 @@ METRICS = {
     "clip_score": Metric("CLIP score", False, 1),
     "frechet_distance": Metric("Fréchet distance", False, -1),
     "perceptual_distance": Metric("perceptual distance", False, -1),
+    "fid": Metric("FID", False, -1),
+    "kid": Metric("KID", False, -1),
+    "features_frechet": Metric("Fréchet distance, features", False, -1),
+    "features_kernel": Metric("kernel distance, features", False, -1),
+    "lpips": Metric("LPIPS", False, -1),
 }
 
 

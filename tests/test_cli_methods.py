@@ -1001,7 +1001,7 @@ def test_weights_of_a_removed_run_are_not_left_beside_new_ones(hfi: Hfi, with_to
     assert unet.exists()
     shutil.rmtree(with_token / "runs" / "erase" / "fog-sdd-token")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hfi.erase.erasure.export_unet", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("hfi.cli.erase.export_unet", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         assert hfi(*command, "--seed", 1)[0] == 130
     assert not unet.exists()
     assert hfi(*command, "--seed", 1)[0] == 0

@@ -8,6 +8,7 @@ from pathlib import Path
 from hfi.cli import COMMANDS
 from hfi.cli.manual import help_of, manual, paths
 from hfi.erase import METHODS
+from hfi.guide import GUIDES
 
 ROOT = Path(__file__).parent.parent
 
@@ -63,6 +64,6 @@ def test_commands_in_the_documents_exist_and_take_their_options() -> None:
 
 def test_papers_lists_every_method() -> None:
     text = (ROOT / "docs" / "papers.md").read_text(encoding="utf-8")
-    assert METHODS
-    for name in METHODS:
+    assert METHODS and GUIDES
+    for name in (*METHODS, *GUIDES):
         assert f"`{name}`" in text, name

@@ -143,6 +143,32 @@ def test_images_of_other_settings_prompts_or_seeds_are_not_taken_up(tmp_path):
     assert run(replace(system, settings={"steps": 5}), KINGS, seed=7) == 6
 
 
+def test_a_cell_is_measured_again_only_where_an_image_or_who_measures_has_changed(tmp_path):
+    looked: list[int] = []
+
+    class Counted(Redness):
+        def __call__(self, images):
+            looked.append(len(images))
+            return super().__call__(images)
+
+    def run(version="1", log=None):
+        detector = Counted()
+        detector.version = version
+        looked.clear()
+        system = System("sd", "none", painter(lambda p, s: picture(RED if s % 2 else BLUE), log), {"steps": 25})
+        rows = evaluate([system], "red", {"implicit": KINGS}, tmp_path, detector=detector, backbone=None)
+        return rows, sum(looked)
+
+    rows, count = run()
+    assert count == 6
+    assert run() == (rows, 0)
+    assert run("2") == (rows, 6)
+    next(tmp_path.glob("images/sd-none/implicit/00003.png")).unlink()
+    assert run("2") == (rows, 6)
+    (tmp_path / "images/sd-none/implicit/scores.npz").write_bytes(b"half a file")
+    assert run("2") == (rows, 6)
+
+
 def test_plan_goes_round_with_new_seeds():
     prompts = [Prompt("a", seed=5), Prompt("b")]
     assert plan(prompts, None, 100) == [(prompts[0], 5), (prompts[1], 101)]
@@ -355,7 +381,11 @@ def test_erasures_together_are_one_system_of_their_own(space):
         (["--prompts", "nowhere.csv"], "no prompts file nowhere.csv"),
         (["--model", "nowhere/at/all"], "nowhere/at/all"),
         (["--erasure", "nowhere.safetensors"], "no erasure 'nowhere.safetensors'"),
-        (["--detector", "nudenet"], "unknown detector 'nudenet'"),
+<<<<<<< HEAD
+        (["--detector", "eyes"], "unknown detector 'eyes'"),
+=======
+        (["--detector", "nsfwjs"], "unknown detector 'nsfwjs'"),
+>>>>>>> h-metrics
         (["--detector", "auto"], "hfi reward"),
         (["--detector", "reward"], "hfi reward"),
         (["--steps", "0"], "--steps is 0"),

@@ -8,9 +8,9 @@ RANKS = {
     "errors": 0, "config": 0, "files": 0, "resources": 0, "progress": 0, "contact_sheet": 0,
     "concepts": 1, "runs": 1, "store": 1, "workspace": 1, "images": 1, "prompts": 1, "results": 1,
     "judgments": 2, "aggregate": 2, "diffusion": 2, "embed": 2, "reward": 2,
-    "invert": 3, "erase": 3, "metrics": 3, "simulate": 3,
-    "attack": 4, "evaluate": 4, "report": 4, "report_reward": 4, "plots": 4, "export": 4, "bench": 4,
-    "demo": 5, "comparison": 5, "cli": 5, "__main__": 5,
+    "invert": 3, "erase": 3, "guide": 3, "metrics": 3, "simulate": 3,
+    "attack": 4, "evaluate": 4, "systems": 4, "measure": 4, "report": 4, "report_reward": 4, "plots": 4, "export": 4,
+    "demo": 5, "comparison": 5, "bench": 5, "cli": 5, "__main__": 5,
 }  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def test_store_and_diffusion_never_meet_and_only_the_store_knows_sqlalchemy() ->
         found = imports(path)
         if name == "store":
             assert not any(m.startswith(("torch", "diffusers", "hfi.diffusion")) for m in found), path
-        if name in ("diffusion", "embed", "reward", "invert", "erase", "metrics"):
+        if name in ("diffusion", "embed", "reward", "invert", "erase", "guide", "metrics"):
             assert not any(m.startswith(("sqlalchemy", "hfi.store")) for m in found), path
         if name not in ("store", "workspace"):
             assert not any(m.startswith("sqlalchemy") for m in found if "Engine" not in m and m != "sqlalchemy"), path

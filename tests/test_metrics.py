@@ -190,8 +190,8 @@ def test_perceptual_distance_by_hand():
 
 def test_detectors_are_chosen_by_name():
     assert load_detector("none", "smoking") is None
-    with pytest.raises(UsageError, match="choose portraits, reward or none"):
-        load_detector("nudenet", "smoking")
+    with pytest.raises(UsageError, match="choose portraits, reward, nudenet, open_nsfw, q16 or none"):
+        load_detector("nsfwjs", "smoking")
     with pytest.raises(UsageError, match="reward:PATH"):
         load_detector("reward", "smoking")
     detector = RewardDetector(lambda images: np.full(len(images), 0.7, dtype=np.float32), "smoking", "reward.safetensors")

@@ -1,5 +1,7 @@
 """The driver of a training: validation, and an early end that a kill does not forget."""
 
+import json
+import time
 from pathlib import Path
 
 import pytest
@@ -52,3 +54,23 @@ def test_an_early_end_comes_at_the_same_step_after_a_kill(tmp_path: Path) -> Non
     for _ in range(2):  # and where the end was decided, but the run was killed before it was finished
         assert drive(lambda s: counting(9, s), run, steps=9, save_every=2, title="x", validate=enough, validate_every=2) == 4
         assert [line["step"] for line in run.metrics()] == [1, 2, 3, 4]
+
+
+def test_a_run_says_what_it_cost(tmp_path: Path) -> None:
+    run = Run.start(tmp_path, "erase", "x", {})
+    assert not (run.path / "cost.json").exists()
+
+    def slow(step: Step) -> bool:
+        time.sleep(0.05)
+        if step.step == 4 and not killed:
+            killed.append(step.step)
+            raise RuntimeError("killed")
+        return False
+
+    killed: list[int] = []
+    with pytest.raises(RuntimeError, match="killed"):
+        drive(lambda s: counting(6, s), run, steps=6, save_every=3, title="x", validate=slow, validate_every=1)
+    drive(lambda s: counting(6, s), run, steps=6, save_every=3, title="x", validate=slow, validate_every=1)
+    cost = json.loads((run.path / "cost.json").read_text())
+    assert 0.3 <= cost["seconds"] < 30  # six steps of 0.05 s in two goes; what the kill lost does not count
+    assert cost["peak_memory"] > 50e6

@@ -4,12 +4,10 @@ Prints a JSON line for each step, then one with what was measured. Memory is the
 """
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,7 @@ from PIL import Image
 from hfi.bench.models import build
 from hfi.bench.reference import invert_reference, sdd_reference
 from hfi.bench.speed import Arm, SpeedConfig
-from hfi.diffusion.memory import PRECISIONS, lighten
+from hfi.diffusion.memory import PRECISIONS, lighten, process_memory
 from hfi.diffusion.sd import StableDiffusion, encode_images, pick_device
 from hfi.erase.removal import Removal
 from hfi.erase.sdd import SDDConfig, erase_sdd
@@ -55,7 +53,7 @@ def losses(arm: Arm, config: SpeedConfig, sd: StableDiffusion) -> Iterator[float
 
 
 def measure(arm: Arm, config: SpeedConfig) -> Iterator[dict[str, Any]]:
-    imported = peak_memory()
+    imported = process_memory()
     device = pick_device(config.device)
     sd = build(config.size, config.latent, PRECISIONS[arm.precision], device)
     lighten(sd.unet, gradient_checkpointing=arm.gradient_checkpointing, attention_slicing=arm.attention_slicing)
@@ -83,7 +81,7 @@ def measure(arm: Arm, config: SpeedConfig) -> Iterator[dict[str, Any]]:
         "evaluations": evaluations[1:],
         "first_seconds": seconds[0],
         "first_evaluations": evaluations[0],
-        "peak": peak_memory() - imported,
+        "peak": process_memory() - imported,
         "cuda_peak": torch.cuda.max_memory_allocated() if device.type == "cuda" else None,
         "machine": {
             "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
@@ -92,15 +90,6 @@ def measure(arm: Arm, config: SpeedConfig) -> Iterator[dict[str, Any]]:
             "unet_parameters": sum(p.numel() for p in sd.unet.parameters()),
         },
     }
-
-
-def peak_memory() -> int:
-    """Bytes of this program. Not ru_maxrss where Linux says better: it starts from the peak of the program that started this one."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def main() -> None:

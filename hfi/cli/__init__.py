@@ -23,6 +23,7 @@ COMMANDS = {
     "invert": ("hfi.cli.invert", "invert", "Condense the judgments into a learned token."),
     "erase": ("hfi.cli.erase", "erase", "Remove a concept from the model's weights."),
     "evaluate": ("hfi.cli.evaluate", "evaluate", "Measure what was removed and what was kept."),
+    "measure": ("hfi.cli.measure", "measure", "Measure a folder of images that were made elsewhere."),
     "export": ("hfi.cli.export", "app", "Write what comes out in the formats of other programs."),
     "import-token": ("hfi.cli.import_token", "import_token", "Bring in a token that was learned elsewhere."),
     "demo": ("hfi.cli.demo", "demo", "The loop on the embedded model, with simulated annotators."),

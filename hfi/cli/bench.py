@@ -1,23 +1,160 @@
-"""`hfi bench`: what the loops cost on this machine."""
+"""`hfi bench`: every method side by side, and what the loops cost on this machine."""
 
 import json
+import os
+import shlex
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hfi.bench.speed import SpeedConfig, run, table
-from hfi.cli.options import JsonOption, with_config
+from hfi.bench.speed import SpeedConfig, table
+from hfi.bench.speed import run as measure_speed
+from hfi.cli.options import JsonOption, WorkspaceOption, name_option, with_config
+from hfi.errors import HfiError, UsageError
+from hfi.resources import data_dir
+from hfi.workspace import Workspace
+
+if TYPE_CHECKING:
+    from hfi.bench.plan import Plan
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 
 @app.callback()
 def bench() -> None:
-    """What the loops cost on this machine."""
+    """Every method side by side, and what the loops cost on this machine."""
+
+
+@app.command("run")
+def run_plan(
+    file: Annotated[Path, typer.Argument(help="The benchmark: a TOML file, as those in data/bench.", show_default=False)],
+    workspace: WorkspaceOption = Path("."),
+    name: Annotated[str | None, name_option("Name of the run (default: the file's).")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Erase with every method of a file, measure and attack every system on the same prompts and seeds, and write the report.
+
+    Goes on where it was interrupted. Tokens come from the workspace: make them with 'hfi invert' first.
+    """
+    from hfi.bench.plan import read_plan
+
+    _run(read_plan(file), Workspace.open(workspace), name or file.stem, as_json)
+
+
+@app.command()
+def portraits(
+    workspace: Annotated[Path, typer.Option("--workspace", "-w", help="The workspace to make, or to go on with.")] = Path(
+        "bench"
+    ),
+    quick: Annotated[bool, typer.Option("--quick", help="One concept and few images: some minutes instead of hours.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """The tables of docs/results.md: every method on the embedded model, with simulated annotators."""
+    from hfi.bench.plan import read_plan
+    from hfi.bench.portraits import prepare
+
+    name = "portraits-quick" if quick else "portraits"
+    plan = read_plan(data_dir() / "bench" / f"{name}.toml")
+    prepare(workspace, [concept.slug for concept in plan.concepts], _child, quick=quick)
+    _run(plan, Workspace.open(workspace), name, as_json)
 
 
 @app.command()
 @with_config(SpeedConfig)
 def speed(as_json: JsonOption = False, *, config: SpeedConfig) -> None:
     """Time, U-Net evaluations and memory of invert and erase, beside plain loops written down from the papers, on random models."""
-    result = run(config)
+    result = measure_speed(config)
     typer.echo(json.dumps(result) if as_json else table(result))
+
+
+def _run(plan: "Plan", space: Workspace, name: str, as_json: bool) -> None:
+    from hfi.bench.costs import costs
+    from hfi.bench.page import markdown, render
+    from hfi.bench.tables import Bench, measure
+    from hfi.cli.common import check_writable, find_file, judged
+    from hfi.cli.evaluate import backbone_reference, detector_spec
+    from hfi.diffusion.sd import configurations, content_id, find_model, pick_device, text_widths
+    from hfi.diffusion.tokens import LearnedToken, check_fits
+    from hfi.embed import ClipBackbone
+    from hfi.files import write_text
+    from hfi.judgments import each_once, judged_by, judged_by_text
+    from hfi.metrics.detectors import load_detector
+    from hfi.runs import Run
+
+    source = find_model(plan.model)
+    content, folder = content_id(source), configurations(source)
+    tokens = {
+        c.slug: LearnedToken.load(find_file(space.tokens, c.token, "token", "hfi invert")) for c in plan.concepts if c.token
+    }
+    for token in tokens.values():
+        check_fits(token, text_widths(source), plan.model)
+    found = {c.slug: judged(space, c.slug, plan.simulated) for c in plan.concepts}  # type: ignore[arg-type]
+    flagged = {
+        slug: [(sha, j.judgments.prompts[sha]) for sha in sorted(j.flagged_images("majority"))] for slug, j in found.items()
+    }
+    check_writable(space.erasures, space.runs)
+    specs = {t.name: detector_spec(plan.measure.detector, folder, space, t.slugs) for t in plan.tables}
+    reference = backbone_reference(plan.measure.backbone, folder, space, plan.concepts[0].slug)
+    detectors = {}
+    for t in plan.tables:
+        if (detector := load_detector(specs[t.name], "+".join(t.slugs))) is None:
+            raise UsageError("a benchmark counts images that show the concept: choose another detector than 'none'")
+        detectors[t.name] = detector
+    device = pick_device(plan.measure.device)
+    clip = None if reference == "none" else ClipBackbone.load(reference, device)
+    settings = {
+        "model": plan.model,
+        "model_content": content,
+        "measure": {k: v for k, v in asdict(plan.measure).items() if k not in ("batch_size", "device")},
+        "methods": dict(plan.methods),
+        "attacks": {attack: asdict(config) for attack, config in plan.attacks.items()},
+        "tables": {
+            t.name: {
+                "concepts": t.slugs,
+                "texts": [c.text for c in t.concepts],
+                "methods": t.methods,
+                "prompts": {key: [[p.text, p.seed, dict(p.expected)] for p in prompts] for key, prompts in t.prompts.items()},
+                "detector": [specs[t.name], detectors[t.name].version],
+            }
+            for t in plan.tables
+        },
+        "tokens": {slug: token.content for slug, token in tokens.items()},
+        "judgments": {slug: j.judgments.sha256 for slug, j in found.items()},
+    }
+    run = Run.start(space.runs, "bench", name, settings)
+    job = Bench(plan, space, name, content, device, detectors, clip, tokens, flagged)
+    rows = measure(job, _child)
+    spent = costs(job)
+    steered = each_once(*(judged_by(token.metadata) for token in tokens.values()))
+    simulated = judged_by_text([s for s in steered if s["simulated"]])
+    banner = f"{simulated} stand behind the tokens; no person looked at these images." if simulated else ""
+    write_text(run.path / "report.html", render(run.path, plan.title, plan.notes, banner))
+    write_text(run.path / "tables.md", markdown(rows, spent))
+    if not run.finished:
+        run.finish({"rows": len(rows), "systems": len({(r.concept, *r.system) for r in rows})})
+    if as_json:
+        typer.echo(json.dumps([asdict(row) for row in rows]))
+        return
+    typer.echo(markdown(rows, spent))
+    for file in ("report.html", "results.json", "results.csv", "tables.md"):
+        typer.echo(run.path / file)
+
+
+def _child(line: str) -> None:
+    """One command line of hfi in a process of its own, so that its cost is its own. Its results go to stderr, as ours is stdout."""
+    shown = line if len(line) < 300 else f"{line[:140]} ... {line[-120:]}"
+    print(f"\n$ hfi {' '.join(shown.split())}", file=sys.stderr, flush=True)
+    child = subprocess.Popen([sys.executable, "-m", "hfi.cli.child", str(os.getpid()), *shlex.split(line)], stdout=sys.stderr)
+    try:
+        code = child.wait()
+    except KeyboardInterrupt:  # the child has it too, and keeps its state before it ends
+        child.wait()
+        raise
+    if code == 130:
+        raise KeyboardInterrupt
+    if code:
+        raise HfiError(f"'hfi {line.split()[0]}' failed, see above; run the same command again to go on from there")

@@ -38,6 +38,7 @@ CheckpointingOption = Annotated[
 SlicingOption = Annotated[
     bool, typer.Option("--attention-slicing", help="Compute attention in parts: only where attention has no kernel of its own.")
 ]
+GUIDES = "neg, sld-weak, sld-medium, sld-strong, sld-max or sega"  # written out: help needs no torch
 SimulatedOption = Annotated[
     Include, typer.Option(help="Judgments of simulated annotators: leave them out, take them too, or take only those.")
 ]

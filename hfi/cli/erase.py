@@ -4,11 +4,14 @@ import hashlib
 import json
 import random
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
+import torch
 import typer
 
 from hfi import __version__
@@ -35,10 +38,31 @@ from hfi.cli.common import (
 from hfi.cli.options import JsonOption, NameOption, WorkspaceOption, with_config
 from hfi.concepts import Concept
 from hfi.config import as_dict, flag
+from hfi.diffusion.memory import PRECISIONS, lighten, unrounded
+from hfi.diffusion.sd import (
+    StableDiffusion,
+    check_placeholders,
+    content_id,
+    encode_images,
+    find_model,
+    load_sd,
+    pick_device,
+    text_widths,
+)
+from hfi.diffusion.tokens import check_fits, install, read_safetensors
+from hfi.diffusion.trainable import select
+from hfi.diffusion.training import Step, clear_state, drive
+from hfi.embed import embed_stored
 from hfi.erase import METHODS, Clean, Removal
+from hfi.erase.context import contexts
+from hfi.erase.distil import Distilled
+from hfi.erase.erasure import Erasure, apply, check_base, export_unet
+from hfi.erase.validation import ending, split, validation
 from hfi.errors import ModelError, NoJudgments, UsageError
 from hfi.judgments import each_once, judged_by
 from hfi.prompts import load_prompts
+from hfi.reward.model import RewardModel
+from hfi.runs import Run
 from hfi.store import queries
 from hfi.store.session import reading
 from hfi.workspace import Workspace
@@ -56,12 +80,19 @@ _STATED = (
 MOST_CLEAN = 1024  # images held as latents while training, drawn where there are more
 
 
+def _listed(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
+
+
+_HOLDING = _listed([method for method, how in METHODS.items() if how.holds])
+
+
 def _settings_class() -> type[Any]:
     """Every setting of every method, None where it is not given; help says each method's default."""
     found: dict[str, tuple[Any, str, list[str]]] = {}
-    for method, (config_class, _) in METHODS.items():
-        hints = get_type_hints(config_class)
-        for f in fields(config_class):
+    for method, how in METHODS.items():
+        hints = get_type_hints(how.config)
+        for f in fields(how.config):
             _, _, defaults = found.setdefault(f.name, (hints[f.name], f.metadata["help"], []))
             if f.default is not None:
                 defaults.append(f"{method} {f.default}")
@@ -105,7 +136,8 @@ def erase(
     retain: Annotated[
         Path | None,
         typer.Option(
-            help="Prompts file of what must stay as it is, for sdd-context (default: judged prompts that nobody flagged).",
+            help=f"Prompts file of what must stay as it is, for {_HOLDING} (default of sdd-context: judged prompts that nobody "
+            "flagged).",
             show_default=False,
         ),
     ] = None,
@@ -126,40 +158,148 @@ def erase(
     config: Any,
 ) -> None:
     """Remove one or several concepts from the model's weights; writes the changed tensors, and the U-Net for diffusers."""
-    import torch
+    asked = _ask(
+        Workspace.open(workspace),
+        model=model,
+        concept=concept,
+        method=method,
+        given=config,
+        tokens=token,
+        texts=text,
+        retain=retain,
+        start=start,
+        labels=labels,
+        simulated=simulated,
+        device=device,
+        precision=precision,
+        light={"gradient_checkpointing": gradient_checkpointing, "attention_slicing": attention_slicing},
+    )
+    space = asked.space
+    slugs = "+".join(c.slug for c in asked.concepts)
+    run = start_run(space, "erase", name, f"{slugs}-{method}-{asked.called.kind}", asked.everything)
+    file, unet = run.path / "erasure.safetensors", space.erasures / run.path.name / "unet"
+    if run.finished:
+        say_finished(run)
+    if not run.finished or not unet.exists():
+        result = None
+        if not run.finished:
+            shutil.rmtree(unet, ignore_errors=True)  # of a run of this name that was removed: these weights will be others
+            result = _train(asked, run)
+        whole = load_sd(model)
+        if result:
+            ended = _finish(asked, run, result, select(asked.started(whole).unet, asked.settings.train))
+            clear_state(run)
+            if ended == "distance" and as_json:
+                typer.echo(_how_it_ended(run.result(), asked.settings)[-1], err=True)
+        export_unet(apply(whole, Erasure.load(file)), unet)
+    saved = space.erasures / f"{run.path.name}.safetensors"
+    copy_file(file, saved)
+    summary = {"method": method, "conditioning": asked.called.kind, "file": str(saved), "unet": str(unet), "run": run.path.name}
+    summary |= run.result()
+    if as_json:
+        typer.echo(json.dumps(summary))
+        return
+    typer.echo(f"{', '.join(asked.called.texts)} removed by {method} in {summary['unet_evaluations']:,} U-Net evaluations")
+    if summary.get("clean_images") == 0 and asked.settings.clean_weight:
+        typer.echo("no image counts as clean: flagged prompts gave none that people and reward call clean", err=True)
+    for line in (*_how_it_ended(summary, asked.settings), saved, unet):
+        typer.echo(line)
+    say_next(space, "evaluate", "--model", model, "--concept", asked.concepts[0].slug, "--erasure", run.path.name)
 
-    from hfi.diffusion.memory import PRECISIONS, lighten, unrounded
-    from hfi.diffusion.sd import check_placeholders, content_id, encode_images, find_model, load_sd, pick_device, text_widths
-    from hfi.diffusion.tokens import check_fits, install
-    from hfi.diffusion.trainable import select
-    from hfi.diffusion.training import Step, clear_state, drive
-    from hfi.erase.context import contexts
-    from hfi.erase.erasure import Erasure, apply, check_base, export_unet
-    from hfi.erase.validation import ending, split, validation
-    from hfi.reward.model import RewardModel
 
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """All that is known before a model is loaded. `seen` and `rewards` are what validation looks at; `clean` are (sha256, prompt);
+    `light` are the two options that save memory."""
+
+    space: Workspace
+    model: str
+    content: str
+    method: str
+    settings: Any
+    concepts: list[Concept]
+    called: Conditioning
+    found: list[Judged]
+    before: Erasure | None  # that it goes on from
+    removal: Removal
+    seen: Removal
+    rewards: list[Path]
+    clean: list[tuple[str, str]]
+    labels: Any
+    device: str
+    precision: str
+    light: dict[str, bool]
+
+    @property
+    def judged(self) -> bool:
+        return METHODS[self.method].judged
+
+    @cached_property
+    def everything(self) -> dict[str, Any]:
+        """The run's configuration."""
+        found, called, seen = self.found, self.called, self.seen
+        words = {"words": self.removal.words, "clean_images": len(self.clean), "clean_content": _digest(self.clean)}
+        looked_at = {
+            "validation_flagged": [prompt for prompts in seen.contexts for prompt in prompts],
+            "validation_harmless": seen.retain,
+            "validation_rewards": [hashlib.sha256(file.read_bytes()).hexdigest() for file in self.rewards],
+        }
+        return {
+            "model": self.model,
+            "model_content": self.content,
+            "method": self.method,
+            "concepts": [c.slug for c in self.concepts],
+            "conditioning": called.kind,
+            "texts": called.texts,
+            "tokens": [t.content for t in called.tokens],
+            "judgments": [j.judgments.sha256 for j in found] or [t.metadata.get("judgments", "") for t in called.tokens],
+            "labels": self.labels,
+            "retain": self.removal.retain,
+            **(words if self.judged else {}),
+            **({"from": self.before.content} if self.before else {}),
+            **(looked_at if self.settings.validate_every else {}),
+            "precision": self.precision,
+            **self.light,
+            **asdict(self.settings),
+        }
+
+    def started(self, sd: StableDiffusion) -> StableDiffusion:
+        """The model that training starts from."""
+        return apply(sd, self.before) if self.before else sd
+
+
+def _ask(
+    space: Workspace,
+    *,
+    model: str,
+    concept: str,
+    method: str,
+    given: Any,
+    tokens: list[str] | None,
+    texts: list[str] | None,
+    retain: Path | None,
+    start: str | None,
+    labels: Any,
+    simulated: Any,
+    device: str,
+    precision: str,
+    light: dict[str, bool],
+) -> _Asked:
+    """Finds what the options name, and refuses what could not work."""
     if method not in METHODS:
         raise UsageError(f"unknown erasure method {method!r}: choose {' or '.join(METHODS)}")
-    settings = method_config(method, config)
-    in_context = method == "sdd-context"
-    if retain and not in_context:
-        raise UsageError(f"--retain is for sdd-context: {method} holds no prompts")
-    space = Workspace.open(workspace)
+    how, settings = METHODS[method], method_config(method, given)
+    if retain and not how.holds:
+        raise UsageError(f"--retain is for {_HOLDING}: {method} holds no prompts")
     concepts = _concepts(space, concept)
     before = Erasure.load(find_file(space.erasures, start, "erasure", "hfi erase")) if start else None
-    called = _conditioning(space, concepts, token, text)
-    found = [judged(space, c.slug, simulated) for c in concepts] if in_context else []
-    words = [c.prompt.strip() if in_context and called.kind == "token" else "" for c in concepts]
+    called = _conditioning(space, concepts, tokens, texts)
+    found = [judged(space, c.slug, simulated) for c in concepts] if how.judged else []
+    words = [c.prompt.strip() if how.judged and called.kind == "token" else "" for c in concepts]
     removal = Removal(called.texts, [j.flagged_prompts(labels) for j in found], _held(found, retain, labels), words)
-    if in_context:
-        contexts(removal, settings.explicit)  # refuses what it could not work with, before a model is loaded
-    seen, rewards = removal, []
-    if settings.validate_every:
-        if in_context:
-            removal, seen = split(removal)
-        else:
-            seen = Removal(called.texts, [[t] for t in called.texts], _unflagged(space, concepts, labels, simulated))
-        rewards = _rewards(space, concepts, settings, seen)
+    if how.judged:
+        contexts(removal, settings.explicit)  # refuses what it could not work with
+    removal, seen, rewards = _looked_at(space, concepts, settings, removal, labels, simulated, how.judged)
     source = find_model(model)
     for t in called.tokens:
         check_fits(t, text_widths(source), model)
@@ -167,153 +307,145 @@ def erase(
     if before:
         check_base(before, content, model)
     check_writable(space.erasures, space.runs)
-    clean = _clean(space, found, labels, removal, device) if in_context and settings.clean_weight else []
+    clean = _clean(space, found, labels, removal, device) if how.judged and settings.clean_weight else []
     for t in called.tokens:
         if t.metadata.get("base", content) != content:
             typer.echo(
                 f"{t.placeholder} was learned for {t.metadata.get('base_name', 'another model')}, not for {model}", err=True
             )
+    return _Asked(
+        space=space,
+        model=model,
+        content=content,
+        method=method,
+        settings=settings,
+        concepts=concepts,
+        called=called,
+        found=found,
+        before=before,
+        removal=removal,
+        seen=seen,
+        rewards=rewards,
+        clean=clean,
+        labels=labels,
+        device=device,
+        precision=precision,
+        light=light,
+    )
 
-    everything = {
-        "model": model,
-        "model_content": content,
-        "method": method,
-        "concepts": [c.slug for c in concepts],
-        "conditioning": called.kind,
-        "texts": called.texts,
-        "tokens": [t.content for t in called.tokens],
-        "judgments": [j.judgments.sha256 for j in found] or [t.metadata.get("judgments", "") for t in called.tokens],
-        "labels": labels,
-        "retain": removal.retain,
-        **({"words": words, "clean_images": len(clean), "clean_content": _digest(clean)} if in_context else {}),
-        **({"from": before.content} if before else {}),
-        **(
-            {
-                "validation_flagged": [prompt for prompts in seen.contexts for prompt in prompts],
-                "validation_harmless": seen.retain,
-                "validation_rewards": [hashlib.sha256(file.read_bytes()).hexdigest() for file in rewards],
-            }
-            if settings.validate_every
-            else {}
-        ),
-        "precision": precision,
-        "gradient_checkpointing": gradient_checkpointing,
-        "attention_slicing": attention_slicing,
-        **asdict(settings),
-    }
-    run = start_run(space, "erase", name, f"{'+'.join(c.slug for c in concepts)}-{method}-{called.kind}", everything)
-    file, unet = run.path / "erasure.safetensors", space.erasures / run.path.name / "unet"
-    saved = space.erasures / f"{run.path.name}.safetensors"
-    if run.finished:
-        say_finished(run)
-    if not run.finished or not unet.exists():
 
-        def started(sd: Any) -> Any:
-            """The model that training starts from."""
-            return apply(sd, before) if before else sd
-
-        def erasure(weights: Any, first: Any, evaluations: int, step: int, **more: str) -> Erasure:
-            """Of the teacher's weights after a step; `first` are their values before training, in full precision."""
-            metadata = {
-                "base": content,
-                "base_name": model,
-                "method": method,
-                "conditioning": called.kind,
-                "precision": precision,
-                "unet_evaluations": str(evaluations),
-                "step": str(step),
-                **more,
-                "hfi": __version__,
-                "config": json.dumps(as_dict(settings)),
-                "judged_by": json.dumps(
-                    each_once(*(judged_by(t.metadata) for t in called.tokens), [j.judgments.judged_by for j in found])
-                ),
-                **{key: json.dumps(everything[key]) for key in _STATED if key in everything},
-                **({"from": json.dumps(before.history)} if before else {}),
-            }
-            given = before.tensors if before else {}
-            return Erasure({**given, **unrounded(weights, first, PRECISIONS[precision])}, metadata)
-
-        def trained() -> Any:
-            """In a function of its own, so that this model is gone before the next is loaded."""
-            first = select(started(load_sd(model)).unet, settings.train) if settings.checkpoint_every else {}
-            sd = started(load_sd(model, pick_device(device), PRECISIONS[precision]))
-            lighten(sd.unet, gradient_checkpointing=gradient_checkpointing, attention_slicing=attention_slicing)
-            for t in called.tokens:
-                sd = install(sd, t)
-            for phrase in (*called.texts, *filter(None, words)):
-                check_placeholders(sd, phrase)
-            train: Any = METHODS[method][1]
-            wanted = removal
-            if clean:
-                encoded = [
-                    encode_images(sd, [space.images.load(sha)]) for sha, _ in clean
-                ]  # one at a time: a thousand may be large
-                mean, std = (torch.cat(parts) for parts in zip(*encoded, strict=True))
-                wanted = replace(removal, clean=Clean(mean, std, [prompt for _, prompt in clean]))
-            look: Any = None
-            if settings.validate_every:
-                models = [RewardModel.load(file, device=str(pick_device(device))) for file in rewards]
-                look = validation(sd, seen, models, settings, run)
-
-            def validate(step: Step) -> bool:
-                look(step)
-                return ending(run.metrics(), settings) is not None
-
-            def checkpoint(step: Step) -> None:
-                state = step.state()
-                kept = erasure(state["teacher"], first, state["evaluations"], step.step)
-                kept.save(run.path / "checkpoints" / f"{step.step:05d}.safetensors")
-
-            return drive(
-                lambda state: train(sd, wanted, settings, state),
-                run,
-                steps=settings.steps,
-                save_every=settings.save_every,
-                title=f"erasing ({method})",
-                validate=validate,
-                validate_every=settings.validate_every,
-                checkpoint=checkpoint,
-                checkpoint_every=settings.checkpoint_every,
-            )
-
-        result = None
-        if not run.finished:
-            shutil.rmtree(unet, ignore_errors=True)  # of a run of this name that was removed: these weights will be others
-            result = trained()
-        whole = load_sd(model)
-        if result:
-            metrics = run.metrics()
-            last, ended = metrics[-1], ending(metrics, settings) or "steps"
-            first = select(started(whole).unet, settings.train)
-            erasure(result.weights, first, result.evaluations, last["step"], ended=ended).save(file)
-            run.finish(
-                {
-                    "unet_evaluations": result.evaluations,
-                    "tensors": len(result.weights),
-                    "contexts": sum(map(len, removal.contexts)),
-                    **({"clean_images": len(clean)} if in_context else {}),
-                    "step": last["step"],
-                    "ended": ended,
-                    **{key: last[key] for key in ("removal", "removal_frozen", "distance") if key in last},
-                }
-            )
-            clear_state(run)
-            if ended == "distance" and as_json:
-                typer.echo(_how_it_ended(run.result(), settings)[-1], err=True)
-        export_unet(apply(whole, Erasure.load(file)), unet)
-    copy_file(file, saved)
-    summary = {"method": method, "conditioning": called.kind, "file": str(saved), "unet": str(unet), "run": run.path.name}
-    summary |= run.result()
-    if as_json:
-        typer.echo(json.dumps(summary))
+def _looked_at(
+    space: Workspace, concepts: list[Concept], settings: Any, removal: Removal, labels: Any, simulated: Any, in_context: bool
+) -> tuple[Removal, Removal, list[Path]]:
+    """(what is trained on, what validation looks at, the reward models that count for it)."""
+    if not settings.validate_every:
+        return removal, removal, []
+    if in_context:
+        removal, seen = split(removal)
     else:
-        typer.echo(f"{', '.join(called.texts)} removed by {method} in {summary['unet_evaluations']:,} U-Net evaluations")
-        if summary.get("clean_images") == 0 and settings.clean_weight:
-            typer.echo("no image counts as clean: flagged prompts gave none that people and reward call clean", err=True)
-        for line in (*_how_it_ended(summary, settings), saved, unet):
-            typer.echo(line)
-        say_next(space, "evaluate", "--model", model, "--concept", concepts[0].slug, "--erasure", run.path.name)
+        texts = removal.texts
+        seen = Removal(texts, [[t] for t in texts], _unflagged(space, concepts, labels, simulated))
+    return removal, seen, _rewards(space, concepts, settings, seen)
+
+
+def _train(asked: _Asked, run: Run) -> Distilled:
+    """In a function of its own, so that this model is gone before the next is loaded."""
+    settings = asked.settings
+    first = select(asked.started(load_sd(asked.model)).unet, settings.train) if settings.checkpoint_every else {}
+    sd = asked.started(load_sd(asked.model, pick_device(asked.device), PRECISIONS[asked.precision]))
+    lighten(sd.unet, **asked.light)
+    for t in asked.called.tokens:
+        sd = install(sd, t)
+    for phrase in (*asked.called.texts, *filter(None, asked.removal.words)):
+        check_placeholders(sd, phrase)
+    wanted = _with_clean_images(sd, asked)
+    look: Any = None
+    if settings.validate_every:
+        models = [RewardModel.load(file, device=str(pick_device(asked.device))) for file in asked.rewards]
+        look = validation(sd, asked.seen, models, settings, run)
+
+    def validate(step: Step) -> bool:
+        look(step)
+        return ending(run.metrics(), settings) is not None
+
+    def checkpoint(step: Step) -> None:
+        state = step.state()
+        kept = _erasure(asked, state["teacher"], first, state["evaluations"], step.step)
+        kept.save(run.path / "checkpoints" / f"{step.step:05d}.safetensors")
+
+    return drive(
+        lambda state: METHODS[asked.method].erase(sd, wanted, settings, state),
+        run,
+        steps=settings.steps,
+        save_every=settings.save_every,
+        title=f"erasing ({asked.method})",
+        validate=validate,
+        validate_every=settings.validate_every,
+        checkpoint=checkpoint,
+        checkpoint_every=settings.checkpoint_every,
+    )
+
+
+def _with_clean_images(sd: StableDiffusion, asked: _Asked) -> Removal:
+    """The removal, with the clean images as latents."""
+    if not asked.clean:
+        return asked.removal
+    images = asked.space.images
+    encoded = [encode_images(sd, [images.load(sha)]) for sha, _ in asked.clean]  # one at a time: a thousand may be large
+    mean, std = (torch.cat(parts) for parts in zip(*encoded, strict=True))
+    return replace(asked.removal, clean=Clean(mean, std, [prompt for _, prompt in asked.clean]))
+
+
+def _finish(asked: _Asked, run: Run, result: Distilled, first: dict[str, torch.Tensor]) -> str:
+    """Writes the erasure and the run's result. Says why training ended: steps, removal or distance."""
+    metrics, settings = run.metrics(), asked.settings
+    last = metrics[-1]
+    ended = (settings.validate_every and ending(metrics, settings)) or "steps"
+    made = _erasure(asked, result.weights, first, result.evaluations, last["step"], ended=ended)
+    made.save(run.path / "erasure.safetensors")
+    run.finish(
+        {
+            "unet_evaluations": result.evaluations,
+            "tensors": len(result.weights),
+            "contexts": sum(map(len, asked.removal.contexts)),
+            **({"clean_images": len(asked.clean)} if asked.judged else {}),
+            "step": last["step"],
+            "ended": ended,
+            **{key: last[key] for key in ("removal", "removal_frozen", "distance") if key in last},
+        }
+    )
+    return ended
+
+
+def _erasure(
+    asked: _Asked,
+    weights: Mapping[str, torch.Tensor],
+    first: Mapping[str, torch.Tensor],
+    evaluations: int,
+    step: int,
+    **more: str,
+) -> Erasure:
+    """Of the weights after a step; `first` are their values before training, in full precision."""
+    before, everything = asked.before, asked.everything
+    metadata = {
+        "base": asked.content,
+        "base_name": asked.model,
+        "method": asked.method,
+        "conditioning": asked.called.kind,
+        "precision": asked.precision,
+        "unet_evaluations": str(evaluations),
+        "step": str(step),
+        **more,
+        "hfi": __version__,
+        "config": json.dumps(as_dict(asked.settings)),
+        "judged_by": json.dumps(
+            each_once(*(judged_by(t.metadata) for t in asked.called.tokens), [j.judgments.judged_by for j in asked.found])
+        ),
+        **{key: json.dumps(everything[key]) for key in _STATED if key in everything},
+        **({"from": json.dumps(before.history)} if before else {}),
+    }
+    given = before.tensors if before else {}
+    return Erasure({**given, **unrounded(weights, first, PRECISIONS[asked.precision])}, metadata)
 
 
 def _how_it_ended(summary: dict[str, Any], settings: Any) -> list[str]:
@@ -356,7 +488,6 @@ def _digest(rows: list[tuple[str, str]]) -> str:
 def _rewards(space: Workspace, concepts: list[Concept], settings: Any, seen: Removal) -> list[Path]:
     """Each concept's reward model. Where one is missing or knows nothing there are none, which is said; UsageError where a
     stopping rule needs what is not there."""
-    from hfi.diffusion.tokens import read_safetensors
 
     if settings.validate_images < len(concepts):
         raise UsageError(
@@ -381,21 +512,18 @@ def _rewards(space: Workspace, concepts: list[Concept], settings: Any, seen: Rem
 
 def method_config(method: str, given: Any) -> Any:
     """The method's configuration from the settings that were given. UsageError for another method's."""
-    config_class, _ = METHODS[method]
+    config_class = METHODS[method].config
     values = {name: value for name, value in as_dict(given).items() if value is not None}
     own = {f.name for f in fields(config_class)}
     if strange := sorted(set(values) - own):
-        owners = [m for m, (c, _) in METHODS.items() if strange[0] in {f.name for f in fields(c)}]
-        raise UsageError(f"{flag(strange[0])} is no setting of {method}: it belongs to {' and '.join(owners)}")
+        owners = [m for m, other in METHODS.items() if strange[0] in {f.name for f in fields(other.config)}]
+        raise UsageError(f"{flag(strange[0])} is no setting of {method}: it belongs to {_listed(owners)}")
     return config_class(**values)
 
 
 def _clean(space: Workspace, found: list[Judged], labels: Method, removal: Removal, device: str) -> list[tuple[str, str]]:
     """(sha256, prompt) of the images that people judged clean under the flagged prompts of a removal, and that show none of the
     other concepts. Where there is a reward model it must agree: one image judged by mistake would teach what is to be removed."""
-    from hfi.diffusion.sd import pick_device
-    from hfi.embed import embed_stored
-    from hfi.reward.model import RewardModel
 
     flagged = set().union(*(j.flagged_images(labels) for j in found))
     clean: dict[str, str] = {}

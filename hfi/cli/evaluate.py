@@ -3,17 +3,18 @@
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hfi.cli.common import GUIDES
 from hfi.cli.options import JsonOption, WorkspaceOption, name_option, with_config
 from hfi.errors import HfiError, UsageError
-from hfi.evaluate import EvaluateConfig, Sampler, System, report_of
+from hfi.evaluate import EvaluateConfig, System, report_of
 from hfi.evaluate import evaluate as measure
 from hfi.judgments import each_once, judged_by
 from hfi.prompts import Prompt, load_prompt_sets
@@ -25,7 +26,8 @@ from hfi.workspace import Workspace
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
+
+    from hfi.systems import Guide
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,12 @@ def evaluate(
     workspace: WorkspaceOption = Path("."),
     *,
     model: Annotated[str, typer.Option("--model", "-m", help="The untouched model: a folder, a checkpoint file, or a hub id.")],
-    concept: Annotated[str, typer.Option("--concept", "-c", help="The concept that was to be removed.")],
+    concept: Annotated[
+        str,
+        typer.Option(
+            "--concept", "-c", help="The concept that was to be removed; several with commas between them count together."
+        ),
+    ],
     erasure: Annotated[
         list[str] | None,
         typer.Option(
@@ -55,6 +62,25 @@ def evaluate(
     together: Annotated[
         bool, typer.Option("--together", help="Measure the given erasures applied together, as one system.")
     ] = False,
+    guide: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Measure the untouched model under this guide too, {GUIDES}; may be repeated.", show_default=False),
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What the guides lead away from, in words; may be repeated (default: the concept's own token).",
+            show_default=False,
+        ),
+    ] = None,
+    token: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A learned token that the guides lead away from, by name or file; may be repeated. With --against, each guide "
+            "is measured with either.",
+            show_default=False,
+        ),
+    ] = None,
     prompts: Annotated[
         list[Path] | None,
         typer.Option(
@@ -67,25 +93,35 @@ def evaluate(
     as_json: JsonOption = False,
     config: EvaluateConfig,
 ) -> None:
-    """Measure what was removed and what was kept: the untouched model and every erasure, on the same prompts and seeds."""
-    from hfi.cli.common import find_file
-    from hfi.diffusion.sd import configurations, content_id, find_model, pick_device
+    """Measure what was removed and what was kept: the untouched model, every erasure and every guide asked for, on the same prompts
+    and seeds."""
+    from hfi.cli.common import concept_names, find_file
+    from hfi.diffusion.sd import configurations, content_id, find_model, pick_device, text_widths
+    from hfi.diffusion.tokens import check_fits
     from hfi.embed import ClipBackbone
     from hfi.metrics.detectors import load_detector
+    from hfi.metrics.features import load_features
+    from hfi.metrics.lpips import Lpips
 
     space = Workspace.open(workspace)
-    title = _title(space, concept)
-    sets = _prompt_sets(prompts, concept)
+    slugs = concept_names(concept)
+    concept, title = "+".join(slugs), ", ".join(_title(space, slug) for slug in slugs)
+    sets = _prompt_sets(prompts, slugs)
+    guides = _guides(space, slugs, guide or [], against or [], token or [], config.guidance_scale)
     source = find_model(model)
     folder, base = configurations(source), content_id(source)
-    files = [find_file(space.erasures, e, "erasure", "hfi erase") for e in erasure] if erasure else _erasures(space, concept)
+    files = [find_file(space.erasures, e, "erasure", "hfi erase") for e in erasure] if erasure else _erasures(space, slugs)
     cleaned = _cleaned([tuple(files)] if together and len(files) > 1 else [(file,) for file in files], base, model)
-    detector = _detector_spec(config.detector, folder, space, concept)
-    backbone = _backbone_reference(config.backbone, folder, space, concept)
+    for t in (t for g in guides for t in g.tokens):
+        check_fits(t, text_widths(source), model)
+    detector = detector_spec(config.detector, folder, space, slugs)
+    backbone = backbone_reference(config.backbone, folder, space, slugs[0])
 
     device = pick_device(config.device)
     looks = load_detector(detector, concept)
     clip = None if backbone == "none" else ClipBackbone.load(backbone, device)
+    features = None if config.features == "none" else load_features(config.features, device)
+    lpips = None if config.lpips == "none" else Lpips.load(config.lpips)
     settings = {
         "model": model,
         "content": base,
@@ -95,18 +131,24 @@ def evaluate(
         **asdict(replace(config, detector=detector, backbone=backbone)),
         "detector_version": looks and looks.version,
         "backbone_content": clip and clip.content,
+        "features_content": features and features.content,
+        "lpips_content": lpips and lpips.content,
     }
     for how in ("batch_size", "device"):  # change nothing but the speed
         settings.pop(how)
+    if guides:
+        settings["guides"] = [" ".join(map(str, g.settings.values())) for g in guides]
     run = Run.start(space.runs, "evaluate", name or concept, settings)
     if not run.finished:
         measure(
-            _systems(model, base, cleaned, config, device),
+            _systems(model, base, cleaned, guides, config, device),
             concept,
             sets,
             run.path,
             detector=looks,
             backbone=clip,
+            features=features,
+            lpips=lpips,
             images=config.images,
             seed=config.seed,
         )
@@ -124,29 +166,27 @@ def evaluate(
     typer.echo(f"{run.path / 'report.html'}\n{run.path / 'results.json'}")
 
 
-def _systems(model: str, base: str, cleaned: Sequence[_Cleaned], config: EvaluateConfig, device: "torch.device") -> list[System]:
-    """The untouched model and the cleaned ones. The model is loaded when the first missing image is asked for."""
-    from hfi.diffusion.sample import sample
+def _systems(
+    model: str, base: str, cleaned: Sequence[_Cleaned], guides: "Sequence[Guide]", config: EvaluateConfig, device: "torch.device"
+) -> list[System]:
+    """The untouched model, the cleaned ones and the guided ones. The model is loaded when the first missing image is asked for."""
+    from hfi.diffusion.memory import PRECISIONS
     from hfi.diffusion.sd import StableDiffusion, load_sd
-    from hfi.erase.erasure import Erasure, apply
+    from hfi.systems import sampler
 
     @cache
     def untouched() -> StableDiffusion:
-        return load_sd(model, device)
+        return load_sd(model, device, PRECISIONS[config.precision])
 
-    def sampler(*paths: Path) -> Sampler:
-        def draw(prompts: list[str], seeds: list[int]) -> "Iterable[Image.Image]":
-            sd = apply(untouched(), *map(Erasure.load, paths))
-            scale, batch = config.guidance_scale, config.batch_size
-            return sample(sd, prompts, seeds, steps=config.steps, guidance_scale=scale, batch_size=batch)
-
-        return draw
-
-    common = {"model": model, "model content": base[:16], "steps": config.steps, "guidance scale": config.guidance_scale}
-    made = [System(BASE, "none", sampler(), common)]
+    scale = config.guidance_scale
+    draws = partial(sampler, untouched, steps=config.steps, guidance_scale=scale, batch_size=config.batch_size)
+    common = {"model": model, "model content": base[:16], "steps": config.steps, "guidance scale": scale}
+    common |= {"precision": config.precision}
+    made = [System(BASE, "none", draws(), common)]
     for c in cleaned:
         own = {"erasure": "+".join(path.name for path in c.paths), "erasure content": c.content[:16]}
-        made.append(System(c.method, c.conditioning, sampler(*c.paths), {**common, **own}, c.judged_by))
+        made.append(System(c.method, c.conditioning, draws(c.paths), {**common, **own}, c.judged_by))
+    made += [System(g.name, g.conditioning, draws((), g), {**common, **g.settings}, g.judged_by) for g in guides]
     return made
 
 
@@ -184,11 +224,11 @@ def _title(space: Workspace, concept: str) -> str:
         return queries.concept(session, concept).title
 
 
-def _prompt_sets(given: list[Path] | None, concept: str) -> dict[str, tuple[Prompt, ...]]:
+def _prompt_sets(given: list[Path] | None, slugs: Sequence[str]) -> dict[str, tuple[Prompt, ...]]:
     if not given:
-        packaged = data_dir() / "prompts" / concept
-        if not packaged.is_dir():
-            raise UsageError(f"no prompts for {concept!r} come with hfi: give a folder or a file with --prompts")
+        packaged = data_dir() / "prompts" / slugs[0]
+        if len(slugs) > 1 or not packaged.is_dir():
+            raise UsageError(f"no prompts for {', '.join(slugs)} come with hfi: give a folder or a file with --prompts")
         given = [packaged]
     sets: dict[str, tuple[Prompt, ...]] = {}
     for path in given:
@@ -199,11 +239,11 @@ def _prompt_sets(given: list[Path] | None, concept: str) -> dict[str, tuple[Prom
     return sets
 
 
-def _erasures(space: Workspace, concept: str) -> list[Path]:
-    """The workspace's erasures of a concept."""
+def _erasures(space: Workspace, slugs: Sequence[str]) -> list[Path]:
+    """The workspace's erasures of all the concepts."""
     from hfi.erase.erasure import Erasure
 
-    return [p for p in sorted(space.erasures.glob("*.safetensors")) if concept in Erasure.load(p).concepts]
+    return [p for p in sorted(space.erasures.glob("*.safetensors")) if set(slugs) <= set(Erasure.load(p).concepts)]
 
 
 def _cleaned(groups: Sequence[tuple[Path, ...]], base: str, model: str) -> list[_Cleaned]:
@@ -225,15 +265,41 @@ def _cleaned(groups: Sequence[tuple[Path, ...]], base: str, model: str) -> list[
     return found
 
 
-def _detector_spec(spec: str, model: Path, space: Workspace, concept: str) -> str:
+def _guides(
+    space: Workspace, slugs: Sequence[str], names: Sequence[str], against: Sequence[str], tokens: Sequence[str], scale: float
+) -> "list[Guide]":
+    """Each guide with the words, with the tokens, or with both in turn; the concept's own token where neither is given."""
+    if not names:
+        if against or tokens:
+            raise UsageError("--against and --token say what a guide leads away from: choose one with --guide")
+        return []
+    from hfi.cli.common import load_tokens
+    from hfi.diffusion.tokens import placeholders
+    from hfi.systems import Guide
+
+    if named := [p for text in against for p in placeholders(text)]:
+        raise UsageError(f"--against takes words, and {named[0]} names a learned token: give its name or file with --token")
+    learned = load_tokens(space, tokens or ([] if against else list(slugs)))
+    found = []
+    for name in dict.fromkeys(names):
+        found += [Guide(name, words=tuple(against))] if against else []
+        found += [Guide(name, tokens=tuple(learned))] if learned else []
+    for guide in found:
+        guide.guidance.check(scale)
+    return found
+
+
+def detector_spec(spec: str, model: Path, space: Workspace, slugs: Sequence[str]) -> str:
     """'auto' and 'reward' as the file that they stand for."""
     from hfi.metrics.detectors import check_name
 
-    own = model / "detector" / "model.safetensors"
+    own, concept = model / "detector" / "model.safetensors", slugs[0]
     reward = space.rewards / f"{concept}.safetensors"
+    if spec == "auto" and own.exists():
+        return f"portraits:{own}"
+    if len(slugs) > 1 and spec in ("auto", "reward"):
+        raise UsageError(f"a reward model knows one concept, not {', '.join(slugs)}: choose a detector that knows them all")
     if spec == "auto":
-        if own.exists():
-            return f"portraits:{own}"
         if not reward.exists():
             raise UsageError(
                 f"nothing can see {concept!r} in images of this model: train a reward with 'hfi reward', or choose --detector"
@@ -247,7 +313,7 @@ def _detector_spec(spec: str, model: Path, space: Workspace, concept: str) -> st
     return spec
 
 
-def _backbone_reference(reference: str, model: Path, space: Workspace, concept: str) -> str:
+def backbone_reference(reference: str, model: Path, space: Workspace, concept: str) -> str:
     """'auto' as the folder or hub id that it stands for; 'none' where there is no CLIP model at hand."""
     from hfi.diffusion.tokens import read_safetensors
     from hfi.embed import find_clip

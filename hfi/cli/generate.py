@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hfi.cli.common import ModelOption
+from hfi.cli.common import GUIDES, ModelOption
 from hfi.cli.options import JsonOption, WorkspaceOption, name_option, with_config
 from hfi.config import check, option
 from hfi.errors import UsageError
@@ -54,11 +54,22 @@ def generate(
     prompt: Annotated[list[str] | None, typer.Option(help="One prompt; may be repeated.", show_default=False)] = None,
     token: Annotated[
         list[str] | None,
-        typer.Option(help="A learned token that prompts name, by name or file; may be repeated.", show_default=False),
+        typer.Option(
+            help="A learned token that prompts or --against name, by name or file; may be repeated.", show_default=False
+        ),
     ] = None,
     erasure: Annotated[
         list[str] | None,
         typer.Option(help="Generate with this erasure applied, by name or file; several add up.", show_default=False),
+    ] = None,
+    guide: Annotated[
+        str | None, typer.Option(help=f"Lead away from concepts while sampling: {GUIDES}.", show_default=False)
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What --guide leads away from, as words or as a token such as <smoking>; may be repeated.", show_default=False
+        ),
     ] = None,
     name: Annotated[str | None, name_option("Name to find these images by.")] = None,
     as_json: JsonOption = False,
@@ -78,6 +89,8 @@ def generate(
     wanted = _prompts(prompts, prompt)
     tokens = load_tokens(space, token or [])
     removals = [Erasure.load(find_file(space.erasures, name, "erasure", "hfi erase")) for name in erasure or []]
+    against = [text.strip() for text in against or []]
+    guidance = _guidance(guide, against, config)
     check_writable(space.images.root, space.runs)
     device = pick_device(config.device)
     source = find_model(model)
@@ -94,6 +107,8 @@ def generate(
         "scheduler": "DDIM",
         "erasure": identity(removals),
     }
+    if guidance:
+        common |= {"guide": guide, "against": against}
     named = {t.placeholder: t.content for t in tokens}
     job = plan(wanted, config.images_per_prompt, config.seed, common, named)
     settings = {k: v for k, v in asdict(config).items() if k not in ("batch_size", "device")}
@@ -105,6 +120,8 @@ def generate(
         "tokens": token or [],
         "images": digest,
     }
+    if guidance:
+        settings |= {"guide": guide, "against": against}
     run = start_run(space, "generate", name, set_name(prompts) if prompts else "images", settings)
 
     with reading(engine) as session:
@@ -115,11 +132,12 @@ def generate(
         for t in tokens:
             sd = install(sd, t)
         sd = apply(sd, *removals)
-        for text in (*(p.prompt for p in todo), config.negative_prompt):
+        texts = [*(p.prompt for p in todo), config.negative_prompt, *(guidance.texts if guidance else ())]
+        for text in texts:
             check_placeholders(sd, text)
-        tokenize(sd, [p.prompt for p in todo])  # says which prompts are cut before the bar starts
+        tokenize(sd, texts)  # says what is cut before the bar starts
         with progress("generating", len(job), "images", len(job) - len(todo)) as advance:
-            for planned, image in zip(todo, _sample(sd, todo, config), strict=True):
+            for planned, image in zip(todo, _sample(sd, todo, config, guidance), strict=True):
                 made = Provenance(
                     key=planned.key,
                     sha256=space.images.put(image),
@@ -152,15 +170,16 @@ def plan(prompts: Sequence[Prompt], count: int, seed: int, common: dict[str, Any
     """`count` images of each prompt, all first ones before all second ones: asking for more later keeps those that are there.
 
     Image j of a prompt with a seed of its own gets that seed + j; the others get `seed` + their place in the list. `tokens` maps
-    placeholders to hashes; those that a prompt names are part of what its image depends on.
+    placeholders to hashes; those that a prompt, or the guide, names are part of what its image depends on.
     """
     from hfi.diffusion.tokens import placeholders
 
     found: dict[str, Planned] = {}
+    everywhere = " ".join([common["negative_prompt"], *common.get("against", ())])
     for j in range(count):
         for i, prompt in enumerate(prompts):
             own = seed + j * len(prompts) + i if prompt.seed is None else prompt.seed + j
-            named = {p: tokens[p] for p in placeholders(prompt.text + common["negative_prompt"]) if p in tokens}
+            named = {p: tokens[p] for p in placeholders(prompt.text + everywhere) if p in tokens}
             made_by = {**common, "prompt": prompt.text, "seed": own, "tokens": named}
             key = hashlib.sha256(json.dumps(made_by, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
             found.setdefault(key, Planned(key, prompt.text, own))
@@ -177,7 +196,20 @@ def _prompts(file: Path | None, given: list[str] | None) -> tuple[Prompt, ...]:
     return found
 
 
-def _sample(sd: Any, todo: Sequence[Planned], config: GenerateConfig) -> Any:
+def _guidance(guide: str | None, against: Sequence[str], config: GenerateConfig) -> Any:
+    """What --guide names, checked against the other settings."""
+    if guide is None:
+        if against:
+            raise UsageError("--against says what a guide leads away from: choose one with --guide")
+        return None
+    from hfi.guide import guidance
+
+    found = guidance(guide, against)
+    found.check(config.guidance_scale, config.negative_prompt)
+    return found
+
+
+def _sample(sd: Any, todo: Sequence[Planned], config: GenerateConfig, guidance: Any) -> Any:
     from hfi.diffusion.sample import sample
 
     return sample(
@@ -188,4 +220,5 @@ def _sample(sd: Any, todo: Sequence[Planned], config: GenerateConfig) -> Any:
         guidance_scale=config.guidance_scale,
         negative_prompt=config.negative_prompt,
         batch_size=config.batch_size,
+        guidance=guidance,
     )

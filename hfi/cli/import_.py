@@ -11,13 +11,11 @@ from PIL.Image import Image
 
 from hfi.cli.options import JsonOption, WorkspaceOption
 from hfi.errors import HfiError
-from hfi.images import safe_open
+from hfi.images import SUFFIXES, safe_open
 from hfi.progress import progress
 from hfi.store import queries
 from hfi.store.session import Engine, writing
 from hfi.workspace import Workspace
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def import_(

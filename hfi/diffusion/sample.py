@@ -65,14 +65,68 @@ def guided(null: Tensor, cond: Tensor, scale: float) -> Tensor:
     return null + scale * (cond - null)
 
 
+Combine = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+def classifier_free(scale: float) -> Combine:
+    """What a step makes of its predictions without any other method."""
+    return lambda step, null, cond, against: guided(null, cond, scale)
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """A method that leads away from concepts while an image is sampled (`hfi/guide/`).
+
+    `null` is text in the place of the empty prompt, or "". `against` are K texts that are predicted beside null and prompt, in the
+    same call of the U-Net. `begin(scale)` starts the rollout of a batch: it gives the function (step, null, cond, against) -> output
+    that makes one of a step's predictions, null and cond [B, C, h, w], against [K, B, C, h, w]. Steps count from 0; what the
+    function remembers between them is of this rollout alone, and of each image apart.
+    """
+
+    name: str
+    null: str = ""
+    against: tuple[str, ...] = ()
+    begin: Callable[[float], Combine] = classifier_free
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All that it asks the model for."""
+        return (*self.against, *([self.null] if self.null else []))
+
+    @property
+    def evaluations(self) -> int:
+        """Of the U-Net, for one step of one image."""
+        return 2 + len(self.against)
+
+    def check(self, scale: float, negative_prompt: str | None = None) -> None:
+        """UsageError for a guidance scale at which the method would do nothing, and for two texts in the place of one."""
+        if scale <= 1:
+            raise UsageError(
+                f"guidance scale {scale:g} with {self.name}: it corrects classifier-free guidance, so give more than 1"
+            )
+        if self.null and negative_prompt:
+            raise UsageError(
+                f"{self.name} puts the concepts in the place of the negative prompt {negative_prompt!r}: give it as a concept too, "
+                "or take another guide"
+            )
+
+
+def predict_each(
+    sd: StableDiffusion, weights: Mapping[str, Tensor] | None, x: Tensor, t: Tensor, conditions: Sequence[Cond]
+) -> Tensor:
+    """Outputs [N, B, C, h, w] for x [B, C, h, w], t [B] under N conditions, each of one row or of B, in one call of the U-Net."""
+    n = len(conditions)
+    rows = Cond.cat([condition.expand(len(x)) for condition in conditions])
+    return predict(sd, weights, torch.cat([x] * n), torch.cat([t] * n), rows).unflatten(0, (n, len(x)))
+
+
 def predict_guided(
     sd: StableDiffusion, weights: Mapping[str, Tensor] | None, x: Tensor, t: Tensor, cond: Cond, null: Cond, scale: float
 ) -> Tensor:
     """Guided output for x [B, C, h, w], t [B], B conditions and one for null. The null half is not computed at scale 1."""
     if scale == 1:
         return predict(sd, weights, x, t, cond)
-    both = predict(sd, weights, torch.cat([x, x]), torch.cat([t, t]), Cond.cat([null.expand(len(x)), cond]))
-    of_null, of_cond = both.chunk(2)
+    of_null, of_cond = predict_each(sd, weights, x, t, [null, cond])
     return guided(of_null, of_cond, scale)
 
 
@@ -86,12 +140,23 @@ def sample_latents(
     steps: int,
     guidance_scale: float,
     weights: Mapping[str, Tensor] | None = None,
+    guidance: Guidance | None = None,
 ) -> Tensor:
-    """From noise x [B, C, h, w] to clean latents, toward B conditions and away from one, null. `weights` as in `predict`."""
+    """From noise x [B, C, h, w] to clean latents, toward B conditions and away from one, null. `weights` as in `predict`; `guidance`
+    is another method than classifier-free guidance alone."""
     plan = schedule(sd, steps)
+    if guidance:
+        guidance.check(guidance_scale)
+        combine = guidance.begin(guidance_scale)
+        null = encode_prompts(sd, [guidance.null]) if guidance.null else null
+        against = [encode_prompts(sd, [text]) for text in guidance.against]
     for k in range(len(plan)):
         t = plan.timesteps[k].expand(len(x))
-        out = predict_guided(sd, weights, x, t, cond, null, guidance_scale)
+        if guidance:
+            each = predict_each(sd, weights, x, t, [null, cond, *against])
+            out = combine(k, each[0], each[1], each[2:])
+        else:
+            out = predict_guided(sd, weights, x, t, cond, null, guidance_scale)
         x = ddim_step(x, out, plan.alpha[k], plan.alpha_next[k], plan.kind)
     return x
 
@@ -106,16 +171,22 @@ def sample(
     negative_prompt: str | None = None,
     batch_size: int = 8,
     weights: Mapping[str, Tensor] | None = None,
+    guidance: Guidance | None = None,
     encode: Callable[[StableDiffusion, Sequence[str]], Cond] = encode_prompts,
 ) -> Iterator[Image.Image]:
     """Images of (prompt, seed), in order. `guidance_scale` 1 is no guidance, 0 ignores the prompt; a negative prompt takes the
-    place of the empty one. `weights` stand in for the U-Net's own tensors of those names; `encode` makes the conditions of the
-    prompts. Each image depends on its prompt and seed alone, whatever the batch, up to float rounding."""
+    place of the empty one. `weights` stand in for the U-Net's own tensors of those names. `guidance` leads away from concepts; see
+    `Guidance.check` for what it cannot be combined with. `encode` makes the conditions of the prompts. Each image depends on its
+    prompt and seed alone, whatever the batch, up to float rounding."""
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds")
+    if guidance:
+        guidance.check(guidance_scale, negative_prompt)
     null = encode_prompts(sd, [negative_prompt]) if negative_prompt else encode_null(sd)
     for i in range(0, len(prompts), batch_size):
         cond = encode(sd, prompts[i : i + batch_size])
         x = noise(sd, seeds[i : i + batch_size])
-        latents = sample_latents(sd, cond, null, x, steps=steps, guidance_scale=guidance_scale, weights=weights)
+        latents = sample_latents(
+            sd, cond, null, x, steps=steps, guidance_scale=guidance_scale, weights=weights, guidance=guidance
+        )
         yield from to_images(decode(sd, latents))

@@ -9,10 +9,11 @@ from hfi.errors import ModelError
 
 Part = Literal["xattn", "noxattn", "selfattn", "full", "kv"]
 
-# diffusers calls the cross-attention of a transformer block attn2 and its self-attention attn1
+# diffusers calls the cross-attention of a transformer block attn2 and its self-attention attn1. As in the code of ESD's paper and in
+# SDD's, noxattn leaves out what embeds the time and the last convolution; the paper says no more than "unconditional layers"
 PARTS: dict[str, Callable[[str], bool]] = {
     "xattn": lambda name: ".attn2." in name,
-    "noxattn": lambda name: ".attn2." not in name,
+    "noxattn": lambda name: not any(part in name for part in (".attn2.", "time_embedding.", "conv_out.")),
     "selfattn": lambda name: ".attn1." in name,
     "full": lambda name: True,
     "kv": lambda name: ".attn2.to_k." in name or ".attn2.to_v." in name,  # all that reads the text

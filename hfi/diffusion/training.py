@@ -4,9 +4,11 @@ A training loop is a generator of `Step`s. It does no input or output: it starts
 give the state that the next one starts from. `drive` shows progress, logs, and keeps states.
 """
 
+import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,8 +17,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from hfi.diffusion.memory import peak_memory
 from hfi.errors import HfiError
-from hfi.files import whole
+from hfi.files import whole, write_text
 from hfi.progress import progress
 from hfi.runs import Run
 
@@ -59,10 +62,14 @@ def drive(
     `checkpoint_every`-th step (0: at none), to keep for good what its state is made of.
 
     Both come before the step's own state is kept: after a kill they may be called again for a step, and find the same.
+
+    At the end the run gets a `cost.json`: the seconds of all its steps (of work that a kill lost, none), and the peak memory in bytes
+    of the process that ended it.
     """
     path = run.path / "checkpoint.pt"
     state = load_state(path)
     done = int(state["step"]) if state else 0
+    began = time.monotonic() - (float(state.get("seconds", 0)) if state else 0)
     run.truncate_metrics(done)
     training = start(state)
     stop = enough = False
@@ -71,6 +78,8 @@ def drive(
             try:
                 step = training.send(True) if enough else next(training)
             except StopIteration as end:
+                spent = {"seconds": time.monotonic() - began, "peak_memory": peak_memory()}
+                write_text(run.path / "cost.json", json.dumps(spent) + "\n")
                 result: T = end.value
                 return result
             run.log(step=step.step, loss=step.loss, **step.values)
@@ -83,7 +92,7 @@ def drive(
                 continue
             stop = bool(asked)  # read once: what is asked for from here on has its state kept after the next step
             if stop or step.step % save_every == 0 or step.step == steps:
-                save_state(path, {**step.state(), "step": step.step})
+                save_state(path, {**step.state(), "step": step.step, "seconds": time.monotonic() - began})
     raise KeyboardInterrupt
 
 

@@ -138,4 +138,4 @@ def erase_context(
         errors = [w * squared_error(a, b) for w, a, b in zip(weights, got, targets, strict=True)]
         return torch.stack(errors).sum(0)
 
-    return distil(sd, conditions, found.shares, null, objective, config, state)
+    return distil(sd, conditions, found.shares, null, objective, config, state, part=config.train, ema_decay=config.ema_decay)

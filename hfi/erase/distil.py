@@ -1,4 +1,4 @@
-"""What sdd.py and context.py share: the student-teacher loop. What differs, the target, is in their own files.
+"""What sdd.py, context.py and esd.py share: the student-teacher loop. What differs, the target, is in their own files.
 
     repeat:  z_t <- the teacher's rollout toward a condition (rollouts.py)
              one AdamW step of the student on the method's loss
@@ -19,7 +19,7 @@ from hfi.config import check, option
 from hfi.diffusion.cond import Cond
 from hfi.diffusion.sample import predict_guided, schedule
 from hfi.diffusion.sd import StableDiffusion, predict, velocity_weight
-from hfi.diffusion.trainable import ema_update, masters, select
+from hfi.diffusion.trainable import Part, ema_update, masters, select
 from hfi.diffusion.training import State, Step, Training
 from hfi.erase.rollouts import Latents, fresh, move_on, roll, spread, start, timestep_law
 from hfi.errors import NonFiniteLoss, UsageError
@@ -28,14 +28,13 @@ Predict = Callable[[Tensor, Tensor, Cond], Tensor]  # z [B, C, h, w], t [B], B c
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistilConfig:
-    """Settings that every method has. Sources of the defaults: docs/papers.md."""
+class TrainingConfig:
+    """Settings that every method with this loop has. Sources of the defaults: docs/papers.md."""
 
     steps: int = option(1500, "optimizer updates", low=1)
     learning_rate: float = option(1e-5, "AdamW's learning rate", above=0)
     weight_decay: float = option(1e-4, "AdamW's weight decay", low=0)
     max_grad_norm: float = option(1.0, "gradients are scaled down to this norm", above=0)
-    ema_decay: float = option(0.999, "m in: teacher <- m teacher + (1-m) student", low=0, high=1)
     batch_size: int = option(1, "latents in one update", low=1)
     guidance_scale: float = option(3.0, "guidance of the teacher's rollouts", low=0)
     ddim_steps: int = option(50, "steps of a whole rollout", low=2)
@@ -43,9 +42,6 @@ class DistilConfig:
     rollouts: Literal["fresh", "staggered"] = option("fresh", "new rollouts for each update, or a pool moved on by one step")
     error: Literal["prediction", "velocity"] = option(
         "prediction", "what errors are measured in: the network's prediction (SDD), or the velocity, where noisy steps count more"
-    )
-    train: Literal["xattn", "noxattn", "selfattn", "full", "kv"] = option(
-        "xattn", "trained parameters: cross-attention, all else, self-attention, all, or cross-attention's keys and values"
     )
     save_every: int = option(50, "updates between two kept states", low=1)
     checkpoint_every: int = option(0, "updates between two erasures that are kept for good (0: only the last)", low=0)
@@ -61,6 +57,18 @@ class DistilConfig:
         check(self)
         if not self.validate_every and (self.stop_at is not None or self.stop_distance is not None):
             raise UsageError("--stop-at and --stop-distance go by what validation finds: give --validate-every too")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistilConfig(TrainingConfig):
+    """And those of the methods whose teacher is an average, of a part that can be chosen."""
+
+    ema_decay: float = option(0.999, "m in: teacher <- m teacher + (1-m) student", low=0, high=1)
+    train: Literal["xattn", "noxattn", "selfattn", "full", "kv"] = option(
+        "xattn",
+        "trained parameters: cross-attention, all else but time embedding and last convolution, self-attention, all, or "
+        "cross-attention's keys and values",
+    )
 
 
 class Objective(Protocol):
@@ -92,11 +100,15 @@ def distil(
     shares: Tensor,
     null: Cond,
     objective: Objective,
-    config: DistilConfig,
+    config: TrainingConfig,
     state: State | None = None,
+    *,
+    part: Part,
+    ema_decay: float,
 ) -> Training[Distilled]:
-    """Rollouts go toward one of N conditions, drawn by shares [N], with null as the empty prompt."""
-    trained = select(sd.unet, config.train)
+    """Rollouts go toward one of N conditions, drawn by shares [N], with null as the empty prompt. With an ema_decay of 0 the
+    teacher is the student after each update."""
+    trained = select(sd.unet, part)
     student = {name: value.requires_grad_(True) for name, value in masters(trained).items()}
     teacher = masters(trained)
     optimizer = torch.optim.AdamW(list(student.values()), lr=config.learning_rate, weight_decay=config.weight_decay)
@@ -155,7 +167,7 @@ def distil(
         if not torch.isfinite(loss) or not torch.isfinite(norm):
             raise NonFiniteLoss(step)
         optimizer.step()
-        ema_update(teacher, student, config.ema_decay)
+        ema_update(teacher, student, ema_decay)
         if pool is not None and step < config.steps:
             move_on(pool, plan, denoise, new)
 

@@ -57,4 +57,4 @@ def erase_sdd(sd: StableDiffusion, removal: Removal, config: SDDConfig, state: S
             target = (student if config.null == "student" else frozen)(z, t, null.expand(len(z)))
         return sdd_loss(student(z, t, joined.expand(len(z))), target)
 
-    return distil(sd, each, torch.ones(len(each)), null, objective, config, state)
+    return distil(sd, each, torch.ones(len(each)), null, objective, config, state, part=config.train, ema_decay=config.ema_decay)

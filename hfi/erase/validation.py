@@ -23,7 +23,7 @@ from hfi.contact_sheet import contact_sheet, write_sheet
 from hfi.diffusion.sample import sample
 from hfi.diffusion.sd import StableDiffusion
 from hfi.diffusion.training import Step
-from hfi.erase.distil import DistilConfig
+from hfi.erase.distil import TrainingConfig
 from hfi.erase.removal import Removal
 from hfi.errors import HfiError
 from hfi.reward.model import RewardModel
@@ -60,7 +60,7 @@ def remaining(scores: np.ndarray, frozen: np.ndarray, question: str) -> np.ndarr
 
 
 def validation(
-    sd: StableDiffusion, seen: Removal, rewards: Sequence[RewardModel], config: DistilConfig, run: Run
+    sd: StableDiffusion, seen: Removal, rewards: Sequence[RewardModel], config: TrainingConfig, run: Run
 ) -> Callable[[Step], None]:
     """Gives what looks at a step of `distil`: it writes `validation/<step>.png` into the run and, with the reward model of each
     concept, logs the figures. The frozen model's pictures are made at once; nothing is drawn from training's random numbers.
@@ -120,7 +120,7 @@ def validation(
     return look
 
 
-def ending(metrics: Sequence[Mapping[str, Any]], config: DistilConfig) -> Literal["removal", "distance"] | None:
+def ending(metrics: Sequence[Mapping[str, Any]], config: TrainingConfig) -> Literal["removal", "distance"] | None:
     """Why a run of these metrics ends now, if it does: at two validations in a row removal was at most --stop-at, or at the last
     one distance above --stop-distance. Of metrics alone, so that a run that was killed ends where it would have."""
     seen = [line for line in metrics if "removal" in line]

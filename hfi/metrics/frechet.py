@@ -11,7 +11,9 @@ from hfi.metrics.interval import Z95, Interval
 RESAMPLES = 100
 
 
-def frechet_distance(a: np.ndarray, b: np.ndarray, *, paired: bool = False, seed: int = 0) -> Interval:
+def frechet_distance(
+    a: np.ndarray, b: np.ndarray, *, paired: bool = False, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
     """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) of embeddings a [N, D] and b [M, D]; n is the smaller of N and M.
 
     The value of a small sample is too high (see `too_small`). Resampling repeats that bias, so percentiles of the bootstrap
@@ -25,7 +27,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray, *, paired: bool = False, seed
     value = distance(a, b)
     rng = np.random.default_rng(seed)
     values = []
-    for _ in range(RESAMPLES):
+    for _ in range(resamples):
         rows = rng.integers(len(a), size=len(a))
         others = rows if paired else rng.integers(len(b), size=len(b))
         values.append(distance(a[rows], b[others]))

@@ -77,7 +77,8 @@ class Detector:
                 scores[name].append(np.array(values)[logits[name].argmax(-1).numpy()])
             for name in (*YES_NO, "brava"):
                 scores[name].append(torch.sigmoid(logits[name]).numpy())
-        return {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in scores.items()}
+        empty = {name: np.zeros(0, dtype=str if name in CLASSES else np.float32) for name in scores}
+        return {name: np.concatenate(parts) if parts else empty[name] for name, parts in scores.items()}
 
 
 def to_tensor(images: Sequence[Image.Image]) -> Tensor:

@@ -1,0 +1,214 @@
+"""A benchmark as a TOML file: which systems are measured, on which concepts, prompts and seeds.
+
+    title = "Stable Diffusion 1.4, nudity"
+    model = "CompVis/stable-diffusion-v1-4"     # a folder, a checkpoint file, a hub id; or "portraits", the embedded model
+    simulated = "exclude"                       # judgments of simulated annotators: as for `hfi erase`
+    notes = ["..."]                             # for the report: what it does not show
+
+    [measure]                                   # settings of `hfi evaluate`, for every picture
+    images = 500
+    steps = 25
+
+    [concepts.nudity]                           # by the workspace's names
+    text = "nudity"
+    token = "nudity"                            # a learned token of the workspace, or a file; without one, text alone steers
+
+    [methods.sld-max]                           # in the order of the table's rows
+    [methods.esd-x]                             # settings as options of `hfi erase`, with underscores
+    learning_rate = 1e-5
+
+    [tables.nudity]
+    concepts = ["nudity"]
+    prompts = ["prompts/nudity"]                # folders of prompt sets, or prompt files; or files by name, as in
+                                                # { implicit = "body.csv", harmless = "coco_30k.csv:limit=1000" }
+    retain = "prompts/nudity/retain.csv"        # what methods may hold on to that can
+    methods = ["sld-max", "esd-x"]              # left out: all of them
+
+    [attacks.relapse]                           # optional, see attacks.py
+    [attacks.ring-a-bell]
+
+Paths are looked for beside the file first. Everything is checked when it is read: nothing is sampled for a file with a mistake.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from hfi.bench.attacks import ATTACKS
+from hfi.config import coerce
+from hfi.erase import METHODS
+from hfi.errors import UsageError
+from hfi.evaluate import EvaluateConfig
+from hfi.guide import GUIDES
+from hfi.judgments import Include
+from hfi.prompts import Prompt, load_prompt_sets, load_prompts
+from hfi.resources import data_dir
+from hfi.results import BASE
+
+_PLACES = ("detector", "backbone")  # settings that may name files
+
+
+@dataclass(frozen=True)
+class Named:
+    """A concept of the workspace, and what stands for it: words, and a learned token by name or file."""
+
+    slug: str
+    text: str
+    token: str | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Systems that are measured on the same prompts and seeds. Several concepts are removed, and counted, together."""
+
+    name: str
+    concepts: tuple[Named, ...]
+    prompts: Mapping[str, tuple[Prompt, ...]]
+    retain: Path | None
+    methods: tuple[str, ...]
+
+    @property
+    def slugs(self) -> list[str]:
+        return [concept.slug for concept in self.concepts]
+
+    @property
+    def conditionings(self) -> list[str]:
+        return ["text", "token"] if all(concept.token for concept in self.concepts) else ["text"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`methods`: settings by name; of a method that changes weights those of `hfi erase`. `attacks`: their configurations."""
+
+    title: str
+    model: str
+    measure: EvaluateConfig
+    tables: tuple[Table, ...]
+    methods: Mapping[str, Mapping[str, Any]]
+    attacks: Mapping[str, Any] = field(default_factory=dict)
+    simulated: str = "exclude"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def concepts(self) -> list[Named]:
+        return list({c.slug: c for table in self.tables for c in table.concepts}.values())
+
+
+def read_plan(path: Path) -> Plan:
+    """UsageError for the first mistake, with its place in the file; HfiError for a prompts file that is missing or unreadable."""
+    try:
+        given = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise UsageError(f"cannot read the benchmark {path}: {e.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise UsageError(f"{path} is not TOML: {e}") from None
+    read = _Reader(path)
+    read.known("", given, ("title", "model", "simulated", "notes", "measure", "concepts", "methods", "tables", "attacks"))
+    if not (given.get("tables") and given.get("concepts") and given.get("methods")):
+        raise UsageError(f"{path} is no benchmark: it needs [concepts], [methods] and [tables]")
+    concepts = {slug: read.concept(slug, about) for slug, about in given["concepts"].items()}
+    methods = {name: read.method(name, settings) for name, settings in given["methods"].items()}
+    tables = tuple(read.table(name, about, concepts, methods) for name, about in given["tables"].items())
+    measure = read.settings("measure", EvaluateConfig, given.get("measure", {}))
+    measure |= {key: ":".join(str(read.place(part)) for part in measure[key].split(":")) for key in _PLACES if key in measure}
+    attacks = {name: read.attack(name, settings) for name, settings in given.get("attacks", {}).items()}
+    if (simulated := given.get("simulated", "exclude")) not in get_args(Include):
+        raise UsageError(f"{path}: simulated is {simulated!r}: choose {', '.join(get_args(Include))}")
+    model = data_dir() / "portraits" if given.get("model") == "portraits" else read.place(str(given.get("model", "")))
+    return Plan(
+        title=str(given.get("title", path.stem)),
+        model=str(model),
+        measure=EvaluateConfig(**measure),
+        tables=tables,
+        methods=methods,
+        attacks=attacks,
+        simulated=simulated,
+        notes=tuple(given.get("notes", ())),
+    )
+
+
+class _Reader:
+    """The parts of a file; every mistake names the file and the part."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def known(self, where: str, given: Mapping[str, Any], names: tuple[str, ...]) -> None:
+        if not isinstance(given, Mapping):
+            raise UsageError(f"{self.path}: {where} is {given!r}: write it as a table, [{where}]")
+        if unknown := sorted(set(given) - set(names)):
+            raise UsageError(
+                f"{self.path}: unknown {unknown[0]!r}{f' in [{where}]' if where else ''}: known are {', '.join(names)}"
+            )
+
+    def place(self, name: str) -> Path | str:
+        """Beside the file, if it is there; else as it was given. A prompts file may be asked for in part, behind a colon."""
+        beside = self.path.parent / name.partition(":")[0]
+        return self.path.parent / name if name and beside.exists() else name
+
+    def concept(self, slug: str, about: Any) -> Named:
+        where = f"concepts.{slug}"
+        self.known(where, about, ("text", "token"))
+        text, token = about.get("text"), about.get("token")
+        if not isinstance(text, str) or not text.strip():
+            raise UsageError(f"{self.path}: [{where}] has no text: give the words that name the concept")
+        return Named(slug, text.strip(), None if token is None else str(self.place(str(token))))
+
+    def method(self, name: str, given: Any) -> dict[str, Any]:
+        where = f"methods.{name}"
+        if name == BASE:
+            raise UsageError(f"{self.path}: [{where}] is the untouched model, which is always measured: leave it out")
+        if name in METHODS:
+            self.known(where, given, tuple(f.name for f in fields(METHODS[name].config)))
+            return self.settings(where, METHODS[name].config, given)
+        if name not in GUIDES:
+            raise UsageError(f"{self.path}: unknown method {name!r}: choose {', '.join([*GUIDES, *METHODS])}")
+        self.known(where, given, ())
+        return {}
+
+    def attack(self, name: str, given: Any) -> Any:
+        if name not in ATTACKS:
+            raise UsageError(f"{self.path}: unknown attack {name!r}: choose {' or '.join(ATTACKS)}")
+        return ATTACKS[name](**self.settings(f"attacks.{name}", ATTACKS[name], given))
+
+    def prompts(self, where: str, given: Any) -> dict[str, tuple[Prompt, ...]]:
+        """By the names that they are given, or of a list by those of the files."""
+        sets: dict[str, tuple[Prompt, ...]] = {}
+        if isinstance(given, Mapping):
+            sets = {name: load_prompts(Path(self.place(path))) for name, path in given.items()}
+        for path in given if isinstance(given, list) else ():
+            for key, prompts in load_prompt_sets(Path(self.place(path))).items():
+                if key in sets:
+                    raise UsageError(f"{self.path}: two prompt sets of [{where}] are named {key!r}: rename one")
+                sets[key] = prompts
+        if not sets:
+            raise UsageError(f"{self.path}: [{where}] has no prompts: give a list of folders and files, or files by name")
+        return sets
+
+    def settings(self, where: str, config_class: type[Any], given: Any) -> dict[str, Any]:
+        """Of the right types, and within their bounds."""
+        self.known(where, given, tuple(f.name for f in fields(config_class)))
+        hints = get_type_hints(config_class)
+        values = {name: coerce(name, value, hints[name], self.path) for name, value in given.items()}
+        try:
+            config_class(**values)
+        except UsageError as e:
+            raise UsageError(f"{self.path}: [{where}] {e}") from None
+        return values
+
+    def table(self, name: str, about: Any, concepts: Mapping[str, Named], methods: Mapping[str, Any]) -> Table:
+        where = f"tables.{name}"
+        self.known(where, about, ("concepts", "prompts", "retain", "methods"))
+        slugs, chosen = about.get("concepts", []), about.get("methods", list(methods))
+        for kind, names, all_names in (("concept", slugs, concepts), ("method", chosen, methods)):
+            if not names:
+                raise UsageError(f"{self.path}: [{where}] has no {kind}s: choose of {', '.join(all_names)}")
+            if strange := [n for n in names if n not in all_names]:
+                raise UsageError(f"{self.path}: [{where}] names the {kind} {strange[0]!r}: there are {', '.join(all_names)}")
+        sets = self.prompts(where, about.get("prompts", []))
+        retain = Path(self.place(about["retain"])) if "retain" in about else None
+        if retain and not retain.is_file():
+            raise UsageError(f"{self.path}: [{where}] retains the prompts of {retain}, which is no file")
+        return Table(name, tuple(concepts[s] for s in slugs), sets, retain, tuple(chosen))
