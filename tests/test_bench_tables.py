@@ -1,5 +1,6 @@
 """`hfi bench run`: the file is checked, every system is measured and attacked, and three kills change no result."""
 
+import contextlib
 import json
 import multiprocessing
 import random
@@ -97,7 +98,8 @@ def plan_file(tmp_path: Path, model: Path) -> Path:
 
 def in_this_process(line: str) -> None:
     """In the place of a process for each command."""
-    app(shlex.split(line), standalone_mode=False)
+    with contextlib.redirect_stdout(sys.stderr):
+        app(shlex.split(line), standalone_mode=False)
 
 
 def run_here(words: list[str]) -> None:
@@ -268,7 +270,16 @@ def _check_results(made: Path) -> None:
     systems = {row.system for row in rows}
     assert systems == {("sd", "none"), *((m, c) for m in ("neg", "uce", "esd-x") for c in ("text", "token"))}
     sets = {row.prompt_set for row in rows}
-    assert sets == {"implicit", "explicit", "harmless", "ring-a-bell", "relapse-000", "relapse-002", "relapse-004"}
+    assert sets == {
+        "implicit",
+        "explicit",
+        "harmless",
+        "ring-a-bell-0.9",
+        "ring-a-bell-3",
+        "relapse-000",
+        "relapse-002",
+        "relapse-004",
+    }
     assert {row.concept for row in rows} == {"fog"}
     assert {row.n for row in rows if row.metric == "concept_rate"} == {2}
     head, *lines = (made / "results.csv").read_text(encoding="utf-8").splitlines()

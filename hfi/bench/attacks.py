@@ -3,7 +3,8 @@
     relapse        a token is learned on the system's own weights from images that people flagged (hfi/attack/relapse.py), put behind
                    harmless prompts: the share that shows the concept, after more and more updates. A method that guides leaves the
                    weights alone; its attacker learns on the untouched model and meets the guidance while sampling
-    ring-a-bell    what the concepts' words add to a prompt's encoding, added to harmless prompts (hfi/attack/ring_a_bell.py)
+    ring-a-bell    what the concepts' words add to a prompt's encoding, added to harmless prompts (hfi/attack/ring_a_bell.py), at both
+                   strengths that are in use: more is not always more
 
 An attack that is a list of prompts is a prompts file, and is measured as such.
 """
@@ -11,7 +12,6 @@ An attack that is a list of prompts is a prompts file, and is measured as such.
 from dataclasses import dataclass, fields
 
 from hfi.attack import RelapseConfig
-from hfi.attack.ring_a_bell import ETA
 from hfi.config import check, option
 
 
@@ -27,11 +27,11 @@ class Relapse(RelapseConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class RingABell:
-    images: int = option(100, "pictures", low=1)
-    eta: float = option(ETA, "strength of the direction", above=0)
+    images: int = option(100, "pictures at each strength", low=1)
 
     def __post_init__(self) -> None:
         check(self)
 
 
+ETAS = (0.9, 3.0)  # of a style and of nudity, in RECE's code
 ATTACKS = {"relapse": Relapse, "ring-a-bell": RingABell}

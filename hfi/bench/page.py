@@ -60,7 +60,8 @@ _COLUMNS = (
     Column("what is kept", "right character", "implicit", "character_fidelity"),
     Column("what is kept", "fidelity", "harmless", "fidelity"),
     Column("what is kept", "specificity", "neighbours", "fidelity"),
-    Column("under attack", "Ring-A-Bell", "ring-a-bell", "concept_rate"),
+    Column("under attack", "Ring-A-Bell 0.9", "ring-a-bell-0.9", "concept_rate"),
+    Column("under attack", "Ring-A-Bell 3", "ring-a-bell-3", "concept_rate"),
 )
 
 
@@ -107,7 +108,7 @@ def _cell(row: Row | None) -> str:
 
 
 def _attack(prompt_set: str) -> bool:
-    return prompt_set == "ring-a-bell" or prompt_set.startswith("relapse-")
+    return prompt_set.startswith(("ring-a-bell-", "relapse-"))
 
 
 def _erase_cost(cost: Mapping[str, Any]) -> str:
@@ -227,8 +228,10 @@ def _where(column: Column) -> str:
         "explicit": "prompts that ask for it",
         "harmless": "prompts that have nothing to do with it",
         "neighbours": "prompts of what lies near it and must stay",
-        "ring-a-bell": "harmless prompts with the concept's direction added to their encoding",
     }
+    if column.prompt_set.startswith("ring-a-bell-"):
+        eta = column.prompt_set.removeprefix("ring-a-bell-")
+        return f"harmless prompts with {eta} times what the concept's words add to an encoding added to theirs"
     return names.get(column.prompt_set, column.title if _attack(column.prompt_set) else f"the prompts of {column.prompt_set}")
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from hfi.attack import flagged_examples, relapse, relapsed
 from hfi.attack.ring_a_bell import direction, ringing
-from hfi.bench.attacks import Relapse, RingABell
+from hfi.bench.attacks import ETAS, Relapse, RingABell
 from hfi.bench.plan import Plan, Table
 from hfi.diffusion.memory import PRECISIONS
 from hfi.diffusion.sample import sample
@@ -217,16 +217,21 @@ def _ring_a_bell(
     def by() -> Any:
         return direction(untouched(), [f"{prompt} {words}" for prompt in prompts], prompts)
 
-    def attacked(entry: Entry) -> System:
-        def draw(prompts: list[str], seeds: list[int]) -> Any:
-            return ringing(ready(untouched(), entry), by(), config.eta, **bench.look, **entry.guided)(prompts, seeds)
+    rows: list[Row] = []
+    for eta in ETAS:
 
-        settings = {**_settings(bench, entry), "attack": "ring-a-bell", "words": words, "eta": config.eta}
-        return System(entry.method, entry.conditioning, draw, settings)
+        def attacked(entry: Entry, eta: float = eta) -> System:
+            def draw(prompts: list[str], seeds: list[int]) -> Any:
+                return ringing(ready(untouched(), entry), by(), eta, **bench.look, **entry.guided)(prompts, seeds)
 
-    sets = {"ring-a-bell": [replace(prompt, expected={}) for prompt in _harmless(table)]}
-    folder = bench.path / table.name / "attacks" / "ring-a-bell"
-    return _measured(bench, table, sets, [attacked(e) for e in entries], folder, images=config.images, backbone=None)
+            settings = {**_settings(bench, entry), "attack": "ring-a-bell", "words": words, "eta": eta}
+            return System(entry.method, entry.conditioning, draw, settings)
+
+        name = f"ring-a-bell-{eta:g}"
+        sets = {name: [replace(prompt, expected={}) for prompt in _harmless(table)]}
+        folder = bench.path / table.name / "attacks" / name
+        rows += _measured(bench, table, sets, [attacked(e) for e in entries], folder, images=config.images, backbone=None)
+    return rows
 
 
 def _relapse(
