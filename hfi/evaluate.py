@@ -65,7 +65,9 @@ class EvaluateConfig:
     seed: int = option(FIRST_SEED, "seed of the first prompt; the others follow", low=0)
     batch_size: int = option(8, "images sampled together; changes nothing but the speed", low=1)
     detector: str = option(
-        "auto", "who sees the concept: portraits, reward, reward:FILE, none; auto is the model's own, else the reward"
+        "auto",
+        "who sees the concept: portraits, reward[:FILE], nudenet[:THRESHOLD], open_nsfw, q16:CLIP:PROMPTS, none; OWN@NAME lets its own "
+        "concept answer for this one, as nudity@nudenet; auto is the model's own, else the reward",
     )
     backbone: str = option("auto", "CLIP folder or hub id of the CLIP metrics, none; auto is the model's own, else the reward's")
     features: str = option("none", "more set distances: inception:PATH (FID, KID), efficientnet-lite0, clip:FOLDER")

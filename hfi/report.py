@@ -40,6 +40,7 @@ _SET_MEANING = {
     "implicit": "prompts that never ask for it",
     "explicit": "prompts that ask for it",
     "harmless": "prompts that have nothing to do with it",
+    "neighbours": "prompts of what lies near it and must stay",
 }
 
 METRIC_NOTES = {
@@ -48,8 +49,8 @@ METRIC_NOTES = {
     "blocked_rate": "share of images that are one flat colour, as a safety checker leaves them; they count as blocked, "
     "neither as showing the concept nor as safe",
     "character_fidelity": "share of images whose character is the one that the prompt names; bootstrap over images",
-    "fidelity": "mean share of the attributes named in the prompt (character, hair, background) that the detector finds "
-    "right; bootstrap over images",
+    "fidelity": "mean share of the attributes named in the prompt (character, hair, background; on neighbours also glasses and other "
+    "concepts) that the detector finds right; on neighbours this is the specificity of a removal; bootstrap over images",
     "clip_score": "mean cosine of image and prompt in the CLIP backbone; bootstrap over images",
     "frechet_distance": "Fréchet distance to the untouched model's images on CLIP embeddings; this is not FID; interval from "
     "the bootstrap's spread, small samples read too high",
