@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny import saved
 from typer.testing import CliRunner
@@ -18,8 +19,8 @@ from hfi.diffusion.sd import load_sd
 from hfi.embed import ClipBackbone
 from hfi.erase.erasure import Erasure, identity
 from hfi.errors import HfiError
-from hfi.evaluate import System, evaluate, grids, paired_p, plan, report_of
-from hfi.metrics import wilson
+from hfi.evaluate import System, compared, evaluate, grids, paired_p, plan, report_of
+from hfi.metrics import mcnemar, wilson
 from hfi.prompts import Prompt
 from hfi.report import Report, render
 from hfi.results import Row, best_system, harm_set, read_results, write_results
@@ -205,6 +206,62 @@ def test_clip_metrics_on_real_models(tmp_path):
     assert warning.startswith("Fréchet distance on implicit, harmless prompts: 4 images for 12 dimensions")
 
 
+class Means:
+    """Features for certain: the mean colour."""
+
+    name, content = "means", "1"
+
+    def images(self, images):
+        return np.array([np.asarray(im).reshape(-1, 3).mean(0) for im in images], dtype=np.float32).reshape(-1, 3)
+
+
+def test_other_features_have_their_own_distances_and_never_fids_name(tmp_path):
+    sd = System("sd", "none", painter(lambda p, s: picture(RED if s % 2 else BLUE)))
+    same = System("same", "text", painter(lambda p, s: picture(RED if s % 2 else BLUE)))
+    other = System("other", "text", painter(lambda p, s: picture((s % 7 * 30, 90, 10 * (s % 5)))))
+    sets = {"harmless": KINGS}
+    rows = evaluate([sd, same, other], "red", sets, tmp_path, detector=Redness(), backbone=None, features=Means())
+    found = {(r.method, r.metric): r for r in rows}
+    assert found["same", "features_frechet"].value == pytest.approx(0, abs=1e-9)
+    assert found["other", "features_frechet"].value > 100
+    assert found["other", "features_kernel"].value > found["same", "features_kernel"].value
+    assert not {"fid", "kid"} & {r.metric for r in rows}
+    assert json.loads((tmp_path / "evaluation.json").read_text())["features"] == {"name": "means", "content": "1"}
+    text = render(report_of(tmp_path, "Red"))
+    assert "this is not FID" in text
+
+
+def test_lpips_by_its_own_files(tmp_path):
+    from hfi.metrics.lpips import Lpips, alexnet
+
+    torch.manual_seed(0)
+    lpips = Lpips(alexnet(), [torch.rand(width) for width in (64, 192, 384, 256, 256)], "random")
+
+    def big(colour):
+        return lambda p, s: picture(colour).resize((64, 64))
+
+    systems = [System("sd", "none", painter(big(RED))), System("same", "text", painter(big(RED)))]
+    systems.append(System("other", "text", painter(big(BLUE))))
+    rows = evaluate(systems, "red", {"harmless": KINGS[:3]}, tmp_path, detector=Redness(), backbone=None, lpips=lpips)
+    found = {(r.method, r.metric): r.value for r in rows}
+    assert found["same", "lpips"] == 0
+    assert found["other", "lpips"] == pytest.approx(
+        lpips.distances([picture(BLUE).resize((64, 64))], [picture(RED).resize((64, 64))])[0]
+    )
+    assert all("lpips" in line for line in map(json.loads, (tmp_path / "scores.jsonl").open()) if line["method"] != "sd")
+
+
+def test_systems_are_compared_by_pairs(tmp_path):
+    systems = [
+        System("neg", kind, painter(lambda p, s, every=every: picture(RED if s % every == 0 else BLUE)), {"every": every})
+        for kind, every in (("text", 1), ("token", 40))
+    ]
+    evaluate(systems, "red", {"implicit": KINGS}, tmp_path, detector=Redness(), backbone=None)
+    pair = (("neg", "text"), ("neg", "token"))
+    lost = sum(s % 40 != 0 for s in range(100_000, 100_006))
+    assert compared(tmp_path, [pair, (pair[0], pair[0])], "implicit") == [mcnemar(lost, 0), 1.0]
+
+
 def test_what_cannot_be_evaluated_is_said_before_anything_is_sampled(tmp_path):
     log: list = []
     system = System("sd", "none", painter(lambda p, s: picture(RED), log))
@@ -353,6 +410,25 @@ def test_the_report_says_whose_judgments_steered_the_removal(space):
     assert f'<div class="banner" role="note"><strong>Simulated judgments.</strong> {words}</div>' in page.read_text("utf-8")
 
 
+def test_several_concepts_count_together(space):
+    with writing(space.engine()) as session:
+        queries.add_concept(session, Concept("blue", "Blue"))
+    first = space.erasures / "red-sdd.safetensors"
+    made = Erasure.load(first)
+    Erasure(made.tensors, {**made.metadata, "concepts": '["red", "blue"]'}).save(space.erasures / "both.safetensors")
+    result = command(space, "--concept", "red,blue", "--images", "1", "--precision", "bfloat16")
+    assert result.exit_code == 0, result.output
+    run = space.runs / "evaluate" / "red+blue"
+    rows = read_results(run / "results.json")
+    assert {r.concept for r in rows} == {"red+blue"}
+    assert {r.system for r in rows} == {("sd", "none"), ("sdd", "token")}  # the erasure that takes out both
+    assert "Red, Blue" in (run / "report.html").read_text(encoding="utf-8")
+    systems = json.loads((run / "evaluation.json").read_text())["systems"]
+    assert {s["settings"]["precision"] for s in systems} == {"bfloat16"}
+    refused = command(space, "--concept", "red,blue", "--detector", "reward", "--name", "x")
+    assert "a reward model knows one concept, not red, blue" in str(refused.exception)
+
+
 def test_one_method_twice_gives_two_systems(space):
     first = space.erasures / "red-sdd.safetensors"
     result = command(space, "--erasure", str(first), "--erasure", str(first), "--images", "1")
@@ -386,6 +462,10 @@ def test_erasures_together_are_one_system_of_their_own(space):
         (["--detector", "reward"], "hfi reward"),
         (["--steps", "0"], "--steps is 0"),
         (["--backbone", "nowhere/at/all"], "no CLIP model"),
+        (["--features", "resnet"], "unknown features 'resnet'"),
+        (["--features", "inception:nowhere.pt"], "no Inception file nowhere.pt"),
+        (["--lpips", "alexnet.pth"], "WEIGHTS:HEADS"),
+        (["--concept", "red,green"], "green"),
     ],
 )
 def test_a_mistake_is_said_before_a_model_is_loaded(space, monkeypatch, given, said):

@@ -118,10 +118,10 @@ def evaluate(
     backbone = backbone_reference(config.backbone, folder, space, slugs[0])
 
     device = pick_device(config.device)
-    looks = load_detector(detector, concept)
-    clip = None if backbone == "none" else ClipBackbone.load(backbone, device)
     features = None if config.features == "none" else load_features(config.features, device)
     lpips = None if config.lpips == "none" else Lpips.load(config.lpips)
+    looks = load_detector(detector, concept)
+    clip = None if backbone == "none" else ClipBackbone.load(backbone, device)
     settings = {
         "model": model,
         "content": base,
