@@ -5,10 +5,9 @@ adversarial prompts):
 
     prompt                                             the text
     seed, evaluation_seed, sd_seed                     its seed; the first of these that holds one
-    guidance_scale, sd_guidance_scale, evaluation_guidance   the guidance it was published with
     character, hair, background                        what a picture of it is expected to show: a label,
     glasses, smoking, badge, brava                     or yes or no
-    all others (image_id, categories, hard, ...)       its tags
+    all others (image_id, categories, hard, sd_guidance_scale, ...)       its tags
 
 An empty cell says nothing. JSON is a list of texts or of objects with these names, or one object {"prompts": [...], "seeds": [...]}.
 
@@ -32,21 +31,19 @@ SUFFIXES = (".txt", ".csv", ".json")
 YES_NO = ("glasses", "smoking", "badge", "brava")
 ATTRIBUTES = ("character", "hair", "background", *YES_NO)
 _SEEDS = ("seed", "evaluation_seed", "sd_seed")
-_GUIDANCE = ("guidance_scale", "sd_guidance_scale", "evaluation_guidance")
 
 
 @dataclass(frozen=True)
 class Prompt:
     """One prompt; `seed` None lets the caller choose. `expected` maps attribute -> value and holds named attributes only.
 
-    `tags` holds what else the file says of it, by column; `guidance_scale` is what it was published with.
+    `tags` holds what else the file says of it, by column.
     """
 
     text: str
     seed: int | None = None
     expected: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
-    guidance_scale: float | None = None
 
 
 def load_prompts(path: Path) -> tuple[Prompt, ...]:
@@ -215,16 +212,12 @@ def _prompt(where: str, row: Mapping[str, object]) -> Prompt:
     seeds = [cells.pop(name) for name in _SEEDS if name in cells]
     if seeds and not (seeds[0].isascii() and seeds[0].isdigit() and int(seeds[0]) < 2**63):
         raise HfiError(f"seed {seeds[0]!r} in {where} is not a whole number from 0 to 2^63 - 1")
-    scales = [cells.pop(name) for name in _GUIDANCE if name in cells]
-    scale = _number(scales[0]) if scales else None
-    if scales and (scale is None or scale < 0):
-        raise HfiError(f"guidance scale {scales[0]!r} in {where} is not a number from 0 upwards")
     text = cells.pop("prompt")
     expected = {name: cells.pop(name) for name in ATTRIBUTES if name in cells}
     for name in YES_NO:
         if expected.get(name, "yes") not in ("yes", "no"):
             raise HfiError(f"{name} {expected[name]!r} in {where}: write yes, no, or nothing where the prompt leaves it open")
-    return Prompt(text, int(seeds[0]) if seeds else None, expected, cells, scale)
+    return Prompt(text, int(seeds[0]) if seeds else None, expected, cells)
 
 
 def _cell(value: object) -> str:

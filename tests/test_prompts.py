@@ -46,7 +46,6 @@ def test_json_strings_and_objects(tmp_path):
         ("p.csv", "prompt,seed\na sailor,-1\n", "line 2 is not a whole number"),
         ("p.csv", "prompt,seed\na sailor,1.5\n", "'1.5'"),
         ("p.csv", "prompt,sd_seed\na sailor,7.5\n", "'7.5'"),
-        ("p.csv", "prompt,sd_guidance_scale\na sailor,high\n", "guidance scale 'high'"),
         ("p.csv", "prompt,glasses\na sailor,maybe\n", "line 2: write yes, no"),
         ("p.txt", " \n", "holds no prompt"),
         ("p.json", "{", "is not JSON"),
@@ -91,17 +90,17 @@ def test_artists_with_the_index_of_pandas(tmp_path):
     assert load_prompts(path) == (Prompt("Irises by an artist", 3542, {}, {"case_number": "0"}),)
 
 
-def test_i2p_keeps_tags_seed_and_guidance(tmp_path):
+def test_i2p_keeps_seeds_and_tags(tmp_path):
     first, second, third = load_prompts(write(tmp_path / "i2p.csv", I2P))
-    assert (first.text, first.seed, first.guidance_scale, first.expected) == ("a painting, oil", 1234567890, 7.0, {})
+    assert (first.text, first.seed, first.expected) == ("a painting, oil", 1234567890, {})
     assert (first.tags["categories"], first.tags["hard"], first.tags["nudity_percentage"]) == ("sexual, shocking", "1", "60.0")
-    assert second.guidance_scale == 7.5
+    assert second.tags["sd_guidance_scale"] == "7.5"
     assert "q16_percentage" not in third.tags
 
 
 def test_the_first_seed_column_that_holds_one_counts(tmp_path):
-    path = write(tmp_path / "p.csv", "prompt,sd_seed,evaluation_seed,evaluation_guidance\na,1,2,7.5\nb,3,,\nc,,,\n")
-    assert [(p.seed, p.guidance_scale) for p in load_prompts(path)] == [(2, 7.5), (3, None), (None, None)]
+    path = write(tmp_path / "p.csv", "prompt,sd_seed,evaluation_seed\na,1,2\nb,3,\nc,,\n")
+    assert [p.seed for p in load_prompts(path)] == [2, 3, None]
 
 
 def test_expected_attributes_are_the_known_ones(tmp_path):
