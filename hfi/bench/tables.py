@@ -145,7 +145,7 @@ def measure(bench: Bench, run: Callable[[str], None]) -> list[Row]:
         entries = bench.entries(table)
         rows += _measured(bench, table, table.prompts, [_system(bench, e, untouched) for e in entries], bench.path / table.name)
         for name, config in bench.plan.attacks.items():
-            attack = {"relapse": _relapse, "ring-a-bell": _ring_a_bell}[name]
+            attack: Callable[..., list[Row]] = _relapse if name == "relapse" else _ring_a_bell
             rows += attack(bench, table, entries, untouched, config)
     write_results(bench.path / "results.json", rows)
     write_text(bench.path / "results.csv", _csv(rows))
