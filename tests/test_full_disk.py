@@ -10,6 +10,7 @@ import resource
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -96,13 +97,11 @@ def judged_space(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
 def space(disk: Disk, judged_space: Path) -> Iterator[Path]:
     """A copy of it on the disk."""
     shutil.copytree(judged_space, disk.path / "w")
-    held = None
-    if not disk.mounted:  # the database's own scratch files, which must be larger than others, are there before the limit is
-        held = sqlite3.connect(disk.path / "w" / "hfi.db")
+    # The database's own scratch files are there as long as somebody reads it: they would need more room than a run's files, and give
+    # it back to them in mid-run, whenever the last reader goes.
+    with closing(sqlite3.connect(disk.path / "w" / "hfi.db")) as held:
         held.execute("SELECT 1 FROM images")
-    yield disk.path / "w"
-    if held:
-        held.close()
+        yield disk.path / "w"
 
 
 def refusals(
