@@ -98,7 +98,8 @@ def scatter(points: Sequence[Point], x_title: str, y_title: str, *, y_percent: b
     for p in points:
         x, y = x_axis.at(p.x), y_axis.at(p.y)
         tx, ty, anchor, box = _place(x, y, p.label, taken, (left, top, width - right, height - bottom))
-        if len(points) > CROWD and any(_overlap(box, other) > 0 for other in taken):
+        wide = (box[0] - 12, box[1], box[2] + 12, box[3])
+        if len(points) > CROWD and any(_overlap(wide, other) > 0 for other in taken):
             continue  # its name is in the tooltip
         taken.append(box)
         out.append(_text(tx, ty, p.label, f"label s{p.series % SERIES}", anchor=anchor))

@@ -136,7 +136,7 @@ def render(folder: Path, title: str, notes: Sequence[str], simulated: str) -> st
     sections: list[tuple[str, str, str]] = []
     for table in tables:
         ours = [row for row in rows if row.concept == table]
-        body = _main_table(ours, costs) + _charts(ours, table) + _text_against_token(folder / table, ours)
+        body = _main_table(ours) + _charts(ours, table) + _text_against_token(folder / table, ours)
         sections.append((_anchor(table), _title(table, about[table]), body))
     attacks = "".join(_relapse([row for row in rows if row.concept == t], t) for t in tables)
     sections.append(("attacks", "Can it be brought back?", attacks))
@@ -184,7 +184,7 @@ def _tile(rows: Sequence[Row], table: str) -> str:
     )
 
 
-def _main_table(rows: Sequence[Row], costs: Sequence[Mapping[str, Any]]) -> str:
+def _main_table(rows: Sequence[Row]) -> str:
     columns = table_columns(rows)
     groups: dict[str, int] = {}
     for column in columns:
@@ -198,8 +198,6 @@ def _main_table(rows: Sequence[Row], costs: Sequence[Mapping[str, Any]]) -> str:
         for c in columns:
             row = lookup(rows, system, c.prompt_set, c.metric)
             cells += table_cell(row).replace("<td", '<td class="leads"', 1) if row and _leads(row, rows) else table_cell(row)
-        cost = next((c for c in costs if (c["table"], c["method"], c["conditioning"]) == (rows[0].concept, *system)), {})
-        cells += f"<td>{_erase_cost(cost) or '–'}</td><td>{_image_cost(cost, costs) or '–'}</td>"
         label = f'<i class="swatch s{series(system[0])}"></i>{escape(system_name(system))}'
         chosen = ' class="chosen"' if system == best else ""
         lines.append(f'<tr{chosen}><th scope="row">{label}</th>{cells}</tr>')
@@ -212,12 +210,10 @@ def _main_table(rows: Sequence[Row], costs: Sequence[Mapping[str, Any]]) -> str:
     )
     return (
         f'<div class="card"><div class="scroll" tabindex="0" role="group" aria-label="main table"><table class="main wide-table">'
-        f'<thead><tr><th></th>{over}<th scope="colgroup" colspan="2">cost</th></tr>'
-        f'<tr><th scope="col">system</th>{heads}<th scope="col">changing the weights</th><th scope="col">an image</th></tr></thead>'
+        f'<thead><tr><th></th>{over}</tr><tr><th scope="col">system</th>{heads}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
-        f'<p class="note">{size}. Small figures are 95 % intervals; ▼ lower is better, ▲ higher is better. Coloured: the best of its '
-        "column. Shaded: the lowest share on implicit prompts among the systems that keep the pictures. ev.: evaluations of the "
-        "U-Net; an image's time is given against the untouched model's.</p>"
+        f'<p class="note">{size}. Small figures are 95 % intervals; ▼ lower is better, ▲ higher is better. Coloured: the lowest '
+        "share of its column. Shaded: the lowest share of the headline's prompts among the systems that keep the pictures.</p>"
         f"<details><summary>What the figures mean</summary><dl>{notes}</dl></details></div>"
     )
 
@@ -236,12 +232,12 @@ def _where(column: Column) -> str:
 
 
 def _leads(row: Row, rows: Sequence[Row]) -> bool:
-    """Whether no other changed system has a better value."""
-    if row.method == BASE or row.value is None:
+    """Whether it is the lowest share of the concept. Of a distance that would be praise for doing nothing, and where many are equal
+    it says nothing."""
+    if row.method == BASE or row.value is None or row.metric != "concept_rate":
         return False
-    better = METRICS[row.metric].better
-    same = [r for r in rows if (r.prompt_set, r.metric) == (row.prompt_set, row.metric) and r.method != BASE]
-    return all(better * row.value >= better * r.value for r in same if r.value is not None)
+    values = [r.value for r in rows if (r.prompt_set, r.metric) == (row.prompt_set, row.metric) and r.value is not None]
+    return row.value == min(values) and values.count(row.value) <= 3
 
 
 def _charts(rows: Sequence[Row], table: str) -> str:
