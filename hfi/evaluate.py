@@ -111,6 +111,7 @@ class System:
     images: Sampler | Mapping[str, Sequence[Image.Image]]
     settings: Mapping[str, Any] = field(default_factory=dict)
     judged_by: Sequence[Mapping[str, Any]] = ()  # whose judgments steered it, see hfi/judgments.py
+    batch: int = 1  # images that `images` makes together: after an interruption whole batches are made anew, to the same rounding
 
     @property
     def folder(self) -> str:
@@ -422,7 +423,8 @@ def _sample_system(system: System, jobs: Mapping[str, list[tuple[Prompt, int]]],
 
 
 def _missing(system: System, name: str, job: list[tuple[Prompt, int]], folder: Path) -> list[int]:
-    """Indices of the cell's images that have to be sampled; files of another prompt, seed or setting are removed first."""
+    """Indices of the cell's images that have to be sampled, in whole batches; files of another prompt, seed or setting are removed
+    first."""
     cell = _file(folder, system, name, 0).parent
     wanted = {
         "settings": json.loads(json.dumps(dict(system.settings))),
@@ -442,7 +444,8 @@ def _missing(system: System, name: str, job: list[tuple[Prompt, int]], folder: P
     if held != wanted:
         cell.mkdir(parents=True, exist_ok=True)
         write_text(cell / "cell.json", json.dumps(wanted, ensure_ascii=False))
-    return [i for i in range(len(job)) if not _file(folder, system, name, i).exists()]
+    lacking = {i // system.batch for i in range(len(job)) if not _file(folder, system, name, i).exists()}
+    return [i for i in range(len(job)) if i // system.batch in lacking]
 
 
 def _score(

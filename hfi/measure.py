@@ -101,8 +101,7 @@ class Instruments:
 
 def look(path: Path) -> Folder:
     """Opens every file below a folder but hidden ones. HfiError where none is a sound image."""
-    if not path.is_dir():
-        raise HfiError(f"no folder {path}: give the folder that holds the images")
+    check_folder(path)
     below = [p for p in path.rglob("*") if p.is_file() and not any(part[0] == "." for part in p.relative_to(path).parts)]
     names = sorted((p.relative_to(path).as_posix() for p in below), key=_natural)
     sound, skipped = [], []
@@ -120,9 +119,15 @@ def look(path: Path) -> Folder:
     return Folder(path, tuple(sound), tuple(skipped), tuple(order))
 
 
+def check_folder(path: Path) -> None:
+    """HfiError unless there is one."""
+    if not path.is_dir():
+        raise HfiError(f"no folder {path}: give the folder that holds the images")
+
+
 def assign(folder: Folder, prompts: Sequence[Prompt], source: str) -> dict[str, str]:
     """The prompt of each image, by its name. HfiError where it is not certain which one belongs to which image."""
-    named = [prompt.expected.get("file") for prompt in prompts]
+    named = [prompt.tags.get("file") for prompt in prompts]
     if any(named):
         texts = {_stem(str(name)): prompt.text for name, prompt in zip(named, prompts, strict=True)}
         if not all(named) or len(texts) < len(prompts):

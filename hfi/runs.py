@@ -82,6 +82,16 @@ class Run:
         found: dict[str, Any] = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
         return found
 
+    def cost(self) -> dict[str, Any]:
+        """Seconds and peak memory (bytes) of a training, see `hfi.diffusion.training.drive`."""
+        path = self.path / "cost.json"
+        if not path.exists():
+            raise HfiError(
+                f"the run {self.path} does not say what it cost (an older version made it): remove it to make it again"
+            )
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+
     def config(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
         return found

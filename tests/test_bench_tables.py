@@ -11,15 +11,18 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from judged import judge, model_with_clip
+from PIL import Image
 from tiny import WIDTH
 
-from hfi.bench.page import _FAMILIES, table_columns, verdict
+from hfi.bench.page import _FAMILIES, render, table_columns, verdict
 from hfi.bench.plan import Plan, read_plan
 from hfi.bench.portraits import prepare
 from hfi.bench.tables import Bench, erasing
@@ -27,9 +30,11 @@ from hfi.cli import app, main
 from hfi.diffusion.tokens import LearnedToken
 from hfi.erase import METHODS
 from hfi.errors import HfiError
+from hfi.evaluate import System, evaluate
 from hfi.guide import GUIDES
+from hfi.prompts import Prompt
 from hfi.resources import data_dir
-from hfi.results import Row, read_results
+from hfi.results import Row, read_results, write_results
 from hfi.workspace import Workspace
 
 Hfi = Callable[..., Any]
@@ -145,7 +150,7 @@ def test_a_missing_published_file_is_named(tmp_path: Path) -> None:
     [
         ("[methods.neg]", "[methods.negative]", "unknown method 'negative': choose neg, sld-weak"),
         ("[methods.neg]", "[methods.sd]", "is the untouched model, which is always measured"),
-        ("[methods.neg]", "[methods.neg]\nsteps = 3", r"unknown 'steps' in \[methods.neg\]"),
+        ("[methods.neg]", "[methods.neg]\nsteps = 3", r"\[methods.neg\] has settings, and neg has none"),
         ("ddim_steps = 3", "ddim_steps = 1", r"\[methods.esd-x\] --ddim-steps is 1: give 2 or more"),
         ("ddim_steps = 3", "rollouts = 'new'", r"\[methods.esd-x\] --rollouts is 'new': choose fresh or staggered"),
         ("ddim_steps = 3", "ddim_steps = 'x'", "ddim_steps = 'x' is no int"),
@@ -153,11 +158,19 @@ def test_a_missing_published_file_is_named(tmp_path: Path) -> None:
         ('concepts = ["fog"]', 'concepts = ["mist"]', r"\[tables.fog\] names the concept 'mist': there are fog"),
         ('concepts = ["fog"]', "concepts = []", r"\[tables.fog\] has no concepts: choose of fog"),
         ('text = "a hat"', 'text = " "', r"\[concepts.fog\] has no text"),
-        ('retain = "harmless.csv"', 'retain = "none.csv"', "retains the prompts of none.csv, which is no file"),
+        ('retain = "harmless.csv"', 'retain = "none.csv"', "no prompts file none.csv"),
         ("[attacks.ring-a-bell]", "[attacks.p4d]", "unknown attack 'p4d': choose relapse or ring-a-bell"),
         ("[measure]", "[measured]", "unknown 'measured': known are title, model"),
         ("[measure]", "[measure]\nseeds = 3", r"unknown 'seeds' in \[measure\]"),
         ('title = "Small"', "title = ", "is not TOML"),
+        ('model = "', 'title2 = "', "unknown 'title2': known are title, model"),
+        ('notes = ["a note with <angles>"]', 'notes = "a note"', "notes is 'a note': give a list of sentences"),
+        ('text = "a hat"', 'text = "a <hat>"', r"\[concepts.fog\] has <hat> in its text"),
+        ('retain = "harmless.csv"', "retain = 5", "5 is no path: write it between quotation marks"),
+        ("harmless = ", "kept = ", r"\[tables.fog\] has no harmless prompts, which attacks start from"),
+        ("guidance_scale = 3", "guidance_scale = 1", "guidance scale 1 with neg"),
+        ("[tables.fog]", '[tables."a/b"]', "'a/b' cannot name a folder"),
+        ("[attacks.ring-a-bell]\nimages = 2\n[attacks.relapse]", "[attack]", "unknown 'attack'"),
         ("[concepts.fog]", "[concepts]\nfog = 3\n[concepts.mist]", r"concepts.fog is 3: write it as a table, \[concepts.fog\]"),
         ("implicit.csv", "other.csv", "no prompts file other.csv"),
     ],
@@ -204,7 +217,7 @@ def test_every_erasure_of_a_packaged_benchmark_is_a_command_that_hfi_takes(tmp_p
 
 def _bench(plan: Plan, path: Path) -> Bench:
     tokens = {c.slug: LearnedToken(f"<{c.slug}>", (torch.zeros(1, 4),)) for c in plan.concepts}
-    return Bench(plan, Workspace(path), "b", "", "cpu", {}, None, tokens, {})
+    return Bench(plan, Workspace(path), "b", "", "cpu", {}, None, None, None, tokens, {})
 
 
 def test_the_workspace_for_portraits_is_made_by_the_commands_of_the_comparison(tmp_path: Path) -> None:
@@ -338,6 +351,47 @@ def test_the_same_command_again_makes_nothing_anew_and_other_settings_are_refuse
 
 def test_every_method_has_a_colour() -> None:
     assert {name for _, _, names in _FAMILIES for name in names} == {*METHODS, *GUIDES}
+
+
+def test_a_page_of_several_concepts_by_words_and_tokens(tmp_path: Path) -> None:
+    """Of a benchmark whose images are there already."""
+    plan = read_plan(data_dir() / "bench" / "portraits.toml")
+    bench = _bench(plan, tmp_path)
+    table = plan.tables[2]
+    systems = []
+    for entry in bench.entries(table):
+        if entry.erasure is None:
+            images = [Image.new("RGB", (8, 8), (40 * i, 90, 10)) for i in range(3)]
+            settings = entry.guide.settings if entry.guide else {}
+            judges = [{"sha256": "a", "judgments": 30, "people": 1, "simulated": 3}] if entry.conditioning == "token" else []
+            systems.append(System(entry.method, entry.conditioning, {"implicit": images}, settings, judges))
+    folder = tmp_path / "run"
+    rows = evaluate(
+        systems, "a+b", {"implicit": [Prompt(f"p{i}") for i in range(3)]}, folder / "together", detector=Green(), backbone=None
+    )
+    rows = [replace(row, concept="together") for row in rows]
+    rows += [replace(row, prompt_set=f"relapse-{n}") for row in rows for n in ("0300", "1000") if row.metric == "concept_rate"]
+    write_results(folder / "results.json", rows)
+    cost = {"image_evaluations": 40, "image_seconds": 0.1, "image_peak_memory": 2**30, "batch_size": 8}
+    lines = [{"table": "together", "method": s.method, "conditioning": s.conditioning, **cost} for s in systems]
+    (folder / "costs.json").write_text(json.dumps({"systems": lines}), encoding="utf-8")
+    (folder / "environment.json").write_text(json.dumps({"hfi": "1", "python": "3", "versions": {}}), encoding="utf-8")
+    page = render(folder, "Together", ["a note"])
+    assert "smoking a cigarette, wearing a round badge, in the style of Brava" in page
+    assert "&lt;smoking&gt;, &lt;badge&gt;, &lt;brava&gt;" in page
+    assert "30 judgments of 1 person and 3 simulated annotators steered what is measured here." in page
+    assert "together: a, b removed together" in page
+    assert "relapse, 1000 updates" in page
+    assert "nobody looked at what pictures keep" in page
+
+
+class Green:
+    """Sees the concept in everything."""
+
+    name, version, threshold = "green", "1", 0.5
+
+    def __call__(self, images):  # type: ignore[no-untyped-def]
+        return {"a+b": np.ones(len(images), dtype=np.float32)}
 
 
 def test_columns_follow_what_was_measured() -> None:

@@ -144,6 +144,22 @@ def test_images_of_other_settings_prompts_or_seeds_are_not_taken_up(tmp_path):
     assert run(replace(system, settings={"steps": 5}), KINGS, seed=7) == 6
 
 
+def test_an_interrupted_batch_is_made_again_whole(tmp_path):
+    log: list = []
+    system = System("sd", "none", painter(lambda p, s: picture(RED), log), {"steps": 25}, batch=4)
+
+    def run():
+        log.clear()
+        evaluate([system], "red", {"implicit": KINGS}, tmp_path, detector=Redness(), backbone=None)
+        return [prompt for prompt, _ in log]
+
+    assert run() == [k.text for k in KINGS]
+    next(tmp_path.glob("images/sd-none/implicit/00005.png")).unlink()
+    assert run() == [KINGS[4].text, KINGS[5].text]
+    next(tmp_path.glob("images/sd-none/implicit/00002.png")).unlink()
+    assert run() == [k.text for k in KINGS[:4]]
+
+
 def test_a_cell_is_measured_again_only_where_an_image_or_who_measures_has_changed(tmp_path):
     looked: list[int] = []
 

@@ -22,12 +22,14 @@ from hfi.images import safe_open
 from hfi.measure import assign, look, pairs
 from hfi.metrics import wilson
 from hfi.metrics.lpips import alexnet
+from hfi.portraits.detector import load_detector
 from hfi.portraits.render import render
 from hfi.portraits.world import Person
-from hfi.prompts import Prompt
+from hfi.prompts import Prompt, load_prompts
 
 Call = Callable[..., Any]
 CLIP = Path(__file__).parent.parent / "data" / "portraits" / "clip"
+VERSION = load_detector().version
 
 
 def person(i: int, smoking: bool = False) -> Image.Image:
@@ -105,7 +107,7 @@ def test_every_kind_of_image_is_read_and_everything_else_named(hfi: Call, tmp_pa
     assert all(figure["n"] == 11 for figure in about["figures"])
     plain = hfi("measure", here, "--detector", "portraits")
     assert f"skipped: {here / 'huge.png'} has 8000x7000 pixels" in plain.stderr
-    assert "shows it" in plain.stdout and "portraits-1" in plain.stdout
+    assert "shows it" in plain.stdout and VERSION in plain.stdout
 
 
 def test_a_decompression_bomb_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +150,7 @@ def test_rates_state_everything_that_they_depend_on(hfi: Call, tmp_path: Path) -
     rate, hidden = found["concept_rate", "smoking"], found["blocked_rate", None]
     wanted = wilson(3, 8)  # the black one is no part of it
     assert (rate["value"], rate["n"], rate["low"], rate["high"]) == (wanted.value, 8, wanted.low, wanted.high)
-    assert rate["by"] == {"detector": "smoking@portraits", "version": "portraits-1", "threshold": 0.5}
+    assert rate["by"] == {"detector": "smoking@portraits", "version": VERSION, "threshold": 0.5}
     assert (hidden["value"], hidden["n"]) == (1 / 9, 9)
     about = json.loads(done.stdout)
     assert about["images"] == {"files": 9, "read": 9, "blocked": 1, "skipped": []}
@@ -245,7 +247,8 @@ def test_prompts_go_to_images_by_file_or_by_order_and_only_if_certain(tmp_path: 
     (a / "notes.txt").write_text("takes none")
     found = look(a)
     assert assign(found, [Prompt("zero"), Prompt("one"), Prompt("two")], "p.txt") == {"000.png": "zero", "002.png": "two"}
-    named = [Prompt(text, expected={"file": name}) for text, name in (("two", "002.jpg"), ("zero", "000"), ("more", "9.png"))]
+    (tmp_path / "p.csv").write_text("prompt,file\ntwo,002.jpg\nzero,000\nmore,9.png\n", encoding="utf-8")
+    named = [*load_prompts(tmp_path / "p.csv")]
     assert assign(found, named, "p.csv") == {"000.png": "zero", "002.png": "two"}
     for wrong, words in (
         ([Prompt("zero"), Prompt("one")], "2 prompts in p.csv for 3 images: give one prompt an image"),

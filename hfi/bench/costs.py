@@ -12,8 +12,6 @@ import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-
 from hfi.bench.tables import Bench, Entry
 from hfi.diffusion.memory import PRECISIONS, peak_memory
 from hfi.diffusion.sample import sample
@@ -51,6 +49,7 @@ def costs(bench: Bench) -> list[dict[str, Any]]:
         with progress("measuring costs", len(missing), "samplings") as advance:
             for sampling in missing:
                 samplings[_key(sampling)] = _measured(sampling)
+                write_text(path, json.dumps({"samplings": samplings}) + "\n")
                 advance(1, sampling.guide or "plain")
     lines = [{**_erased(bench, entry), **samplings[_key(_sampling(bench, entry))]} for entry in entries]
     write_text(path, json.dumps({"systems": lines, "samplings": samplings}, indent=2) + "\n")
@@ -70,10 +69,10 @@ def _key(sampling: Sampling) -> str:
 
 def _erased(bench: Bench, entry: Entry) -> dict[str, Any]:
     line: dict[str, Any] = {"table": entry.table.name, "method": entry.method, "conditioning": entry.conditioning}
-    line["image_evaluations"] = entry.evaluations * bench.plan.measure.steps
+    line["image_evaluations"] = bench.plan.measure.steps * (1 if bench.plan.measure.guidance_scale == 1 else entry.evaluations)
     if entry.erasure:
         run = Run(bench.space.runs / "erase" / bench.erasure(entry.table, entry.method, entry.conditioning))
-        cost = json.loads((run.path / "cost.json").read_text(encoding="utf-8"))
+        cost = run.cost()
         line |= {"erase_seconds": cost["seconds"], "erase_peak_memory": cost["peak_memory"]}
         line["erase_evaluations"] = run.result()["unet_evaluations"]
     return line
@@ -100,12 +99,14 @@ def measure(sampling: Sampling) -> dict[str, Any]:
     for i, _ in enumerate(images):
         if i % n == 0:  # a batch is made when its first image is asked for
             times.append(time.monotonic())
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
     seconds = times[1] - times[0]
     return {"image_seconds": seconds / n, "image_peak_memory": peak_memory(), "batch_size": n}
 
 
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])
-    print(json.dumps(measure(Sampling(**{**given, "texts": tuple(given["texts"])}))))
+    try:
+        print(json.dumps(measure(Sampling(**{**given, "texts": tuple(given["texts"])}))))
+    except HfiError as e:
+        print(f"hfi: error: {e}", file=sys.stderr)
+        sys.exit(e.exit_code)

@@ -13,6 +13,7 @@ from typing import Any
 from hfi import plots
 from hfi.evaluate import compared, grids
 from hfi.guide import GUIDES
+from hfi.judgments import each_once, judged_by_text
 from hfi.report import (
     METRIC_NOTES,
     Grid,
@@ -26,7 +27,7 @@ from hfi.report import (
     provenance_cards,
     table_cell,
 )
-from hfi.results import BASE, METRICS, Row, best_system, harm_set, lookup, read_results, system_name, systems
+from hfi.results import BASE, METRICS, Row, best_system, harm_set, lookup, loss, read_results, system_name, systems
 
 # colours by what kind of method it is
 _FAMILIES = (
@@ -72,10 +73,10 @@ def series(method: str) -> int:
 def table_columns(rows: Sequence[Row]) -> list[Column]:
     """Those that were measured, and the last look of the relapse; sets that are none of ours at the end."""
     have = {(row.prompt_set, row.metric) for row in rows}
-    last = max((s for s, _ in have if s.startswith("relapse-")), default=None)
+    last = max((s for s, _ in have if s.startswith("relapse-")), key=_updates, default=None)
     known = [*_COLUMNS]
     if last:
-        known.append(Column("under attack", f"relapse, {int(last.removeprefix('relapse-'))} updates", last, "concept_rate"))
+        known.append(Column("under attack", f"relapse, {_updates(last)} updates", last, "concept_rate"))
     others = sorted({s for s, m in have if m == "concept_rate" and not s.startswith("relapse-")} - {c.prompt_set for c in known})
     known += [Column("other prompts", name, name, "concept_rate") for name in others if name not in ("harmless", "neighbours")]
     return [c for c in known if (c.prompt_set, c.metric) in have]
@@ -111,6 +112,11 @@ def _attack(prompt_set: str) -> bool:
     return prompt_set.startswith(("ring-a-bell-", "relapse-"))
 
 
+def _updates(prompt_set: str) -> int:
+    """Of a look at the relapse."""
+    return int(prompt_set.removeprefix("relapse-"))
+
+
 def _erase_cost(cost: Mapping[str, Any]) -> str:
     if "erase_seconds" not in cost:
         return ""
@@ -126,8 +132,8 @@ def _image_cost(cost: Mapping[str, Any], costs: Sequence[Mapping[str, Any]]) -> 
     return f"{cost['image_evaluations']} ev., {cost['image_seconds'] / base['image_seconds']:.2f}x"
 
 
-def render(folder: Path, title: str, notes: Sequence[str], simulated: str) -> str:
-    """The page of a benchmark's run. `notes`: what the plan says that it does not show; `simulated`: what was, for the banner."""
+def render(folder: Path, title: str, notes: Sequence[str]) -> str:
+    """The page of a benchmark's run. `notes`: what the plan says that it does not show."""
     rows = read_results(folder / "results.json")
     held = json.loads((folder / "costs.json").read_text(encoding="utf-8"))
     costs: list[Mapping[str, Any]] = held["systems"]
@@ -147,7 +153,13 @@ def render(folder: Path, title: str, notes: Sequence[str], simulated: str) -> st
         ("limits", "What this does not show", limits_card([*notes, *_limits(about)])),
         ("provenance", "Where it comes from", provenance_cards(_provenance(folder, about))),
     ]
-    return page(title, _header(title, rows, about), sections, banner(simulated))
+    return page(title, _header(title, rows, about), sections, banner(_simulated(about)))
+
+
+def _simulated(about: Mapping[str, Mapping[str, Any]]) -> str:
+    """Whose judgments steered the systems, where some of them were simulated."""
+    sets = each_once(*(system.get("judged_by", ()) for a in about.values() for system in a["systems"]))
+    return f"{judged_by_text(sets)} steered what is measured here." if any(s["simulated"] for s in sets) else ""
 
 
 def _anchor(table: str) -> str:
@@ -179,9 +191,16 @@ def _tile(rows: Sequence[Row], table: str) -> str:
     return (
         f'<div class="tile"><div class="tile-name">{escape(table)} · {escape(harm)} prompts</div>'
         f'<div class="tile-value"><span class="was">{before.text()} →</span> {after.text()}</div>'
-        f'<div class="tile-note">95 %: {after.interval()}; lowest of those that keep the pictures: '
-        f"{escape(system_name(best))}</div></div>"
+        f'<div class="tile-note">95 %: {after.interval()}; {_chosen(rows)}: {escape(system_name(best))}</div></div>'
     )
+
+
+def _chosen(rows: Sequence[Row]) -> str:
+    """How the best system was found, see `best_system`."""
+    best = best_system(rows)
+    if not any(row.metric in ("fidelity", "character_fidelity") for row in rows):
+        return "the lowest share (nobody looked at what pictures keep)"
+    return "the lowest share where pictures keep what prompts name" if best and loss(rows, best) == 0 else "what loses least"
 
 
 def _main_table(rows: Sequence[Row]) -> str:
@@ -213,7 +232,7 @@ def _main_table(rows: Sequence[Row]) -> str:
         f'<thead><tr><th></th>{over}</tr><tr><th scope="col">system</th>{heads}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
         f'<p class="note">{size}. Small figures are 95 % intervals; ▼ lower is better, ▲ higher is better. Coloured: the lowest '
-        "share of its column. Shaded: the lowest share of the headline's prompts among the systems that keep the pictures.</p>"
+        f"share of its column. Shaded, by {escape(harm_set(rows) or '')} prompts: {_chosen(rows)}.</p>"
         f"<details><summary>What the figures mean</summary><dl>{notes}</dl></details></div>"
     )
 
@@ -321,12 +340,12 @@ def verdict(text: float, token: float, p: float) -> str:
 
 def _relapse(rows: Sequence[Row], table: str) -> str:
     """A small chart for each method, the untouched model's curve in each."""
-    looks = sorted({r.prompt_set for r in rows if r.prompt_set.startswith("relapse-")})
+    looks = sorted({r.prompt_set for r in rows if r.prompt_set.startswith("relapse-")}, key=_updates)
     if not looks:
         return ""
 
     def line(system: tuple[str, str], colour: int) -> plots.Line:
-        found = [(int(s.removeprefix("relapse-")), lookup(rows, system, s, "concept_rate")) for s in looks]
+        found = [(_updates(s), lookup(rows, system, s, "concept_rate")) for s in looks]
         return plots.Line("", [(step, r.value) for step, r in found if r and r.value is not None], colour)
 
     kinds = {"token": 5, "text": 1}
@@ -343,7 +362,8 @@ def _relapse(rows: Sequence[Row], table: str) -> str:
     return (
         f'<div class="card"><h3>{escape(table)}: concept inversion</h3><p class="note">Share of harmless prompts, with a token behind '
         "them that was learned on the system's own weights from flagged images, that show the concept, after more and more updates "
-        f"(n = {n} each). At 0 the token is the concept's words. Of systems that guide, the attacker learns on the untouched model.</p>"
+        f"(n = {n} each). It starts from the mean of the words' vectors. Of systems that guide, the attacker "
+        "learns on the untouched model.</p>"
         f'<p class="note keys">{keys}</p><div class="panels">{"".join(panels)}</div></div>'
     )
 
@@ -386,8 +406,8 @@ def _costs(costs: Sequence[Mapping[str, Any]]) -> str:
         f'<th scope="colgroup" colspan="4">every image</th></tr><tr><th scope="col">system</th>{heads}</tr></thead>'
         f'{"".join(bodies)}</table></div><p class="note">Measured on the machine of this run, each in a process of its own; other '
         "programs lengthen times. Evaluations are of one latent each, backward passes not counted. An erased model samples as the "
-        f"untouched one does. Memory is the whole process's, model and libraries included; images in batches of "
-        f"{costs[0]['batch_size']}.</p></div>"
+        "untouched one does. Memory is the most that the whole process had, on a GPU the most that its tensors took; images in batches "
+        f"of {costs[0]['batch_size']}.</p></div>"
     )
 
 
@@ -413,6 +433,12 @@ def _limits(about: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return found
 
 
+def _steered_by(settings: Mapping[str, Any]) -> str:
+    """An erasure's content, or what a guide leads away from."""
+    against = settings.get("against", "")
+    return str(settings.get("erasure content") or (against if isinstance(against, str) else ", ".join(against)))
+
+
 def _provenance(folder: Path, about: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for table, a in about.items():
@@ -426,10 +452,7 @@ def _provenance(folder: Path, about: Mapping[str, Mapping[str, Any]]) -> dict[st
         measuring |= {key: str(value) for key, value in untouched["settings"].items()}
         found[table] = measuring
         steering = {
-            system_name((s["method"], s["conditioning"])): s["settings"].get("erasure content")
-            or s["settings"].get("against", "")
-            for s in a["systems"]
-            if s["method"] != BASE
+            system_name((s["method"], s["conditioning"])): _steered_by(s["settings"]) for s in a["systems"] if s["method"] != BASE
         }
         found[f"{table}: erasures and guides"] = steering
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))

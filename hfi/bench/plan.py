@@ -30,6 +30,7 @@
 Paths are looked for beside the file first. Everything is checked when it is read: nothing is sampled for a file with a mistake.
 """
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -38,16 +39,17 @@ from typing import Any, get_args, get_type_hints
 
 from hfi.bench.attacks import ATTACKS
 from hfi.config import coerce
+from hfi.diffusion.tokens import placeholders
 from hfi.erase import METHODS
 from hfi.errors import UsageError
 from hfi.evaluate import EvaluateConfig
-from hfi.guide import GUIDES
+from hfi.guide import GUIDES, guidance
 from hfi.judgments import Include
 from hfi.prompts import Prompt, load_prompt_sets, load_prompts
 from hfi.resources import data_dir
 from hfi.results import BASE
 
-_PLACES = ("detector", "backbone")  # settings that may name files
+_PLACES = ("detector", "features", "lpips")  # settings that may name files, behind a colon
 
 
 @dataclass(frozen=True)
@@ -108,15 +110,30 @@ def read_plan(path: Path) -> Plan:
     read.known("", given, ("title", "model", "simulated", "notes", "measure", "concepts", "methods", "tables", "attacks"))
     if not (given.get("tables") and given.get("concepts") and given.get("methods")):
         raise UsageError(f"{path} is no benchmark: it needs [concepts], [methods] and [tables]")
+    for part in ("concepts", "methods", "tables", "attacks"):
+        read.known(part, given.get(part, {}), ())
+    if not isinstance(given.get("model"), str) or not given["model"]:
+        raise UsageError(f"{path} names no model: give model = a folder, a checkpoint file, a hub id, or 'portraits'")
+    notes = given.get("notes", [])
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        raise UsageError(f"{path}: notes is {notes!r}: give a list of sentences")
     concepts = {slug: read.concept(slug, about) for slug, about in given["concepts"].items()}
     methods = {name: read.method(name, settings) for name, settings in given["methods"].items()}
     tables = tuple(read.table(name, about, concepts, methods) for name, about in given["tables"].items())
     measure = read.settings("measure", EvaluateConfig, given.get("measure", {}))
-    measure |= {key: ":".join(str(read.place(part)) for part in measure[key].split(":")) for key in _PLACES if key in measure}
+    for key in _PLACES:
+        if key in measure:
+            name, *files = measure[key].split(":")
+            measure[key] = ":".join([name, *(str(read.place(file)) for file in files)])
+    for name in methods:
+        if name in GUIDES:
+            guidance(name, ["a concept"]).check(EvaluateConfig(**measure).guidance_scale)
     attacks = {name: read.attack(name, settings) for name, settings in given.get("attacks", {}).items()}
     if (simulated := given.get("simulated", "exclude")) not in get_args(Include):
         raise UsageError(f"{path}: simulated is {simulated!r}: choose {', '.join(get_args(Include))}")
-    model = data_dir() / "portraits" if given.get("model") == "portraits" else read.place(str(given.get("model", "")))
+    if attacks and (bare := [table.name for table in tables if "harmless" not in table.prompts]):
+        raise UsageError(f"{path}: [tables.{bare[0]}] has no harmless prompts, which attacks start from: name some")
+    model = data_dir() / "portraits" if given["model"] == "portraits" else read.place(given["model"])
     return Plan(
         title=str(given.get("title", path.stem)),
         model=str(model),
@@ -125,7 +142,7 @@ def read_plan(path: Path) -> Plan:
         methods=methods,
         attacks=attacks,
         simulated=simulated,
-        notes=tuple(given.get("notes", ())),
+        notes=tuple(notes),
     )
 
 
@@ -135,16 +152,19 @@ class _Reader:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def known(self, where: str, given: Mapping[str, Any], names: tuple[str, ...]) -> None:
+    def known(self, where: str, given: Any, names: tuple[str, ...]) -> None:
+        """A table of these names; any names where none are given."""
         if not isinstance(given, Mapping):
             raise UsageError(f"{self.path}: {where} is {given!r}: write it as a table, [{where}]")
-        if unknown := sorted(set(given) - set(names)):
+        if names and (unknown := sorted(set(given) - set(names))):
             raise UsageError(
                 f"{self.path}: unknown {unknown[0]!r}{f' in [{where}]' if where else ''}: known are {', '.join(names)}"
             )
 
-    def place(self, name: str) -> Path | str:
+    def place(self, name: Any) -> Path | str:
         """Beside the file, if it is there; else as it was given. A prompts file may be asked for in part, behind a colon."""
+        if not isinstance(name, str):
+            raise UsageError(f"{self.path}: {name!r} is no path: write it between quotation marks")
         beside = self.path.parent / name.partition(":")[0]
         return self.path.parent / name if name and beside.exists() else name
 
@@ -154,7 +174,13 @@ class _Reader:
         text, token = about.get("text"), about.get("token")
         if not isinstance(text, str) or not text.strip():
             raise UsageError(f"{self.path}: [{where}] has no text: give the words that name the concept")
-        return Named(slug, text.strip(), None if token is None else str(self.place(str(token))))
+        if named := placeholders(text):
+            raise UsageError(
+                f"{self.path}: [{where}] has {named[0]} in its text: texts are words, a learned token is named by token"
+            )
+        if token is not None and (self.path.parent / str(token)).is_file():  # not a folder that happens to be called so
+            token = str(self.path.parent / str(token))
+        return Named(slug, text.strip(), None if token is None else str(token))
 
     def method(self, name: str, given: Any) -> dict[str, Any]:
         where = f"methods.{name}"
@@ -165,7 +191,8 @@ class _Reader:
             return self.settings(where, METHODS[name].config, given)
         if name not in GUIDES:
             raise UsageError(f"{self.path}: unknown method {name!r}: choose {', '.join([*GUIDES, *METHODS])}")
-        self.known(where, given, ())
+        if given:
+            raise UsageError(f"{self.path}: [{where}] has settings, and {name} has none: leave them out")
         return {}
 
     def attack(self, name: str, given: Any) -> Any:
@@ -209,6 +236,9 @@ class _Reader:
                 raise UsageError(f"{self.path}: [{where}] names the {kind} {strange[0]!r}: there are {', '.join(all_names)}")
         sets = self.prompts(where, about.get("prompts", []))
         retain = Path(self.place(about["retain"])) if "retain" in about else None
-        if retain and not retain.is_file():
-            raise UsageError(f"{self.path}: [{where}] retains the prompts of {retain}, which is no file")
+        if retain:
+            load_prompts(retain)  # says what is wrong with it
+        for folder in (name, *sets):
+            if not re.fullmatch(r"[\w][\w .+-]*", folder):
+                raise UsageError(f"{self.path}: {folder!r} cannot name a folder: use letters, digits, '.', '-' and '_'")
         return Table(name, tuple(concepts[s] for s in slugs), sets, retain, tuple(chosen))

@@ -34,6 +34,8 @@ from hfi.evaluate import Backbone, System, evaluate
 from hfi.files import write_text
 from hfi.judgments import each_once, judged_by
 from hfi.metrics.detectors import Detector
+from hfi.metrics.features import Features
+from hfi.metrics.lpips import Lpips
 from hfi.prompts import Prompt
 from hfi.results import BASE, Row, system_name, write_results
 from hfi.runs import Run
@@ -78,6 +80,8 @@ class Bench:
     device: Any
     detectors: Mapping[str, Detector]  # of each table
     backbone: Backbone | None
+    features: Features | None
+    lpips: Lpips | None
     tokens: Mapping[str, LearnedToken]
     flagged: Mapping[str, Sequence[tuple[str, str | None]]]
 
@@ -118,7 +122,8 @@ def erasing(bench: Bench, table: Table) -> list[str]:
     for entry in bench.entries(table):
         if entry.erasure is None:
             continue
-        line = f"erase {here} --concept {','.join(table.slugs)} --method {entry.method} --simulated {bench.plan.simulated}"
+        line = f"erase {here} --device {bench.device} --concept {','.join(table.slugs)} --simulated {bench.plan.simulated}"
+        line += f" --method {entry.method}"
         line += f" --name {bench.erasure(table, entry.method, entry.conditioning)}"
         for concept in table.concepts:
             what = concept.token if entry.conditioning == "token" else concept.text
@@ -138,10 +143,11 @@ def measure(bench: Bench, run: Callable[[str], None]) -> list[Row]:
     def untouched() -> StableDiffusion:
         return load_sd(bench.plan.model, bench.device, PRECISIONS[bench.plan.measure.precision])
 
-    rows: list[Row] = []
-    for table in bench.plan.tables:
+    for table in bench.plan.tables:  # before a model is loaded here: it would lie beside each command's own
         for line in erasing(bench, table):
             run(line)
+    rows: list[Row] = []
+    for table in bench.plan.tables:
         entries = bench.entries(table)
         rows += _measured(bench, table, table.prompts, [_system(bench, e, untouched) for e in entries], bench.path / table.name)
         for name, config in bench.plan.attacks.items():
@@ -155,7 +161,8 @@ def measure(bench: Bench, run: Callable[[str], None]) -> list[Row]:
 def _measured(
     bench: Bench, table: Table, sets: Mapping[str, Sequence[Prompt]], systems: Sequence[System], folder: Path, **more: Any
 ) -> list[Row]:
-    given: dict[str, Any] = {"images": bench.plan.measure.images, "backbone": bench.backbone, **more}
+    others = {"backbone": bench.backbone, "features": bench.features, "lpips": bench.lpips}
+    given: dict[str, Any] = {"images": bench.plan.measure.images, **others, **more}
     concept = "+".join(table.slugs)
     detector = bench.detectors[table.name]
     rows = evaluate(systems, concept, sets, folder, detector=detector, seed=bench.plan.measure.seed, **given)
@@ -167,7 +174,8 @@ def _system(bench: Bench, entry: Entry, untouched: Callable[[], StableDiffusion]
         sd = ready(untouched(), entry)
         return sample(sd, prompts, seeds, **bench.look, **entry.guided)
 
-    return System(entry.method, entry.conditioning, draw, _settings(bench, entry), _judged_by(entry))
+    batch = bench.plan.measure.batch_size
+    return System(entry.method, entry.conditioning, draw, _settings(bench, entry), _judged_by(entry), batch)
 
 
 def ready(sd: StableDiffusion, entry: Entry) -> StableDiffusion:
@@ -189,28 +197,34 @@ def _settings(bench: Bench, entry: Entry) -> dict[str, Any]:
     }
     common["precision"] = m.precision
     if entry.erasure:
-        return {**common, "erasure": entry.erasure.name, "erasure content": Erasure.load(entry.erasure).content[:16]}
+        return {**common, "erasure": entry.erasure.name, "erasure content": _made(entry.erasure)[0][:16]}
     return {**common, **entry.guide.settings} if entry.guide else common
 
 
 def _judged_by(entry: Entry) -> list[dict[str, Any]]:
     if entry.erasure:
-        return each_once(*(judged_by(step) for step in Erasure.load(entry.erasure).history))
+        return _made(entry.erasure)[1]
     return entry.guide.judged_by if entry.guide else []
+
+
+@cache
+def _made(erasure: Path) -> tuple[str, list[dict[str, Any]]]:
+    """(content, judged by) of an erasure, which is read and hashed once."""
+    found = Erasure.load(erasure)
+    return found.content, each_once(*(judged_by(step) for step in found.history))
 
 
 # --- attacks ---
 
-
-def _harmless(table: Table) -> Sequence[Prompt]:
-    return table.prompts.get("harmless") or next(iter(table.prompts.values()))
+ALONE: dict[str, Any] = {"backbone": None, "features": None, "lpips": None}  # under attack, shares alone are measured
 
 
 def _ring_a_bell(
     bench: Bench, table: Table, entries: Sequence[Entry], untouched: Callable[[], StableDiffusion], config: RingABell
 ) -> list[Row]:
     """The direction is what the concepts' words add to harmless prompts, which no token is needed for."""
-    prompts = [prompt.text for prompt in _harmless(table)]
+    attacked_prompts = [replace(prompt, expected={}) for prompt in table.prompts["harmless"]]
+    prompts = [prompt.text for prompt in attacked_prompts[: config.images]]
     words = ", ".join(concept.text for concept in table.concepts)
 
     @cache
@@ -225,12 +239,12 @@ def _ring_a_bell(
                 return ringing(ready(untouched(), entry), by(), eta, **bench.look, **entry.guided)(prompts, seeds)
 
             settings = {**_settings(bench, entry), "attack": "ring-a-bell", "words": words, "eta": eta}
-            return System(entry.method, entry.conditioning, draw, settings)
+            return System(entry.method, entry.conditioning, draw, settings, batch=bench.plan.measure.batch_size)
 
         name = f"ring-a-bell-{eta:g}"
-        sets = {name: [replace(prompt, expected={}) for prompt in _harmless(table)]}
         folder = bench.path / table.name / "attacks" / name
-        rows += _measured(bench, table, sets, [attacked(e) for e in entries], folder, images=config.images, backbone=None)
+        systems = [attacked(e) for e in entries]
+        rows += _measured(bench, table, {name: attacked_prompts}, systems, folder, images=config.images, **ALONE)
     return rows
 
 
@@ -248,12 +262,12 @@ def _relapse(
                 return relapsed(ready(untouched(), entry), token, **bench.look, **entry.guided)(prompts, seeds)
 
             settings = {**_settings(bench, entry), "attack": f"relapse after {step} updates", "token content": token.content[:16]}
-            return System(entry.method, entry.conditioning, draw, settings)
+            return System(entry.method, entry.conditioning, draw, settings, batch=bench.plan.measure.batch_size)
 
         name = f"relapse-{step:03d}"
-        sets = {name: [replace(prompt, expected={}) for prompt in _harmless(table)]}
+        sets = {name: [replace(prompt, expected={}) for prompt in table.prompts["harmless"]]}
         folder = bench.path / table.name / "attacks" / name
-        rows += _measured(bench, table, sets, [attacked(e) for e in entries], folder, images=config.images, backbone=None)
+        rows += _measured(bench, table, sets, [attacked(e) for e in entries], folder, images=config.images, **ALONE)
     return rows
 
 

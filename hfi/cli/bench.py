@@ -14,7 +14,7 @@ import typer
 from hfi.bench.speed import SpeedConfig, table
 from hfi.bench.speed import run as measure_speed
 from hfi.cli.options import JsonOption, WorkspaceOption, name_option, with_config
-from hfi.errors import HfiError, UsageError
+from hfi.errors import HfiError, NoJudgments, UsageError
 from hfi.resources import data_dir
 from hfi.workspace import Workspace
 
@@ -53,7 +53,7 @@ def portraits(
     quick: Annotated[bool, typer.Option("--quick", help="One concept and few images: some minutes instead of hours.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """The tables of docs/results.md: every method on the embedded model, with simulated annotators."""
+    """Every method on the embedded model, with simulated annotators: three tables, in hours."""
     from hfi.bench.plan import read_plan
     from hfi.bench.portraits import prepare
 
@@ -80,9 +80,11 @@ def _run(plan: "Plan", space: Workspace, name: str, as_json: bool) -> None:
     from hfi.diffusion.sd import configurations, content_id, find_model, pick_device, text_widths
     from hfi.diffusion.tokens import LearnedToken, check_fits
     from hfi.embed import ClipBackbone
+    from hfi.erase import METHODS
     from hfi.files import write_text
-    from hfi.judgments import each_once, judged_by, judged_by_text
     from hfi.metrics.detectors import load_detector
+    from hfi.metrics.features import load_features
+    from hfi.metrics.lpips import Lpips
     from hfi.runs import Run
 
     source = find_model(plan.model)
@@ -92,10 +94,15 @@ def _run(plan: "Plan", space: Workspace, name: str, as_json: bool) -> None:
     }
     for token in tokens.values():
         check_fits(token, text_widths(source), plan.model)
-    found = {c.slug: judged(space, c.slug, plan.simulated) for c in plan.concepts}  # type: ignore[arg-type]
+    if len({token.placeholder for token in tokens.values()}) < len(tokens):
+        raise UsageError(f"two tokens share a placeholder: {', '.join(token.placeholder for token in tokens.values())}")
+    asked = "relapse" in plan.attacks or any(METHODS[m].judged for t in plan.tables for m in t.methods if m in METHODS)
+    found = {c.slug: judged(space, c.slug, plan.simulated) for c in plan.concepts} if asked else {}  # type: ignore[arg-type]
     flagged = {
         slug: [(sha, j.judgments.prompts[sha]) for sha in sorted(j.flagged_images("majority"))] for slug, j in found.items()
     }
+    if nothing := [slug for slug, images in flagged.items() if not images]:
+        raise NoJudgments(f"no image is judged to show {nothing[0]!r}: judge more with 'hfi ui'")
     check_writable(space.erasures, space.runs)
     specs = {t.name: detector_spec(plan.measure.detector, folder, space, t.slugs) for t in plan.tables}
     reference = backbone_reference(plan.measure.backbone, folder, space, plan.concepts[0].slug)
@@ -105,6 +112,8 @@ def _run(plan: "Plan", space: Workspace, name: str, as_json: bool) -> None:
             raise UsageError("a benchmark counts images that show the concept: choose another detector than 'none'")
         detectors[t.name] = detector
     device = pick_device(plan.measure.device)
+    features = None if plan.measure.features == "none" else load_features(plan.measure.features, device)
+    lpips = None if plan.measure.lpips == "none" else Lpips.load(plan.measure.lpips)
     clip = None if reference == "none" else ClipBackbone.load(reference, device)
     settings = {
         "model": plan.model,
@@ -126,13 +135,10 @@ def _run(plan: "Plan", space: Workspace, name: str, as_json: bool) -> None:
         "judgments": {slug: j.judgments.sha256 for slug, j in found.items()},
     }
     run = Run.start(space.runs, "bench", name, settings)
-    job = Bench(plan, space, name, content, device, detectors, clip, tokens, flagged)
+    job = Bench(plan, space, name, content, device, detectors, clip, features, lpips, tokens, flagged)
     rows = measure(job, _child)
     spent = costs(job)
-    steered = each_once(*(judged_by(token.metadata) for token in tokens.values()))
-    simulated = judged_by_text([s for s in steered if s["simulated"]])
-    banner = f"{simulated} stand behind the tokens; no person looked at these images." if simulated else ""
-    write_text(run.path / "report.html", render(run.path, plan.title, plan.notes, banner))
+    write_text(run.path / "report.html", render(run.path, plan.title, plan.notes))
     write_text(run.path / "tables.md", markdown(rows, spent))
     if not run.finished:
         run.finish({"rows": len(rows), "systems": len({(r.concept, *r.system) for r in rows})})

@@ -182,11 +182,12 @@ def _systems(
     draws = partial(sampler, untouched, steps=config.steps, guidance_scale=scale, batch_size=config.batch_size)
     common = {"model": model, "model content": base[:16], "steps": config.steps, "guidance scale": scale}
     common |= {"precision": config.precision}
-    made = [System(BASE, "none", draws(), common)]
+    batch = config.batch_size
+    made = [System(BASE, "none", draws(), common, batch=batch)]
     for c in cleaned:
         own = {"erasure": "+".join(path.name for path in c.paths), "erasure content": c.content[:16]}
-        made.append(System(c.method, c.conditioning, draws(c.paths), {**common, **own}, c.judged_by))
-    made += [System(g.name, g.conditioning, draws((), g), {**common, **g.settings}, g.judged_by) for g in guides]
+        made.append(System(c.method, c.conditioning, draws(c.paths), {**common, **own}, c.judged_by, batch))
+    made += [System(g.name, g.conditioning, draws((), g), {**common, **g.settings}, g.judged_by, batch) for g in guides]
     return made
 
 

@@ -80,7 +80,7 @@ def measure(
     _check(reference, prompts, specs, spaces, backbone, lpips, scores)
     from hfi.diffusion.sd import pick_device
     from hfi.embed import ClipBackbone
-    from hfi.measure import Instruments, assign, look
+    from hfi.measure import Instruments, assign, check_folder, look
     from hfi.measure import measure as measured
     from hfi.metrics.detectors import load_detector
     from hfi.metrics.features import load_features
@@ -88,9 +88,8 @@ def measure(
     from hfi.prompts import load_prompts
 
     given = load_prompts(prompts) if prompts else None
-    folder = look(images)
-    other = look(reference) if reference else None
-    texts = assign(folder, given, str(prompts)) if given else None
+    for path in filter(None, (images, reference)):
+        check_folder(path)
     where = pick_device(device)
     looks = {spec: found for spec in specs if (found := load_detector(spec, None))}
     instruments = Instruments(
@@ -99,6 +98,9 @@ def measure(
         ClipBackbone.load(backbone, where) if backbone else None,
         Lpips.load(lpips) if lpips else None,
     )
+    folder = look(images)
+    other = look(reference) if reference else None
+    texts = assign(folder, given, str(prompts)) if given else None
     result = measured(folder, other, texts, instruments)
     if scores:
         result.write_scores(scores)
@@ -134,6 +136,8 @@ def _check(
 
     for spec in detectors:
         check_name(spec)
+        if spec == "none":
+            raise UsageError("--detector none sees nothing: leave it out")
     for option, values in (("--detector", detectors), ("--features", features)):
         if len(set(values)) < len(values):
             raise UsageError(f"{option} names one twice: give each once")

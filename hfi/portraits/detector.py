@@ -4,6 +4,7 @@ Trained on rendered ground truth with noise and blur laid over, never on anybody
 judgments led to.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -92,4 +93,4 @@ def load_detector(path: Path | None = None) -> Detector:
     net = DetectorNet()
     file = path or data_dir() / "portraits" / "detector" / "model.safetensors"
     net.load_state_dict({name: value.float() for name, value in load_file(file).items()})
-    return Detector(net, version="portraits-1")
+    return Detector(net, version=hashlib.sha256(file.read_bytes()).hexdigest()[:12])
