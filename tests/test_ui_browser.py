@@ -122,6 +122,7 @@ def tab(browser) -> Iterator:  # type: ignore[no-untyped-def]
 def enter(tab, site: Site) -> None:  # type: ignore[no-untyped-def]
     """By keys alone: the field has the focus."""
     tab.goto(site.url)
+    tab.wait_for_function("document.activeElement?.id === 'name'")  # which comes a little after the page: "Kim" would be "im"
     tab.keyboard.type("Kim")
     tab.keyboard.press("Enter")
     settle(tab)
@@ -197,10 +198,7 @@ def test_the_mouse_and_double_clicks(tab, site: Callable[..., Site]) -> None:  #
     tab.click("#hfi-keys-open")
     tab.click("#hfi-keys button")
     assert not tab.is_visible("#hfi-keys")
-    for _ in range(3):  # twice, on a busy machine, the next page never came: if the click was lost, a person would click again
-        with suppress(playwright.TimeoutError), tab.expect_request("**/leave", timeout=PATIENCE / 3):
-            tab.click("text=Not you?")
-            break
+    tab.click("text=Not you?")
     tab.click("text=Go on as Kim")
     settle(tab)
     assert count(tab) == "4 of 8"
