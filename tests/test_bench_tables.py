@@ -11,31 +11,26 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from benched import benchmark_page, planned
 from judged import judge, model_with_clip
-from PIL import Image
 from tiny import WIDTH
 
-from hfi.bench.page import _FAMILIES, render, table_columns, verdict
-from hfi.bench.plan import Plan, read_plan
+from hfi.bench.page import _FAMILIES, table_columns, verdict
+from hfi.bench.plan import read_plan
 from hfi.bench.portraits import prepare
-from hfi.bench.tables import Bench, erasing
+from hfi.bench.tables import erasing
 from hfi.cli import app, main
 from hfi.diffusion.tokens import LearnedToken
 from hfi.erase import METHODS
 from hfi.errors import HfiError
-from hfi.evaluate import System, evaluate
 from hfi.guide import GUIDES
-from hfi.prompts import Prompt
 from hfi.resources import data_dir
-from hfi.results import Row, read_results, write_results
-from hfi.workspace import Workspace
+from hfi.results import Row, read_results
 
 Hfi = Callable[..., Any]
 PACKAGED = sorted((data_dir() / "bench").glob("*.toml"))
@@ -200,7 +195,7 @@ def test_what_the_workspace_lacks_is_said_before_anything_is_made(hfi: Hfi, spac
 
 def test_every_erasure_of_a_packaged_benchmark_is_a_command_that_hfi_takes(tmp_path: Path) -> None:
     plan = read_plan(data_dir() / "bench" / "portraits.toml")
-    bench = _bench(plan, tmp_path)
+    bench = planned(plan, tmp_path)
     group: Any = __import__("typer").main.get_command(app)
     lines = [line for table in plan.tables for line in erasing(bench, table)]
     assert len(lines) == len({line.split("--name ")[1].split()[0] for line in lines}) == 3 * 2 * 6
@@ -213,11 +208,6 @@ def test_every_erasure_of_a_packaged_benchmark_is_a_command_that_hfi_takes(tmp_p
         holds = METHODS[words[words.index("--method") + 1]].holds
         assert ("--retain" in words) == holds
     assert sum("--token badge" in line for line in lines) == 2 * 6
-
-
-def _bench(plan: Plan, path: Path) -> Bench:
-    tokens = {c.slug: LearnedToken(f"<{c.slug}>", (torch.zeros(1, 4),)) for c in plan.concepts}
-    return Bench(plan, Workspace(path), "b", "", "cpu", {}, None, None, None, tokens, {})
 
 
 def test_the_workspace_for_portraits_is_made_by_the_commands_of_the_comparison(tmp_path: Path) -> None:
@@ -354,44 +344,13 @@ def test_every_method_has_a_colour() -> None:
 
 
 def test_a_page_of_several_concepts_by_words_and_tokens(tmp_path: Path) -> None:
-    """Of a benchmark whose images are there already."""
-    plan = read_plan(data_dir() / "bench" / "portraits.toml")
-    bench = _bench(plan, tmp_path)
-    table = plan.tables[2]
-    systems = []
-    for entry in bench.entries(table):
-        if entry.erasure is None:
-            images = [Image.new("RGB", (8, 8), (40 * i, 90, 10)) for i in range(3)]
-            settings = entry.guide.settings if entry.guide else {}
-            judges = [{"sha256": "a", "judgments": 30, "people": 1, "simulated": 3}] if entry.conditioning == "token" else []
-            systems.append(System(entry.method, entry.conditioning, {"implicit": images}, settings, judges))
-    folder = tmp_path / "run"
-    rows = evaluate(
-        systems, "a+b", {"implicit": [Prompt(f"p{i}") for i in range(3)]}, folder / "together", detector=Green(), backbone=None
-    )
-    rows = [replace(row, concept="together") for row in rows]
-    rows += [replace(row, prompt_set=f"relapse-{n}") for row in rows for n in ("0300", "1000") if row.metric == "concept_rate"]
-    write_results(folder / "results.json", rows)
-    cost = {"image_evaluations": 40, "image_seconds": 0.1, "image_peak_memory": 2**30, "batch_size": 8}
-    lines = [{"table": "together", "method": s.method, "conditioning": s.conditioning, **cost} for s in systems]
-    (folder / "costs.json").write_text(json.dumps({"systems": lines}), encoding="utf-8")
-    (folder / "environment.json").write_text(json.dumps({"hfi": "1", "python": "3", "versions": {}}), encoding="utf-8")
-    page = render(folder, "Together", ["a note"])
+    page = benchmark_page(tmp_path)
     assert "smoking a cigarette, wearing a round badge, in the style of Brava" in page
     assert "&lt;smoking&gt;, &lt;badge&gt;, &lt;brava&gt;" in page
     assert "30 judgments of 1 person and 3 simulated annotators steered what is measured here." in page
     assert "together: a, b removed together" in page
     assert "relapse, 1000 updates" in page
     assert "nobody looked at what pictures keep" in page
-
-
-class Green:
-    """Sees the concept in everything."""
-
-    name, version, threshold = "green", "1", 0.5
-
-    def __call__(self, images):  # type: ignore[no-untyped-def]
-        return {"a+b": np.ones(len(images), dtype=np.float32)}
 
 
 def test_columns_follow_what_was_measured() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import uvicorn
+from benched import benchmark_page
 
 from hfi.concepts import Concept
 from hfi.portraits.render import render
@@ -369,3 +370,27 @@ def test_the_command_serves_and_a_kill_loses_no_judgment(tab, workspace: Workspa
         assert process.wait(30) == 0
     finally:
         process.kill()
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
+def test_a_benchmarks_page_opens_from_disk_and_asks_nothing_of_a_network(
+    browser, tmp_path: Path, scheme: str, width: int
+) -> None:  # type: ignore[no-untyped-def]
+    file = tmp_path / "report.html"
+    file.write_text(benchmark_page(tmp_path / "bench"), encoding="utf-8")
+    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    page, said = context.new_page(), []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda r: said.append(r.url) if not r.url.startswith(("file:", "data:")) else None)
+    page.goto(file.as_uri())
+    assert page.inner_text("h1") == "Together"
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, "tables scroll, the page does not"
+    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor") != "rgb(246, 247, 249)"
+    assert dark == (scheme == "dark")
+    page.emulate_media(media="print")
+    assert page.is_visible("table.main")
+    assert len(page.pdf()) > 10_000
+    context.close()
+    assert said == []
