@@ -49,10 +49,10 @@ from hfi.progress import progress
 from hfi.prompts import ATTRIBUTES, Prompt
 from hfi.report import Grid, GridRow, Report
 from hfi.results import BASE, METRICS, Row, columns, outcome, read_results, system_name, write_results
+from hfi.runs import software
 
 FIRST_SEED = 100_000  # far from the seeds that 'hfi generate' starts at: nothing is evaluated on a noise it was judged on
 _CHUNK = 64  # images in memory at once while scoring
-_RESAMPLES = 20  # of a Fréchet distance in wide features, which takes seconds each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,14 +322,8 @@ def report_of(folder: Path, title: str) -> Report:
     `title`: the concept in words.
     """
     about = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-    detector, backbone = about["detector"], about["backbone"]
-    measuring = {"images": ", ".join(f"{n} {name}" for name, n in about["images"].items())}
-    measuring["first seed"] = str(about["first_seed"])
-    if detector:
-        measuring["detector"] = f"{detector['name']} {detector['version']}, threshold {detector['threshold']:g}"
-    if backbone:
-        measuring["CLIP backbone"] = f"{backbone['name']} ({backbone['content'][:12]})"
-    provenance = {"Measuring": measuring}
+    detector = about["detector"]
+    provenance = {"Measuring": measuring(about)}
     steered: dict[tuple[bool, str], list[str]] = {}
     for system in about["systems"]:
         name = system_name((system["method"], system["conditioning"]))
@@ -339,11 +333,7 @@ def report_of(folder: Path, title: str) -> Report:
             simulated = any(entry["simulated"] for entry in sets)
             steered.setdefault((simulated, judged_by_text(sets)), []).append(name)
     if (folder / "environment.json").exists():
-        environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-        software = {"hfi": environment["hfi"], "python": environment["python"], **environment["versions"]}
-        if environment.get("git"):
-            software["revision"] = environment["git"][:12]
-        provenance["Software"] = software
+        provenance["Software"] = software(folder)
     limits = ["Intervals tell how the figures vary with the sampled images, not with another training of the same method."]
     if detector and detector["name"] == "reward":
         limits.append(
@@ -366,6 +356,17 @@ def report_of(folder: Path, title: str) -> Report:
         provenance=provenance,
         limits=limits,
     )
+
+
+def measuring(about: Mapping[str, Any]) -> dict[str, str]:
+    """What a report says of how an evaluation measured; `about` is its evaluation.json."""
+    said = {"images": ", ".join(f"{n} {name}" for name, n in about["images"].items()), "first seed": str(about["first_seed"])}
+    if detector := about["detector"]:
+        said["detector"] = f"{detector['name']} {detector['version']}, threshold {detector['threshold']:g}"
+    for key, title in (("backbone", "CLIP backbone"), ("features", "features"), ("lpips", "LPIPS")):
+        if used := about.get(key):
+            said[title] = f"{used['name']} ({used['content'][:12]})"
+    return said
 
 
 def _steering(found: Mapping[tuple[bool, str], Sequence[str]], simulated: bool) -> str:
@@ -549,7 +550,7 @@ def _figures(scores: _Scores, reference: _Scores | None, concept: str, by: Instr
         figures["frechet_distance"] = frechet_distance(scores.embeddings, reference.embeddings, paired=True)
     if reference is not None and by.features and scores.features is not None and reference.features is not None:
         frechet, kernel = _feature_metrics(by.features)
-        figures[frechet] = frechet_distance(scores.features, reference.features, paired=True, resamples=_RESAMPLES)
+        figures[frechet] = frechet_distance(scores.features, reference.features, paired=True)
         figures[kernel] = kernel_distance(scores.features, reference.features).interval
     if scores.perceptual is not None:
         figures["perceptual_distance"] = perceptual_distance(scores.perceptual)

@@ -42,7 +42,6 @@ from hfi.prompts import Prompt
 
 FID_IMAGES = 2048  # fewer cannot span FID's 2048 features; published values have 10,000 to 50,000
 _CHUNK = 16  # images in memory at once
-_WIDE, _FEW = 512, 20  # from this width on a Fréchet distance takes seconds: its bounds then rest on fewer resamples
 
 
 @dataclass(frozen=True)
@@ -247,8 +246,7 @@ def _distances(
         width, by = a.shape[1], {**_made_by(space), "images": len(a), "reference_images": len(b)}
         by["width"] = width
         n = min(len(a), len(b))
-        resamples = {"resamples": _FEW} if min(n, width) > _WIDE else {}
-        frechet = frechet_distance(a, b, paired=paired, **resamples)
+        frechet = frechet_distance(a, b, paired=paired)
         kernel = kernel_distance(a, b)
         fid = is_fid(space)
         figures.append(_figure("fid" if fid else "frechet_distance", None, frechet, by))

@@ -90,6 +90,17 @@ def load_prompt_sets(path: Path) -> dict[str, tuple[Prompt, ...]]:
     return {name: load_prompts(file) for name, file in files.items()}
 
 
+def load_each(paths: Sequence[Path]) -> dict[str, tuple[Prompt, ...]]:
+    """The prompt sets of several folders and files together. UsageError for two of one name."""
+    sets: dict[str, tuple[Prompt, ...]] = {}
+    for path in paths:
+        for name, prompts in load_prompt_sets(path).items():
+            if name in sets:
+                raise UsageError(f"two prompt sets are named {name!r}: rename {path}")
+            sets[name] = prompts
+    return sets
+
+
 def set_name(path: Path) -> str:
     """What the prompts of a path are called: a file's name without its ending, then what is asked for behind it: 'i2p-sexual-50..'."""
     file, conditions = _asked(path)

@@ -97,6 +97,13 @@ class Run:
         return found
 
 
+def software(folder: Path) -> dict[str, str]:
+    """What a run's environment.json says of versions, in few words."""
+    known = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    found = {"hfi": known["hfi"], "python": known["python"], **known["versions"]}
+    return {**found, "revision": known["git"][:12]} if known.get("git") else found
+
+
 def check_name(name: str) -> None:
     """UsageError for what is no name of a folder."""
     if name in ("", ".", "..") or not {"/", "\\"}.isdisjoint(name):

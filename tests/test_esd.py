@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from tiny import WIDTHS, saved
+from tiny import WIDTHS, finish, saved
 
 from hfi.diffusion.cond import Cond
 from hfi.diffusion.sd import StableDiffusion, encode_null, encode_prompts, load_sd
@@ -26,15 +26,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def models(root: Path) -> dict[str, StableDiffusion]:
     return {kind: load_sd(saved(root, kind)) for kind in WIDTHS}
-
-
-def finish(training: Any) -> tuple[Any, list[float]]:
-    losses = []
-    while True:
-        try:
-            losses.append(next(training).loss)
-        except StopIteration as end:
-            return end.value, losses
 
 
 def test_the_target_by_hand() -> None:

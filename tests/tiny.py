@@ -15,6 +15,7 @@ from diffusers import (
 )
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from hfi.diffusion.training import Training
 from hfi.export import compvis
 
 WIDTH = 16  # of the text encoder
@@ -192,3 +193,13 @@ def checkpoint(kind: str) -> dict[str, torch.Tensor]:
     if kind == "v_prediction":
         found["cond_stage_model.model.text_projection"] = torch.eye(WIDTH)  # it is there, and SD 2.x does not read it
     return {**found, "alphas_cumprod": torch.ones(1000)}
+
+
+def finish(training: Training[Any]) -> tuple[Any, list[float]]:
+    """A training's result, and the loss of each step."""
+    losses = []
+    while True:
+        try:
+            losses.append(next(training).loss)
+        except StopIteration as end:
+            return end.value, losses

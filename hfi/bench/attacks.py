@@ -16,7 +16,7 @@ from hfi.config import check, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class Relapse(RelapseConfig):
+class RelapseAttack(RelapseConfig):
     images: int = option(100, "pictures after each number of updates", low=1)
     examples: int = option(64, "flagged images to learn from", low=1)
 
@@ -26,7 +26,7 @@ class Relapse(RelapseConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RingABell:
+class RingABellAttack:
     images: int = option(100, "pictures at each strength", low=1)
 
     def __post_init__(self) -> None:
@@ -34,4 +34,4 @@ class RingABell:
 
 
 ETAS = (0.9, 3.0)  # of a style and of nudity, in RECE's code
-ATTACKS = {"relapse": Relapse, "ring-a-bell": RingABell}
+ATTACKS = {"relapse": RelapseAttack, "ring-a-bell": RingABellAttack}

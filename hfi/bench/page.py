@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hfi import plots
-from hfi.evaluate import compared, grids
+from hfi.evaluate import compared, grids, measuring
 from hfi.guide import GUIDES
 from hfi.judgments import each_once, judged_by_text
 from hfi.report import (
@@ -28,6 +28,7 @@ from hfi.report import (
     table_cell,
 )
 from hfi.results import BASE, METRICS, Row, best_system, harm_set, lookup, loss, read_results, system_name, systems
+from hfi.runs import software
 
 # colours by what kind of method it is
 _FAMILIES = (
@@ -442,21 +443,10 @@ def _steered_by(settings: Mapping[str, Any]) -> str:
 def _provenance(folder: Path, about: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for table, a in about.items():
-        measuring = {"images": ", ".join(f"{n} {name}" for name, n in a["images"].items()), "first seed": str(a["first_seed"])}
-        if a["detector"]:
-            d = a["detector"]
-            measuring["detector"] = f"{d['name']} {d['version']}, threshold {d['threshold']:g}"
-        if a["backbone"]:
-            measuring["CLIP backbone"] = f"{a['backbone']['name']} ({a['backbone']['content'][:12]})"
         untouched = next(s for s in a["systems"] if s["method"] == BASE)
-        measuring |= {key: str(value) for key, value in untouched["settings"].items()}
-        found[table] = measuring
+        found[table] = {**measuring(a), **{key: str(value) for key, value in untouched["settings"].items()}}
         steering = {
             system_name((s["method"], s["conditioning"])): _steered_by(s["settings"]) for s in a["systems"] if s["method"] != BASE
         }
         found[f"{table}: erasures and guides"] = steering
-    environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    software = {"hfi": environment["hfi"], "python": environment["python"], **environment["versions"]}
-    if environment.get("git"):
-        software["revision"] = environment["git"][:12]
-    return {**found, "Software": software}
+    return {**found, "Software": software(folder)}

@@ -45,7 +45,7 @@ from hfi.errors import UsageError
 from hfi.evaluate import EvaluateConfig
 from hfi.guide import GUIDES, guidance
 from hfi.judgments import Include
-from hfi.prompts import Prompt, load_prompt_sets, load_prompts
+from hfi.prompts import Prompt, load_each, load_prompts
 from hfi.resources import data_dir
 from hfi.results import BASE
 
@@ -205,11 +205,8 @@ class _Reader:
         sets: dict[str, tuple[Prompt, ...]] = {}
         if isinstance(given, Mapping):
             sets = {name: load_prompts(Path(self.place(path))) for name, path in given.items()}
-        for path in given if isinstance(given, list) else ():
-            for key, prompts in load_prompt_sets(Path(self.place(path))).items():
-                if key in sets:
-                    raise UsageError(f"{self.path}: two prompt sets of [{where}] are named {key!r}: rename one")
-                sets[key] = prompts
+        elif isinstance(given, list):
+            sets = load_each([Path(self.place(path)) for path in given])
         if not sets:
             raise UsageError(f"{self.path}: [{where}] has no prompts: give a list of folders and files, or files by name")
         return sets

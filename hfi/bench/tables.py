@@ -21,15 +21,14 @@ from typing import Any
 
 from hfi.attack import flagged_examples, relapse, relapsed
 from hfi.attack.ring_a_bell import direction, ringing
-from hfi.bench.attacks import ETAS, Relapse, RingABell
+from hfi.bench.attacks import ETAS, RelapseAttack, RingABellAttack
 from hfi.bench.plan import Plan, Table
 from hfi.diffusion.memory import PRECISIONS
-from hfi.diffusion.sample import sample
 from hfi.diffusion.sd import StableDiffusion, load_sd
-from hfi.diffusion.tokens import LearnedToken, install
+from hfi.diffusion.tokens import LearnedToken
 from hfi.diffusion.training import clear_state, drive
 from hfi.erase import METHODS
-from hfi.erase.erasure import Erasure, apply
+from hfi.erase.erasure import Erasure
 from hfi.evaluate import Backbone, System, evaluate
 from hfi.files import write_text
 from hfi.judgments import each_once, judged_by
@@ -39,7 +38,7 @@ from hfi.metrics.lpips import Lpips
 from hfi.prompts import Prompt
 from hfi.results import BASE, Row, system_name, write_results
 from hfi.runs import Run
-from hfi.systems import Guide
+from hfi.systems import Guide, ready, sampler
 from hfi.workspace import Workspace
 
 
@@ -61,6 +60,10 @@ class Entry:
     def evaluations(self) -> int:
         """Of the U-Net, for one step of one image."""
         return self.guide.guidance.evaluations if self.guide else 2
+
+    @property
+    def erasures(self) -> tuple[Path, ...]:
+        return (self.erasure,) if self.erasure else ()
 
     @property
     def guided(self) -> dict[str, Any]:
@@ -170,21 +173,10 @@ def _measured(
 
 
 def _system(bench: Bench, entry: Entry, untouched: Callable[[], StableDiffusion]) -> System:
-    def draw(prompts: list[str], seeds: list[int]) -> Any:
-        sd = ready(untouched(), entry)
-        return sample(sd, prompts, seeds, **bench.look, **entry.guided)
-
-    batch = bench.plan.measure.batch_size
-    return System(entry.method, entry.conditioning, draw, _settings(bench, entry), _judged_by(entry), batch)
-
-
-def ready(sd: StableDiffusion, entry: Entry) -> StableDiffusion:
-    """The model of a system: erased, with the tokens that its guidance names."""
-    if entry.erasure:
-        return apply(sd, Erasure.load(entry.erasure))
-    for token in entry.guide.tokens if entry.guide else ():
-        sd = install(sd, token)
-    return sd
+    draw = sampler(untouched, entry.erasures, entry.guide, **bench.look)
+    return System(
+        entry.method, entry.conditioning, draw, _settings(bench, entry), _judged_by(entry), bench.plan.measure.batch_size
+    )
 
 
 def _settings(bench: Bench, entry: Entry) -> dict[str, Any]:
@@ -194,8 +186,8 @@ def _settings(bench: Bench, entry: Entry) -> dict[str, Any]:
         "model content": bench.content[:16],
         "steps": m.steps,
         "guidance scale": m.guidance_scale,
+        "precision": m.precision,
     }
-    common["precision"] = m.precision
     if entry.erasure:
         return {**common, "erasure": entry.erasure.name, "erasure content": _made(entry.erasure)[0][:16]}
     return {**common, **entry.guide.settings} if entry.guide else common
@@ -220,7 +212,7 @@ ALONE: dict[str, Any] = {"backbone": None, "features": None, "lpips": None}  # u
 
 
 def _ring_a_bell(
-    bench: Bench, table: Table, entries: Sequence[Entry], untouched: Callable[[], StableDiffusion], config: RingABell
+    bench: Bench, table: Table, entries: Sequence[Entry], untouched: Callable[[], StableDiffusion], config: RingABellAttack
 ) -> list[Row]:
     """The direction is what the concepts' words add to harmless prompts, which no token is needed for."""
     attacked_prompts = [replace(prompt, expected={}) for prompt in table.prompts["harmless"]]
@@ -236,7 +228,9 @@ def _ring_a_bell(
 
         def attacked(entry: Entry, eta: float = eta) -> System:
             def draw(prompts: list[str], seeds: list[int]) -> Any:
-                return ringing(ready(untouched(), entry), by(), eta, **bench.look, **entry.guided)(prompts, seeds)
+                return ringing(ready(untouched(), entry.erasures, entry.guide), by(), eta, **bench.look, **entry.guided)(
+                    prompts, seeds
+                )
 
             settings = {**_settings(bench, entry), "attack": "ring-a-bell", "words": words, "eta": eta}
             return System(entry.method, entry.conditioning, draw, settings, batch=bench.plan.measure.batch_size)
@@ -249,7 +243,7 @@ def _ring_a_bell(
 
 
 def _relapse(
-    bench: Bench, table: Table, entries: Sequence[Entry], untouched: Callable[[], StableDiffusion], config: Relapse
+    bench: Bench, table: Table, entries: Sequence[Entry], untouched: Callable[[], StableDiffusion], config: RelapseAttack
 ) -> list[Row]:
     learned = {e.name: _relapse_tokens(bench, table, e, untouched, config) for e in entries}
     rows: list[Row] = []
@@ -259,7 +253,9 @@ def _relapse(
             token = learned[entry.name][step]
 
             def draw(prompts: list[str], seeds: list[int]) -> Any:
-                return relapsed(ready(untouched(), entry), token, **bench.look, **entry.guided)(prompts, seeds)
+                return relapsed(ready(untouched(), entry.erasures, entry.guide), token, **bench.look, **entry.guided)(
+                    prompts, seeds
+                )
 
             settings = {**_settings(bench, entry), "attack": f"relapse after {step} updates", "token content": token.content[:16]}
             return System(entry.method, entry.conditioning, draw, settings, batch=bench.plan.measure.batch_size)
@@ -272,7 +268,7 @@ def _relapse(
 
 
 def _relapse_tokens(
-    bench: Bench, table: Table, entry: Entry, untouched: Callable[[], StableDiffusion], config: Relapse
+    bench: Bench, table: Table, entry: Entry, untouched: Callable[[], StableDiffusion], config: RelapseAttack
 ) -> dict[int, LearnedToken]:
     """Learned on the system's weights, once for all systems that share them; kept in the run's folder."""
     shared = entry if entry.erasure else Entry(table)
@@ -284,7 +280,7 @@ def _relapse_tokens(
         {**_settings(bench, shared), **asdict(config.training), "flagged": [sha for sha, _ in chosen]},
     )
     if not run.finished:
-        sd = ready(untouched(), shared)
+        sd = ready(untouched(), shared.erasures)
         images = [bench.space.images.load(sha) for sha, _ in chosen]
         initial = " ".join(concept.text for concept in table.concepts)
         examples = flagged_examples(sd, images, [prompt for _, prompt in chosen], "<relapse>", initial)

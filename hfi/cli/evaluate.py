@@ -17,7 +17,7 @@ from hfi.errors import HfiError, UsageError
 from hfi.evaluate import EvaluateConfig, System, report_of
 from hfi.evaluate import evaluate as measure
 from hfi.judgments import each_once, judged_by
-from hfi.prompts import Prompt, load_prompt_sets
+from hfi.prompts import Prompt, load_each
 from hfi.report import headline, write_report
 from hfi.resources import data_dir
 from hfi.results import BASE, Row, columns, lookup, system_name, systems
@@ -231,13 +231,7 @@ def _prompt_sets(given: list[Path] | None, slugs: Sequence[str]) -> dict[str, tu
         if len(slugs) > 1 or not packaged.is_dir():
             raise UsageError(f"no prompts for {', '.join(slugs)} come with hfi: give a folder or a file with --prompts")
         given = [packaged]
-    sets: dict[str, tuple[Prompt, ...]] = {}
-    for path in given:
-        for key, value in load_prompt_sets(path).items():
-            if key in sets:
-                raise UsageError(f"two prompt sets are named {key!r}: rename {path}")
-            sets[key] = value
-    return sets
+    return load_each(given)
 
 
 def _erasures(space: Workspace, slugs: Sequence[str]) -> list[Path]:

@@ -70,8 +70,8 @@ class Answering:
 
 
 class AnyOf:
-    """A detector of "a+b": shown where any of them is. The joint score is the largest of score - threshold, hence shown above 0;
-    the raw scores of each stay beside it."""
+    """One detector of several concepts at once, named "a+b": shown where any of them is. The joint score is the largest of score -
+    threshold, hence shown above 0; the raw scores of each stay beside it. HfiError for a concept that the detector does not know."""
 
     threshold = 0.0
 
@@ -79,20 +79,15 @@ class AnyOf:
         for concept in concepts:
             check_knows(detector, concept)
         limits = {concept: threshold_of(detector, concept) for concept in concepts}
-        self.detector, self.limits, self.thresholds = detector, limits, limits
+        self.detector, self.thresholds = detector, limits
         self.concepts = ("+".join(concepts),)
         self.name = detector.name
         self.version = f"{detector.version}, any of {', '.join(f'{c} > {t:g}' for c, t in limits.items())}"
 
     def __call__(self, images: Sequence[Image.Image]) -> Mapping[str, np.ndarray]:
         scores = self.detector(images)
-        margins = [np.asarray(scores[concept]) - limit for concept, limit in self.limits.items()]
+        margins = [np.asarray(scores[concept]) - limit for concept, limit in self.thresholds.items()]
         return {**scores, self.concepts[0]: np.max(margins, axis=0)}
-
-
-def any_of(detector: Detector, concepts: Sequence[str]) -> Detector:
-    """One detector for several concepts at once, named "a+b". HfiError for one that it does not know."""
-    return AnyOf(detector, concepts)
 
 
 class RewardDetector:
@@ -173,7 +168,7 @@ def load_detector(spec: str, concept: str | None) -> Detector | None:
     if own:
         return Answering(detector, own, concept or own)
     if concept and "+" in concept:
-        return any_of(detector, concept.split("+"))
+        return AnyOf(detector, concept.split("+"))
     if concept:
         check_knows(detector, concept)
     return detector
