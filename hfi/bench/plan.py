@@ -23,6 +23,7 @@
                                                 # { implicit = "body.csv", harmless = "coco_30k.csv:limit=1000" }
     retain = "prompts/nudity/retain.csv"        # what methods may hold on to that can
     methods = ["sld-max", "esd-x"]              # left out: all of them
+    attacks = ["relapse"]                       # left out: all of them
 
     [attacks.relapse]                           # optional, see attacks.py
     [attacks.ring-a-bell]
@@ -70,6 +71,7 @@ class Table:
     prompts: Mapping[str, tuple[Prompt, ...]]
     retain: Path | None
     methods: tuple[str, ...]
+    attacks: tuple[str, ...] = ()
 
     @property
     def slugs(self) -> list[str]:
@@ -119,7 +121,8 @@ def read_plan(path: Path) -> Plan:
         raise UsageError(f"{path}: notes is {notes!r}: give a list of sentences")
     concepts = {slug: read.concept(slug, about) for slug, about in given["concepts"].items()}
     methods = {name: read.method(name, settings) for name, settings in given["methods"].items()}
-    tables = tuple(read.table(name, about, concepts, methods) for name, about in given["tables"].items())
+    attacks = {name: read.attack(name, settings) for name, settings in given.get("attacks", {}).items()}
+    tables = tuple(read.table(name, about, concepts, methods, attacks) for name, about in given["tables"].items())
     measure = read.settings("measure", EvaluateConfig, given.get("measure", {}))
     for key in _PLACES:
         if key in measure:
@@ -128,10 +131,9 @@ def read_plan(path: Path) -> Plan:
     for name in methods:
         if name in GUIDES:
             guidance(name, ["a concept"]).check(EvaluateConfig(**measure).guidance_scale)
-    attacks = {name: read.attack(name, settings) for name, settings in given.get("attacks", {}).items()}
     if (simulated := given.get("simulated", "exclude")) not in get_args(Include):
         raise UsageError(f"{path}: simulated is {simulated!r}: choose {', '.join(get_args(Include))}")
-    if attacks and (bare := [table.name for table in tables if "harmless" not in table.prompts]):
+    if bare := [table.name for table in tables if table.attacks and "harmless" not in table.prompts]:
         raise UsageError(f"{path}: [tables.{bare[0]}] has no harmless prompts, which attacks start from: name some")
     model = data_dir() / "portraits" if given["model"] == "portraits" else read.place(given["model"])
     return Plan(
@@ -222,12 +224,18 @@ class _Reader:
             raise UsageError(f"{self.path}: [{where}] {e}") from None
         return values
 
-    def table(self, name: str, about: Any, concepts: Mapping[str, Named], methods: Mapping[str, Any]) -> Table:
+    def table(
+        self, name: str, about: Any, concepts: Mapping[str, Named], methods: Mapping[str, Any], attacks: Mapping[str, Any]
+    ) -> Table:
         where = f"tables.{name}"
-        self.known(where, about, ("concepts", "prompts", "retain", "methods"))
-        slugs, chosen = about.get("concepts", []), about.get("methods", list(methods))
-        for kind, names, all_names in (("concept", slugs, concepts), ("method", chosen, methods)):
-            if not names:
+        self.known(where, about, ("concepts", "prompts", "retain", "methods", "attacks"))
+        slugs, chosen, attacked = (
+            about.get("concepts", []),
+            about.get("methods", list(methods)),
+            about.get("attacks", list(attacks)),
+        )
+        for kind, names, all_names in (("concept", slugs, concepts), ("method", chosen, methods), ("attack", attacked, attacks)):
+            if not names and kind != "attack":
                 raise UsageError(f"{self.path}: [{where}] has no {kind}s: choose of {', '.join(all_names)}")
             if strange := [n for n in names if n not in all_names]:
                 raise UsageError(f"{self.path}: [{where}] names the {kind} {strange[0]!r}: there are {', '.join(all_names)}")
@@ -238,4 +246,4 @@ class _Reader:
         for folder in (name, *sets):
             if not re.fullmatch(r"[\w][\w .+-]*", folder):
                 raise UsageError(f"{self.path}: {folder!r} cannot name a folder: use letters, digits, '.', '-' and '_'")
-        return Table(name, tuple(concepts[s] for s in slugs), sets, retain, tuple(chosen))
+        return Table(name, tuple(concepts[s] for s in slugs), sets, retain, tuple(chosen), tuple(attacked))

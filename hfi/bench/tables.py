@@ -153,9 +153,9 @@ def measure(bench: Bench, run: Callable[[str], None]) -> list[Row]:
     for table in bench.plan.tables:
         entries = bench.entries(table)
         rows += _measured(bench, table, table.prompts, [_system(bench, e, untouched) for e in entries], bench.path / table.name)
-        for name, config in bench.plan.attacks.items():
+        for name in table.attacks:
             attack: Callable[..., list[Row]] = _relapse if name == "relapse" else _ring_a_bell
-            rows += attack(bench, table, entries, untouched, config)
+            rows += attack(bench, table, entries, untouched, bench.plan.attacks[name])
     write_results(bench.path / "results.json", rows)
     write_text(bench.path / "results.csv", _csv(rows))
     return rows

@@ -126,6 +126,7 @@ def _run(plan: "Plan", space: Workspace, name: str, as_json: bool) -> None:
                 "concepts": t.slugs,
                 "texts": [c.text for c in t.concepts],
                 "methods": t.methods,
+                "attacks": t.attacks,
                 "prompts": {key: [[p.text, p.seed, dict(p.expected)] for p in prompts] for key, prompts in t.prompts.items()},
                 "detector": [specs[t.name], detectors[t.name].version],
             }
