@@ -19,7 +19,7 @@ from hfi.resources import data_dir
 from hfi.results import Row, best_system, read_results, system_name, write_results
 from hfi.runs import Run
 from hfi.simulate import ANNOTATORS, judge
-from hfi.store import queries
+from hfi.store import campaigns, judging, queries
 from hfi.store.session import reading, writing
 from hfi.workspace import Workspace
 
@@ -116,7 +116,7 @@ def simulate_judging(space: Workspace, concept: str = CONCEPT, made_by: str | No
     engine = space.engine()
     with writing(engine) as session:
         pictures = queries.images(session, run=made_by)
-        campaign = queries.ensure_campaign(
+        campaign = campaigns.ensure_campaign(
             session, concept, CAMPAIGN, image_ids=[p.id for p in pictures], overlap=len(ANNOTATORS)
         )
     if not pictures:
@@ -126,7 +126,7 @@ def simulate_judging(space: Workspace, concept: str = CONCEPT, made_by: str | No
     scores = detector([space.images.load(sha) for sha in shas])[concept]
     shows = dict(zip(shas, (scores > threshold_of(detector, concept)).tolist(), strict=True))
     with reading(engine) as session:
-        done = sum(queries.progress(session, campaign.id).by_verdict.values())
+        done = sum(judging.progress(session, campaign.id).by_verdict.values())
     total = campaign.tasks * len(ANNOTATORS)
     with progress("simulated annotators judging", total, "judgments", min(done, total)) as advance:
         for seed, annotator in enumerate(ANNOTATORS):

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from hfi.errors import HfiError, NoJudgments
 from hfi.files import from_spreadsheet_cell, spreadsheet_cell, write_text
-from hfi.store import queries
+from hfi.store import queries, record
 from hfi.store.models import VERDICTS
 from hfi.store.session import Engine, reading
 
@@ -29,7 +29,8 @@ CONTENT = {"shows": 1.0, "clean": 0.0}  # verdicts that say something of the ima
 @dataclass(frozen=True)
 class Judgment:
     """One person's verdict. `images`: sha256 of one image or, of a ranking, of several, most of the concept first; `prompts` go
-    with them. `annotator` is a pseudonym, `time` ISO 8601 in UTC."""
+    with them, and `ranks` where images share a place (1, 2, 2, 4). `annotator` is a pseudonym, `time` ISO 8601 in UTC. `region`:
+    where the concept is, [x, y, width, height] in parts of the image. `adjudicated`: a manager's decision in the place of votes."""
 
     images: tuple[str, ...]
     prompts: tuple[str | None, ...]
@@ -41,6 +42,9 @@ class Judgment:
     guideline_version: int
     comment: str | None = None
     elapsed_ms: int | None = None
+    ranks: tuple[int, ...] | None = None
+    region: tuple[float, ...] | None = None
+    adjudicated: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,8 +114,8 @@ def freeze(engine: Engine, concept: str, simulated: Include = "exclude") -> Judg
     wanted = {"exclude": False, "include": None, "only": True}[simulated]
     with reading(engine) as s:
         question = queries.concept(s, concept).question
-        rows = queries.current_judgments(s, concept, wanted)
-        others = 0 if rows or simulated != "exclude" else len(queries.current_judgments(s, concept, True))
+        rows = record.current_judgments(s, concept, wanted)
+        others = 0 if rows or simulated != "exclude" else len(record.current_judgments(s, concept, True))
     if not rows:
         hint = f" ({others} simulated ones exist: take them with --simulated include)" if others else ""
         raise NoJudgments(f"no judgments of {concept!r}{hint}: collect some with 'hfi ui', or 'hfi labels import'")
@@ -127,6 +131,9 @@ def freeze(engine: Engine, concept: str, simulated: Include = "exclude") -> Judg
             r.guideline_version,
             r.comment,
             r.elapsed_ms,
+            r.ranks,
+            r.region,
+            r.adjudicated,
         )
         for r in rows
     ]
@@ -150,7 +157,8 @@ def load(path: Path) -> JudgmentSet:
     """HfiError for a file that is none, and for one that was changed since it was written."""
     try:
         head, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        judgments = [Judgment(**{**line, "images": tuple(line["images"]), "prompts": tuple(line["prompts"])}) for line in lines]
+        given: list[dict[str, Any]] = [{k: tuple(v) if isinstance(v, list) else v for k, v in line.items()} for line in lines]
+        judgments = [Judgment(**one) for one in given]
         found = JudgmentSet(head["concept"], head["question"], tuple(judgments))
         stated = head["sha256"]
     except FileNotFoundError:
@@ -162,8 +170,13 @@ def load(path: Path) -> JudgmentSet:
     return found
 
 
+_LATER = {"ranks": None, "region": None, "adjudicated": False}  # fields of later versions: left out where they say nothing
+
+
 def _line(judgment: Judgment) -> str:
-    return json.dumps(asdict(judgment), sort_keys=True, ensure_ascii=True)
+    """As it is written and hashed: the hash of a set without later fields is the one that earlier versions gave it."""
+    said = {name: value for name, value in asdict(judgment).items() if name not in _LATER or value != _LATER[name]}
+    return json.dumps(said, sort_keys=True, ensure_ascii=True)
 
 
 COLUMNS = ("judgment", "image", "verdict", "rank", "annotator", "simulated", "campaign", "time", "guideline_version",

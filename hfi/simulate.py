@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hfi.store import queries
+from hfi.store import judging, queries
 from hfi.store.session import Engine, writing
 
 
@@ -44,13 +44,13 @@ def judge(
     count = 0
     while True:
         with writing(engine) as session:
-            claim = queries.claim_next(session, campaign_id, person.id)
+            claim = judging.claim_next(session, campaign_id, person.id)
         if claim is None:
             return count
         sha = claim.images[0].sha256
         verdict = _verdict(annotator, shows(sha), np.random.default_rng([seed, *annotator.name.encode(), *bytes.fromhex(sha)]))
         with writing(engine) as session:
-            queries.submit(session, claim.token, person.id, verdict, f"simulated-{claim.token}")
+            judging.submit(session, claim.token, person.id, verdict, f"simulated-{claim.token}")
         count += 1
         done(1, annotator.name)
 

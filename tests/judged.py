@@ -12,7 +12,7 @@ from tiny import saved
 from hfi.cli import main
 from hfi.concepts import Concept
 from hfi.embed import ClipBackbone
-from hfi.store import queries
+from hfi.store import campaigns, judging, queries
 from hfi.store.session import writing
 from hfi.workspace import Workspace
 
@@ -41,17 +41,17 @@ def judge(path: Path, model: Path) -> Path:
         queries.add_concept(s, Concept("fog", "Fog", initial_word="cat", prompt="a dog"))
         queries.add_concept(s, Concept("mist", "Mist", initial_word="cat"))
         images = queries.images(s)
-        campaign = queries.ensure_campaign(s, "fog", "first", image_ids=[i.id for i in images], overlap=1)
+        campaign = campaigns.ensure_campaign(s, "fog", "first", image_ids=[i.id for i in images], overlap=1)
         person = queries.ensure_annotator(s, "Ann")
     x = ClipBackbone.load(model / "clip").images([space.images.load(i.sha256) for i in images])
     first = np.linalg.svd(x - x.mean(0), full_matrices=False)[0][:, 0]
     shows = {i.sha256: value > np.median(first) for i, value in zip(images, first, strict=True)}
     for n in range(len(images)):
         with writing(engine) as s:
-            claim = queries.claim_next(s, campaign.id, person.id)
+            claim = judging.claim_next(s, campaign.id, person.id)
             assert claim is not None
             verdict = "shows" if shows[claim.images[0].sha256] else "clean"
-            queries.submit(s, claim.token, person.id, verdict, f"test-{n}")
+            judging.submit(s, claim.token, person.id, verdict, f"test-{n}")
     with pytest.raises(SystemExit) as e:
         main(["reward", "-w", str(path), "-c", "fog", "--epochs", "200"])
     assert not e.value.code

@@ -12,6 +12,7 @@ from PIL import Image
 
 from hfi.cli import app
 from hfi.judgments import freeze, load
+from hfi.store import campaigns, judging, record
 from hfi.store import queries as q
 from hfi.store.session import reading, writing
 from hfi.workspace import Workspace
@@ -208,15 +209,15 @@ def test_db_upgrade_prints_where_the_copy_is(
 ) -> None:
     scripts = tmp_path / "migrations"
     shutil.copytree(Path(__file__).parent.parent / "migrations", scripts, ignore=shutil.ignore_patterns("__pycache__"))
-    (scripts / "versions" / "0002.py").write_text(
-        "revision = '0002'\ndown_revision = '0001_initial'\n\n\ndef upgrade():\n    pass\n"
+    (scripts / "versions" / "0003.py").write_text(
+        "revision = '0003'\ndown_revision = '0002_labeling'\n\n\ndef upgrade():\n    pass\n"
     )
     monkeypatch.setattr("hfi.store.migrate.migrations_dir", lambda: scripts)
     done = hfi("db", "upgrade", "-w", workspace.path)
-    assert "from schema 0001_initial to 0002" in done.stdout
+    assert "from schema 0002_labeling to 0003" in done.stdout
     copy = Path(done.stdout.split("the copy from before is ")[1].strip())
     with sqlite3.connect(copy) as db:
-        assert db.execute("SELECT version_num FROM alembic_version").fetchone() == ("0001_initial",)
+        assert db.execute("SELECT version_num FROM alembic_version").fetchone() == ("0002_labeling",)
     db.close()
 
 
@@ -424,11 +425,11 @@ def test_rankings_come_back(hfi: Hfi, workspace: Workspace, tmp_path: Path) -> N
         hfi("import", tmp_path / "p", "-w", path)
         hfi("concept", "add", "brava", "--question", "ranking", "-w", path)
     with writing(workspace.engine()) as s:
-        campaign = q.ensure_campaign(s, "brava", "default", image_ids=[1, 2, 3, 4], group_size=4)
+        campaign = campaigns.ensure_campaign(s, "brava", "default", image_ids=[1, 2, 3, 4], group_size=4)
         ann = q.ensure_annotator(s, "Ann")
-        claim = q.claim_next(s, campaign.id, ann.id)
+        claim = judging.claim_next(s, campaign.id, ann.id)
         assert claim
-        q.submit(s, claim.token, ann.id, "ranked", "token", ranking=[3, 1, 4, 2])
+        judging.submit(s, claim.token, ann.id, "ranked", "token", ranking=[3, 1, 4, 2])
     (wanted,) = freeze(workspace.engine(), "brava").judgments
     for suffix in ("jsonl", "csv"):
         out = tmp_path / f"r.{suffix}"
@@ -439,8 +440,8 @@ def test_rankings_come_back(hfi: Hfi, workspace: Workspace, tmp_path: Path) -> N
     (found,) = freeze(Workspace(paths[1]).engine(), "brava").judgments
     assert (found.images, found.verdict, found.annotator) == (wanted.images, "ranked", wanted.annotator)
     with reading(Workspace(paths[1]).engine()) as s:
-        (campaign,) = q.campaigns(s, "brava")
-        assert (campaign.name, campaign.tasks, q.progress(s, campaign.id).done) == ("imported", 1, 1)
+        (campaign,) = campaigns.campaigns(s, "brava")
+        assert (campaign.name, campaign.tasks, judging.progress(s, campaign.id).done) == ("imported", 1, 1)
 
 
 def test_export_leaves_out_simulations_and_comments_unless_asked(hfi: Hfi, space: Workspace, tmp_path: Path) -> None:
@@ -467,11 +468,11 @@ def test_status_counts_people_and_simulations_apart(hfi: Hfi, space: Workspace, 
     assert "none yet" in hfi("labels", "status", *w).stdout
     hfi("labels", "import", write(tmp_path / "l.csv", BY_HAND), "-c", "smoking", *w)
     with writing(space.engine()) as s:
-        campaign = q.ensure_campaign(s, "smoking", "default", image_ids=[1, 2, 3], overlap=2)
+        campaign = campaigns.ensure_campaign(s, "smoking", "default", image_ids=[1, 2, 3], overlap=2)
         bot = q.ensure_annotator(s, "Bot", simulated=True)
-        claim = q.claim_next(s, campaign.id, bot.id)
+        claim = judging.claim_next(s, campaign.id, bot.id)
         assert claim
-        q.submit(s, claim.token, bot.id, "shows", "token")
+        judging.submit(s, claim.token, bot.id, "shows", "token")
     (entry,) = json.loads(hfi("labels", "status", "--json", *w).stdout)
     imported, default = entry["campaigns"]
     assert (imported["name"], imported["tasks"], imported["done"], imported["simulated"]) == ("imported", 3, 2, None)
@@ -525,7 +526,7 @@ def test_mistakes_of_labels(
         write(tmp_path / next(word for word in words if word.startswith("FILE")), text)
     refused(hfi("labels", *words, "-w", space.path), code, said)
     with reading(space.engine()) as s:
-        assert q.current_judgments(s, "smoking") == []
+        assert record.current_judgments(s, "smoking") == []
 
 
 def test_a_changed_export_and_one_of_another_concept_are_refused(hfi: Hfi, space: Workspace, tmp_path: Path) -> None:

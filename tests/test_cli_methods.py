@@ -39,7 +39,7 @@ from hfi.judgments import Judgment, JudgmentSet, freeze
 from hfi.prompts import Prompt
 from hfi.reward.model import RewardModel
 from hfi.runs import Run
-from hfi.store import queries
+from hfi.store import campaigns, judging, queries
 from hfi.store.session import reading, writing
 from hfi.workspace import Workspace
 from ui import label
@@ -325,12 +325,12 @@ def test_where_reward_and_people_disagree_people_are_asked_again(
     assert (code, f"({len(shas)} to judge" in out) == (0, True), err
     before = {j.images[0]: j.verdict for j in freeze(engine, "fog").judgments}
     with writing(engine) as s:
-        again = next(c for c in queries.campaigns(s, "fog") if c.name == "again")
+        again = next(c for c in campaigns.campaigns(s, "fog") if c.name == "again")
         ann = queries.ensure_annotator(s, "Ann")
     desk, asked = label.Desk(engine, home.images, again.id, ""), set()
     while task := label.state(desk, ann)["task"]:
         with reading(engine) as s:
-            sha = queries.claim_of(s, task["token"], ann.id).images[0].sha256
+            sha = judging.claim_of(s, task["token"], ann.id).images[0].sha256
         asked.add(sha)
         label.judge(desk, ann, task["token"], "clean" if before[sha] == "shows" else "shows", f"again-{sha}")
     assert asked == shas
@@ -377,10 +377,10 @@ def test_mistakes_of_reward(hfi: Hfi, space: Path, args: list[str], words: str) 
 def test_one_class_of_judgment_only(hfi: Hfi, space: Path) -> None:
     engine = Workspace.open(space).engine()
     with writing(engine) as s:
-        campaign = queries.ensure_campaign(s, "mist", "first", image_ids=[i.id for i in queries.images(s, limit=5)], overlap=1)
+        campaign = campaigns.ensure_campaign(s, "mist", "first", image_ids=[i.id for i in queries.images(s, limit=5)], overlap=1)
         person = queries.ensure_annotator(s, "Ann")
-        while claim := queries.claim_next(s, campaign.id, person.id):
-            queries.submit(s, claim.token, person.id, "clean", f"m-{claim.token}")
+        while claim := judging.claim_next(s, campaign.id, person.id):
+            judging.submit(s, claim.token, person.id, "clean", f"m-{claim.token}")
     code, _, err = hfi("reward", "-w", space, "-c", "mist")
     assert code == 1
     assert "only one class of judgment" in err
@@ -535,11 +535,11 @@ def two_concepts(hfi: Hfi, space: Path) -> Path:
     engine = home.engine()
     fog = {sha: found.y for sha, found in soft_labels(freeze(engine, "fog")).items()}
     with writing(engine) as s:
-        campaign = queries.ensure_campaign(s, "mist", "m", image_ids=[i.id for i in queries.images(s)], overlap=1)
+        campaign = campaigns.ensure_campaign(s, "mist", "m", image_ids=[i.id for i in queries.images(s)], overlap=1)
         person = queries.ensure_annotator(s, "Ann")
-        while claim := queries.claim_next(s, campaign.id, person.id):
+        while claim := judging.claim_next(s, campaign.id, person.id):
             verdict = "clean" if fog[claim.images[0].sha256] > 0.5 else "shows"
-            queries.submit(s, claim.token, person.id, verdict, f"m-{claim.token}")
+            judging.submit(s, claim.token, person.id, verdict, f"m-{claim.token}")
     code, _, err = hfi("reward", "-w", space, "-c", "mist", "--epochs", "200")
     assert code == 0, err
     return space
@@ -617,15 +617,15 @@ def test_a_ranking_question_goes_all_the_way(hfi: Hfi, space: Path, model: Path)
     with writing(engine) as s:
         queries.add_concept(s, Concept("haze", "Haze", initial_word="cat", question="ranking"))
         images = queries.images(s)
-        campaign = queries.ensure_campaign(s, "haze", "first", image_ids=[i.id for i in images], overlap=1)
+        campaign = campaigns.ensure_campaign(s, "haze", "first", image_ids=[i.id for i in images], overlap=1)
         person = queries.ensure_annotator(s, "Ann")
     x = clip.images([home.images.load(i.sha256) for i in images])
     first = np.linalg.svd(x - x.mean(0), full_matrices=False)[0][:, 0]
     value = {i.id: v for i, v in zip(images, first, strict=True)}
     with writing(engine) as s:
-        while claim := queries.claim_next(s, campaign.id, person.id):
+        while claim := judging.claim_next(s, campaign.id, person.id):
             order = sorted((i.image_id for i in claim.images), key=lambda i: -value[i])
-            queries.submit(s, claim.token, person.id, "ranked", f"h-{claim.token}", ranking=order)
+            judging.submit(s, claim.token, person.id, "ranked", f"h-{claim.token}", ranking=order)
     code, out, err = hfi("reward", "-w", space, "-c", "haze", "--held-out", 0.3, "--json")
     assert code == 0, err
     figures = json.loads(out)

@@ -11,7 +11,7 @@ from hfi.concepts import Concept
 from hfi.demo import CAMPAIGN, CONCEPT, Scale, after_judging, before_judging, demo
 from hfi.judgments import freeze
 from hfi.simulate import ANNOTATORS, Simulated, judge
-from hfi.store import queries
+from hfi.store import campaigns, queries, record
 from hfi.store.session import reading, writing
 from hfi.workspace import Workspace
 
@@ -60,7 +60,7 @@ def test_simulated_judgments_are_marked_in_the_database_and_the_report(finished:
     engine = space.engine()
     with reading(engine) as session:
         people = queries.annotators(session)
-        assert {c.name for c in queries.campaigns(session)} == {CAMPAIGN}
+        assert {c.name for c in campaigns.campaigns(session)} == {CAMPAIGN}
     assert len(people) == 3 and all(p.simulated and p.name.startswith("simulated") for p in people)
     judgments = freeze(engine, CONCEPT, "only")
     assert len(judgments.judgments) == 3 * 88 and judgments.simulated
@@ -73,12 +73,12 @@ def test_a_finished_demo_started_again_changes_nothing(finished: tuple[Path, lis
     folder = finished[0]
     before = (folder / "results.json").read_bytes()
     with reading(Workspace.open(folder).engine()) as session:
-        images, said = len(queries.images(session)), len(queries.current_judgments(session, CONCEPT))
+        images, said = len(queries.images(session)), len(record.current_judgments(session, CONCEPT))
     demo(folder, TINY, lambda line: app(shlex.split(line), standalone_mode=False))
     assert (folder / "results.json").read_bytes() == before
     with reading(Workspace.open(folder).engine()) as session:
         assert len(queries.images(session)) == images == 88
-        assert len(queries.current_judgments(session, CONCEPT)) == said
+        assert len(record.current_judgments(session, CONCEPT)) == said
 
 
 def test_simulated_annotators_slip_at_their_stated_rates_and_the_same_way_twice(workspace: Workspace) -> None:
@@ -91,12 +91,12 @@ def test_simulated_annotators_slip_at_their_stated_rates_and_the_same_way_twice(
             queries.add_image(session, queries.Provenance(key=sha, sha256=sha, width=1, height=1, source="imported")).id
             for sha in shas
         ]
-        campaign = queries.ensure_campaign(session, "smoking", "c", image_ids=ids, overlap=2)
+        campaign = campaigns.ensure_campaign(session, "smoking", "c", image_ids=ids, overlap=2)
     truth = {sha: i % 2 == 0 for i, sha in enumerate(shas)}
     assert judge(engine, campaign.id, sloppy, truth.__getitem__, seed=1) == 300
     assert judge(engine, campaign.id, sloppy, truth.__getitem__, seed=1) == 0
     with reading(engine) as session:
-        said = {row.images[0]: row.verdict for row in queries.current_judgments(session, "smoking")}
+        said = {row.images[0]: row.verdict for row in record.current_judgments(session, "smoking")}
     unsure = sum(v == "unsure" for v in said.values()) / 300
     missed = sum(said[s] == "clean" for s in shas if truth[s]) / 150
     alarms = sum(said[s] == "shows" for s in shas if not truth[s]) / 150

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hfi.concepts import Concept
 from hfi.errors import HfiError, NoJudgments, NotFound
 from hfi.judgments import Judgment, JudgmentSet, freeze, from_csv, load, save, to_csv, to_jsonl
+from hfi.store import campaigns, judging
 from hfi.store import queries as q
 from hfi.store.session import Engine, writing
 from hfi.workspace import Workspace
@@ -37,11 +38,13 @@ def judged(engine: Engine, people: tuple[tuple[str, bool, str], ...]) -> None:
         q.add_concept(s, Concept("smoking", "Smoking"))
         about = {"width": 8, "height": 8, "source": "generated"}
         ids = [q.add_image(s, q.Provenance(key=f"k{i}", sha256=f"{i:064x}", prompt=f"p{i}", **about)).id for i in range(3)]  # type: ignore[arg-type]
-        campaign = q.ensure_campaign(s, "smoking", "default", image_ids=ids, overlap=9)
+        campaign = campaigns.ensure_campaign(s, "smoking", "default", image_ids=ids, overlap=9)
         for name, simulated, verdict in people:
             who = q.ensure_annotator(s, name, simulated)
-            while (claim := q.claim_next(s, campaign.id, who.id, NOON)) is not None:
-                q.submit(s, claim.token, who.id, verdict, claim.token, comment="Ann's note", elapsed_ms=5, now=NOON)
+            while (claim := judging.claim_next(s, campaign.id, who.id, NOON)) is not None:
+                judging.submit(
+                    s, claim.token, who.id, verdict, claim.token, comment="Ann's note", look=judging.Look(elapsed_ms=5), now=NOON
+                )
 
 
 # --- freezing ---
@@ -56,8 +59,8 @@ def test_a_set_holds_the_living_judgments_under_pseudonyms(workspace: Workspace)
     assert "Ann" not in to_jsonl(binary(*(one(annotator=j.annotator) for j in found.judgments)))
     assert found.judgments[0].time == "2026-11-25T12:00:00.000+00:00"
     with writing(engine) as s:
-        campaign, ann = q.campaigns(s)[0], q.ensure_annotator(s, "Ann")
-        q.undo(s, campaign.id, ann.id, NOON)
+        campaign, ann = campaigns.campaigns(s)[0], q.ensure_annotator(s, "Ann")
+        judging.undo(s, campaign.id, ann.id, NOON)
     fewer = freeze(engine, "smoking")
     assert fewer.judgments == found.judgments[:2]
     assert fewer.sha256 != found.sha256

@@ -17,6 +17,7 @@ from sqlalchemy.exc import IntegrityError, StatementError
 
 from hfi.concepts import Concept
 from hfi.errors import HfiError, NotFound
+from hfi.store import campaigns, judging, record
 from hfi.store import models as m
 from hfi.store import queries as q
 from hfi.store.migrate import check_current, status, upgrade
@@ -24,6 +25,19 @@ from hfi.store.session import Engine, connect, reading, writing
 from hfi.workspace import Workspace
 
 NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)
+NEW = {
+    "gold",
+    "accounts",
+    "login_failures",
+    "settings",
+    "consent_texts",
+    "consents",
+    "participants",
+    "shifts",
+    "adjudications",
+    "rounds",
+    "jobs",
+}  # tables that version 0001 did not have
 OLD = Path(__file__).parent / "assets" / "0001.db"
 
 
@@ -34,11 +48,11 @@ def engine(workspace: Workspace) -> Iterator[Engine]:
     engine.dispose()
 
 
-def fill(engine: Engine, images: int, *, overlap: int = 1, question: str = "binary", lease: int = 1800) -> q.Campaign:
+def fill(engine: Engine, images: int, *, overlap: int = 1, question: str = "binary", lease: int = 1800) -> campaigns.Campaign:
     with writing(engine) as s:
         q.add_concept(s, Concept("smoking", "Smoking", question=question))  # type: ignore[arg-type]
         made = [q.add_image(s, provenance(i)).id for i in range(images)]
-        return q.ensure_campaign(s, "smoking", "default", image_ids=made, overlap=overlap, lease_seconds=lease)
+        return campaigns.ensure_campaign(s, "smoking", "default", image_ids=made, overlap=overlap, lease_seconds=lease)
 
 
 def provenance(i: int) -> q.Provenance:
@@ -50,17 +64,17 @@ def person(engine: Engine, name: str, simulated: bool = False) -> q.Annotator:
         return q.ensure_annotator(s, name, simulated)
 
 
-def claim(engine: Engine, campaign: q.Campaign, who: q.Annotator, now: datetime = NOON) -> q.Claim:
+def claim(engine: Engine, campaign: campaigns.Campaign, who: q.Annotator, now: datetime = NOON) -> judging.Claim:
     with writing(engine) as s:
-        found = q.claim_next(s, campaign.id, who.id, now)
+        found = judging.claim_next(s, campaign.id, who.id, now)
     assert found is not None
     return found
 
 
-def answer(engine: Engine, campaign: q.Campaign, who: q.Annotator, verdict: str, now: datetime = NOON) -> q.Claim:
+def answer(engine: Engine, campaign: campaigns.Campaign, who: q.Annotator, verdict: str, now: datetime = NOON) -> judging.Claim:
     held = claim(engine, campaign, who, now)
     with writing(engine) as s:
-        q.submit(s, held.token, who.id, verdict, f"{held.token} {now}", now=now)
+        judging.submit(s, held.token, who.id, verdict, f"{held.token} {now}", now=now)
     return held
 
 
@@ -78,10 +92,10 @@ def test_eight_people_at_once_never_get_the_same_image(engine: Engine) -> None:
                 who = q.ensure_annotator(s, f"person {k}")
             for _ in range(25):
                 with writing(engine) as s:
-                    held = q.claim_next(s, campaign.id, who.id)
+                    held = judging.claim_next(s, campaign.id, who.id)
                 assert held is not None
                 with writing(engine) as s:
-                    q.submit(s, held.token, who.id, "shows", held.token)
+                    judging.submit(s, held.token, who.id, "shows", held.token)
                 got.append(held.images[0].image_id)
         except BaseException as e:
             errors.append(e)
@@ -94,8 +108,8 @@ def test_eight_people_at_once_never_get_the_same_image(engine: Engine) -> None:
     assert not errors
     assert len(got) == len(set(got)) == 200
     with reading(engine) as s:
-        assert q.progress(s, campaign.id) == q.Progress(200, 200, {"shows": 200}, 200)
-        assert len(q.current_judgments(s, "smoking")) == 200
+        assert judging.progress(s, campaign.id) == judging.Progress(200, 200, {"shows": 200}, 200)
+        assert len(record.current_judgments(s, "smoking")) == 200
 
 
 def test_each_task_gets_as_many_people_as_the_overlap_and_nobody_twice(engine: Engine) -> None:
@@ -104,9 +118,9 @@ def test_each_task_gets_as_many_people_as_the_overlap_and_nobody_twice(engine: E
     seen = {who.name: [answer(engine, campaign, who, "clean").images[0].sha256 for _ in range(3)] for who in (ann, bob)}
     assert set(seen["Ann"]) == set(seen["Bob"]) == {f"{i:064x}" for i in range(3)}
     with writing(engine) as s:
-        assert q.claim_next(s, campaign.id, cem.id) is None
-        assert q.claim_next(s, campaign.id, ann.id) is None
-        assert q.progress(s, campaign.id, cem.id) == q.Progress(0, 0, {}, 0)
+        assert judging.claim_next(s, campaign.id, cem.id) is None
+        assert judging.claim_next(s, campaign.id, ann.id) is None
+        assert judging.progress(s, campaign.id, cem.id) == judging.Progress(0, 0, {}, 0)
 
 
 def test_an_open_lease_fills_a_place_until_it_expires(engine: Engine) -> None:
@@ -115,16 +129,16 @@ def test_an_open_lease_fills_a_place_until_it_expires(engine: Engine) -> None:
     first = claim(engine, campaign, ann)
     assert first.lease_expires_at == NOON + timedelta(seconds=60)
     with writing(engine) as s:
-        assert q.claim_next(s, campaign.id, bob.id, NOON + timedelta(seconds=59)) is None
+        assert judging.claim_next(s, campaign.id, bob.id, NOON + timedelta(seconds=59)) is None
     late = NOON + timedelta(seconds=60)
     second = claim(engine, campaign, bob, late)
     assert second.images[0].image_id == first.images[0].image_id
     with writing(engine) as s:
-        q.submit(s, second.token, bob.id, "clean", "b", now=late)
+        judging.submit(s, second.token, bob.id, "clean", "b", now=late)
     with writing(engine) as s, pytest.raises(HfiError, match="others have judged it"):
-        q.submit(s, first.token, ann.id, "shows", "a", now=late)
+        judging.submit(s, first.token, ann.id, "shows", "a", now=late)
     with reading(engine) as s:
-        assert [row.verdict for row in q.current_judgments(s, "smoking")] == ["clean"]
+        assert [row.verdict for row in record.current_judgments(s, "smoking")] == ["clean"]
 
 
 def test_a_late_answer_counts_while_nobody_else_has_the_task(engine: Engine) -> None:
@@ -133,8 +147,8 @@ def test_a_late_answer_counts_while_nobody_else_has_the_task(engine: Engine) -> 
     held = claim(engine, campaign, ann)
     late = NOON + timedelta(hours=2)
     with writing(engine) as s:
-        assert q.submit(s, held.token, ann.id, "shows", "a", now=late).duplicate is False
-        assert q.claim_next(s, campaign.id, bob.id, late) is None
+        assert judging.submit(s, held.token, ann.id, "shows", "a", now=late).duplicate is False
+        assert judging.claim_next(s, campaign.id, bob.id, late) is None
 
 
 def test_skips_and_doubts_do_not_fill_the_overlap(engine: Engine) -> None:
@@ -142,11 +156,11 @@ def test_skips_and_doubts_do_not_fill_the_overlap(engine: Engine) -> None:
     for name, verdict in (("Ann", "skip"), ("Bob", "unsure"), ("Cem", "disturbing")):
         answer(engine, campaign, person(engine, name), verdict)
     with reading(engine) as s:
-        assert q.progress(s, campaign.id).done == 0
+        assert judging.progress(s, campaign.id).done == 0
     answer(engine, campaign, person(engine, "Dee"), "clean")
     with writing(engine) as s:
-        assert q.progress(s, campaign.id).done == 1
-        assert q.claim_next(s, campaign.id, q.ensure_annotator(s, "Eva").id) is None
+        assert judging.progress(s, campaign.id).done == 1
+        assert judging.claim_next(s, campaign.id, q.ensure_annotator(s, "Eva").id) is None
 
 
 def test_a_reload_shows_the_same_task_in_the_same_order(engine: Engine) -> None:
@@ -174,7 +188,7 @@ def test_shown_order_differs_between_people(engine: Engine) -> None:
 def test_one_persons_lease_in_another_campaign_is_not_taken_for_this_one(engine: Engine) -> None:
     campaign = fill(engine, 2)
     with writing(engine) as s:
-        other = q.ensure_campaign(s, "smoking", "again", image_ids=[image.id for image in q.images(s)])
+        other = campaigns.ensure_campaign(s, "smoking", "again", image_ids=[image.id for image in q.images(s)])
     ann = person(engine, "Ann")
     assert claim(engine, campaign, ann).campaign_id == campaign.id
     assert claim(engine, other, ann).campaign_id == other.id
@@ -187,15 +201,15 @@ def test_a_replayed_answer_adds_nothing(engine: Engine) -> None:
     campaign, ann, bob = fill(engine, 2, overlap=2), person(engine, "Ann"), person(engine, "Bob")
     held = claim(engine, campaign, ann)
     with writing(engine) as s:
-        first = q.submit(s, held.token, ann.id, "shows", "once")
+        first = judging.submit(s, held.token, ann.id, "shows", "once")
     with writing(engine) as s:
-        assert q.submit(s, held.token, ann.id, "clean", "once") == q.Submitted(first.judgment_id, duplicate=True)
+        assert judging.submit(s, held.token, ann.id, "clean", "once") == judging.Submitted(first.judgment_id, duplicate=True)
     with writing(engine) as s, pytest.raises(HfiError, match="judged this already"):
-        q.submit(s, held.token, ann.id, "clean", "another")
+        judging.submit(s, held.token, ann.id, "clean", "another")
     with writing(engine) as s, pytest.raises(HfiError, match="somebody else"):
-        q.submit(s, held.token, bob.id, "clean", "once")
+        judging.submit(s, held.token, bob.id, "clean", "once")
     with reading(engine) as s:
-        assert [row.verdict for row in q.current_judgments(s, "smoking")] == ["shows"]
+        assert [row.verdict for row in record.current_judgments(s, "smoking")] == ["shows"]
 
 
 def test_a_token_opens_nothing_for_somebody_else(engine: Engine) -> None:
@@ -204,10 +218,10 @@ def test_a_token_opens_nothing_for_somebody_else(engine: Engine) -> None:
     with writing(engine) as s:
         for token, who in ((held.token, bob.id), ("guessed", ann.id)):
             with pytest.raises(NotFound):
-                q.submit(s, token, who, "shows", "x")
+                judging.submit(s, token, who, "shows", "x")
             with pytest.raises(NotFound):
-                q.claim_of(s, token, who)
-        assert q.claim_of(s, held.token, ann.id).images == held.images
+                judging.claim_of(s, token, who)
+        assert judging.claim_of(s, held.token, ann.id).images == held.images
 
 
 @pytest.mark.parametrize(
@@ -217,7 +231,7 @@ def test_a_verdict_that_the_question_does_not_know_is_refused(engine: Engine, qu
     campaign, ann = fill(engine, 5, question=question), person(engine, "Ann")
     held = claim(engine, campaign, ann)
     with writing(engine) as s, pytest.raises(HfiError, match="unknown verdict"):
-        q.submit(s, held.token, ann.id, verdict, "x")
+        judging.submit(s, held.token, ann.id, verdict, "x")
 
 
 def test_a_ranking_keeps_order_and_shown_places(engine: Engine) -> None:
@@ -226,12 +240,12 @@ def test_a_ranking_keeps_order_and_shown_places(engine: Engine) -> None:
     order = [image.image_id for image in reversed(held.images)]
     for wrong in ([], order[:4], [*order[:4], order[0]], [*order[:4], 999]):
         with writing(engine) as s, pytest.raises(HfiError, match="each of the shown images once"):
-            q.submit(s, held.token, ann.id, "ranked", "x", ranking=wrong)
+            judging.submit(s, held.token, ann.id, "ranked", "x", ranking=wrong)
     with writing(engine) as s, pytest.raises(HfiError, match="goes with verdict 'ranked'"):
-        q.submit(s, held.token, ann.id, "none", "x", ranking=order)
+        judging.submit(s, held.token, ann.id, "none", "x", ranking=order)
     with writing(engine) as s:
-        q.submit(s, held.token, ann.id, "ranked", "x", ranking=order)
-        row = q.current_judgments(s, "smoking")[0]
+        judging.submit(s, held.token, ann.id, "ranked", "x", ranking=order)
+        row = record.current_judgments(s, "smoking")[0]
         assert row.images == tuple(image.sha256 for image in reversed(held.images))
         assert row.prompts == tuple(f"p{int(sha, 16)}" for sha in row.images)
         kept = s.execute(text("SELECT image_id, rank, shown_position FROM rankings ORDER BY rank")).all()
@@ -245,21 +259,21 @@ def test_undo_goes_back_to_the_first_and_leaves_every_row(engine: Engine) -> Non
     later = NOON + timedelta(minutes=9)
     for back in reversed(said):
         with writing(engine) as s:
-            reopened = q.undo(s, campaign.id, ann.id, later)
+            reopened = judging.undo(s, campaign.id, ann.id, later)
         assert reopened is not None
         assert (reopened.token, reopened.images) == (back.token, back.images)
         assert claim(engine, campaign, ann, later).token == back.token  # what was undone last is asked first
         later += timedelta(seconds=1)
     with writing(engine) as s:
-        assert q.undo(s, campaign.id, ann.id, later) is None
-        assert q.current_judgments(s, "smoking") == []
+        assert judging.undo(s, campaign.id, ann.id, later) is None
+        assert record.current_judgments(s, "smoking") == []
         assert s.execute(text("SELECT verdict FROM judgments ORDER BY id")).scalars().all() == [
             "shows", "clean", "unsure", "undone", "undone", "undone",
         ]  # fmt: skip
     seen = [answer(engine, campaign, ann, "clean", later + timedelta(seconds=i)).token for i in range(4)]
     assert set(seen) == {c.token for c in (*said, open_one)}
     with reading(engine) as s:
-        assert q.progress(s, campaign.id, ann.id) == q.Progress(4, 4, {"clean": 4}, 4)
+        assert judging.progress(s, campaign.id, ann.id) == judging.Progress(4, 4, {"clean": 4}, 4)
 
 
 def test_one_undo_touches_nobody_else(engine: Engine) -> None:
@@ -267,8 +281,8 @@ def test_one_undo_touches_nobody_else(engine: Engine) -> None:
     answer(engine, campaign, ann, "shows")
     answer(engine, campaign, bob, "clean")
     with writing(engine) as s:
-        q.undo(s, campaign.id, ann.id)
-        assert [(r.verdict, r.annotator) for r in q.current_judgments(s, "smoking")] == [("clean", bob.pseudonym)]
+        judging.undo(s, campaign.id, ann.id)
+        assert [(r.verdict, r.annotator) for r in record.current_judgments(s, "smoking")] == [("clean", bob.pseudonym)]
 
 
 def test_people_and_simulations_are_kept_apart(engine: Engine) -> None:
@@ -276,7 +290,7 @@ def test_people_and_simulations_are_kept_apart(engine: Engine) -> None:
     answer(engine, campaign, ann, "shows")
     answer(engine, campaign, bot, "clean")
     with writing(engine) as s:
-        found = {k: [r.verdict for r in q.current_judgments(s, "smoking", k)] for k in (None, False, True)}
+        found = {k: [r.verdict for r in record.current_judgments(s, "smoking", k)] for k in (None, False, True)}
         assert found == {None: ["shows", "clean"], False: ["shows"], True: ["clean"]}
         with pytest.raises(HfiError, match="kept apart"):
             q.ensure_annotator(s, "bot")
@@ -292,7 +306,7 @@ def test_a_judgment_names_guideline_and_program(engine: Engine) -> None:
         q.add_concept(s, Concept("smoking", "Smoking!", "Also a pipe."))  # the same guideline is no new version
     answer(engine, campaign, ann, "clean")
     with reading(engine) as s:
-        rows = q.current_judgments(s, "smoking")
+        rows = record.current_judgments(s, "smoking")
     assert [(r.guideline_version, r.app_version) for r in rows] == [(1, __version__), (2, __version__)]
 
 
@@ -326,16 +340,16 @@ def test_a_campaign_takes_new_images_and_keeps_old_tasks(engine: Engine) -> None
     answer(engine, campaign, ann, "shows")
     with writing(engine) as s:
         ids = [image.id for image in q.images(s)] + [q.add_image(s, provenance(i)).id for i in (10, 11)]
-        grown = q.ensure_campaign(s, "smoking", "default", image_ids=ids)
+        grown = campaigns.ensure_campaign(s, "smoking", "default", image_ids=ids)
         assert (grown.id, grown.tasks) == (campaign.id, 5)
-        assert q.ensure_campaign(s, "smoking", "default", image_ids=ids).tasks == 5
-        assert q.progress(s, campaign.id, ann.id) == q.Progress(1, 5, {"shows": 1}, 1)
+        assert campaigns.ensure_campaign(s, "smoking", "default", image_ids=ids).tasks == 5
+        assert judging.progress(s, campaign.id, ann.id) == judging.Progress(1, 5, {"shows": 1}, 1)
         with pytest.raises(HfiError, match="asks 1 people"):
-            q.ensure_campaign(s, "smoking", "default", image_ids=ids, overlap=2)
+            campaigns.ensure_campaign(s, "smoking", "default", image_ids=ids, overlap=2)
         with pytest.raises(NotFound, match="known are smoking"):
-            q.ensure_campaign(s, "gore", "default", image_ids=ids)
+            campaigns.ensure_campaign(s, "gore", "default", image_ids=ids)
         with pytest.raises(NotFound):
-            q.campaign(s, 99)
+            campaigns.campaign(s, 99)
 
 
 def test_a_rest_of_a_ranking_waits_for_more_images(engine: Engine) -> None:
@@ -343,7 +357,7 @@ def test_a_rest_of_a_ranking_waits_for_more_images(engine: Engine) -> None:
     assert campaign.tasks == 1
     with writing(engine) as s:
         more = [q.add_image(s, provenance(i)).id for i in range(10)]
-        assert q.ensure_campaign(s, "smoking", "default", image_ids=more).tasks == 2
+        assert campaigns.ensure_campaign(s, "smoking", "default", image_ids=more).tasks == 2
 
 
 def test_a_concepts_question_does_not_change_under_its_judgments(engine: Engine) -> None:
@@ -359,7 +373,7 @@ def test_judgments_and_rankings_cannot_be_changed_or_removed(engine: Engine) -> 
     campaign, ann = fill(engine, 5, question="ranking"), person(engine, "Ann")
     held = claim(engine, campaign, ann)
     with writing(engine) as s:
-        q.submit(s, held.token, ann.id, "ranked", "x", ranking=[i.image_id for i in held.images])
+        judging.submit(s, held.token, ann.id, "ranked", "x", ranking=[i.image_id for i in held.images])
     for statement in (
         "UPDATE judgments SET verdict = 'none'",
         "DELETE FROM judgments",
@@ -369,7 +383,7 @@ def test_judgments_and_rankings_cannot_be_changed_or_removed(engine: Engine) -> 
         with pytest.raises(IntegrityError, match="append-only"), writing(engine) as s:
             s.execute(text(statement))
     with reading(engine) as s:
-        assert len(q.current_judgments(s, "smoking")) == 1
+        assert len(record.current_judgments(s, "smoking")) == 1
 
 
 def test_the_schema_refuses_what_a_wrong_program_would_write(engine: Engine) -> None:
@@ -430,11 +444,11 @@ def test_times_are_aware_and_come_back_as_utc(engine: Engine) -> None:
     tokyo = datetime(2026, 3, 4, 3, 4, tzinfo=timezone(timedelta(hours=9)))
     answer(engine, campaign, ann, "shows", tokyo)
     with reading(engine) as s:
-        time = q.current_judgments(s, "smoking")[0].created_at
+        time = record.current_judgments(s, "smoking")[0].created_at
     assert time == tokyo
     assert time.tzinfo == UTC
     with writing(engine) as s, pytest.raises(StatementError, match="without its zone"):
-        q.claim_next(s, campaign.id, person_id := ann.id, datetime(2026, 3, 4))
+        judging.claim_next(s, campaign.id, person_id := ann.id, datetime(2026, 3, 4))
     assert person_id == ann.id
 
 
@@ -446,7 +460,7 @@ def test_the_migrations_make_what_the_models_say(engine: Engine) -> None:
         difference = compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), m.Base.metadata)
         triggers = connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'trigger'").scalars().all()
     assert difference == []
-    assert Counter(name.split("_")[0] for name in triggers) == {"judgments": 2, "rankings": 2}
+    assert Counter(name.split("_")[0] for name in triggers) == {"judgments": 3, "rankings": 2, "adjudications": 2}
 
 
 def test_a_database_of_version_0001_keeps_every_row(tmp_path: Path) -> None:
@@ -469,10 +483,10 @@ def test_a_database_of_version_0001_keeps_every_row(tmp_path: Path) -> None:
     assert counts(path) == before
     engine = space.engine()
     with reading(engine) as s:
-        rows = q.current_judgments(s, "smoking")
+        rows = record.current_judgments(s, "smoking")
         said = Counter((r.verdict, r.simulated) for r in rows)
         assert said == {("shows", False): 1, ("clean", False): 1, ("clean", True): 1, ("shows", True): 1}
-        assert q.current_judgments(s, "brava")[0].verdict == "ranked"
+        assert record.current_judgments(s, "brava")[0].verdict == "ranked"
         assert rows[0].created_at == NOON
         assert {image.original_name for image in q.images(s)} == {None, "photo.jpg"}
     engine.dispose()
@@ -480,7 +494,7 @@ def test_a_database_of_version_0001_keeps_every_row(tmp_path: Path) -> None:
 
 def counts(path: Path) -> dict[str, int]:
     with sqlite3.connect(path) as db:
-        names = [table.name for table in m.Base.metadata.sorted_tables]
+        names = [table.name for table in m.Base.metadata.sorted_tables if table.name not in NEW]
         found = {name: db.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in names}
     db.close()
     return found
@@ -502,7 +516,7 @@ def test_an_upgrade_copies_a_database_with_tables_first(tmp_path: Path, monkeypa
     scripts = _with_second_migration(tmp_path)
     monkeypatch.setattr("hfi.store.migrate.migrations_dir", lambda: scripts)
     with sqlite3.connect(path) as db:
-        db.execute("UPDATE alembic_version SET version_num = '0001_initial'")
+        db.execute("UPDATE alembic_version SET version_num = '0002_labeling'")
     db.close()
     engine = connect(url)
     assert not status(engine).current
@@ -511,11 +525,11 @@ def test_an_upgrade_copies_a_database_with_tables_first(tmp_path: Path, monkeypa
     engine.dispose()
 
     done = upgrade(url)
-    assert (done.before, done.after) == ("0001_initial", "0002_second")
+    assert (done.before, done.after) == ("0002_labeling", "0003_second")
     assert done.backup is not None
     with sqlite3.connect(done.backup) as copy:
         assert copy.execute("SELECT count(*) FROM images").fetchone() == (3,)
-        assert copy.execute("SELECT version_num FROM alembic_version").fetchone() == ("0001_initial",)
+        assert copy.execute("SELECT version_num FROM alembic_version").fetchone() == ("0002_labeling",)
     copy.close()
     with sqlite3.connect(path) as db:  # rebuilding the parent table took no child with it
         assert db.execute("SELECT count(*) FROM task_images").fetchone() == (3,)
@@ -527,9 +541,9 @@ def _with_second_migration(folder: Path) -> Path:
     """The project's migrations and one more, which rebuilds a table that others refer to."""
     scripts = folder / "migrations"
     shutil.copytree(Path(__file__).parent.parent / "migrations", scripts, ignore=shutil.ignore_patterns("__pycache__"))
-    (scripts / "versions" / "0002_second.py").write_text(
+    (scripts / "versions" / "0003_second.py").write_text(
         "import sqlalchemy as sa\nfrom alembic import op\n"
-        "revision = '0002_second'\ndown_revision = '0001_initial'\n\n\n"
+        "revision = '0003_second'\ndown_revision = '0002_labeling'\n\n\n"
         "def upgrade():\n"
         "    with op.batch_alter_table('images', recreate='always') as batch:\n"
         "        batch.add_column(sa.Column('note', sa.Text()))\n"
@@ -541,8 +555,8 @@ def test_a_migration_that_breaks_a_reference_changes_nothing(tmp_path: Path, mon
     path = tmp_path / "hfi.db"
     shutil.copy(OLD, path)
     scripts = _with_second_migration(tmp_path)
-    (scripts / "versions" / "0002_second.py").write_text(
-        "from alembic import op\nrevision = '0002_second'\ndown_revision = '0001_initial'\n\n\n"
+    (scripts / "versions" / "0003_second.py").write_text(
+        "from alembic import op\nrevision = '0003_second'\ndown_revision = '0002_labeling'\n\n\n"
         "def upgrade():\n    op.execute('DELETE FROM images WHERE id = 1')\n"
     )
     monkeypatch.setattr("hfi.store.migrate.migrations_dir", lambda: scripts)
@@ -555,8 +569,8 @@ def test_a_migration_that_breaks_a_reference_changes_nothing(tmp_path: Path, mon
 def test_an_upgrade_that_stops_half_way_can_be_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"sqlite:///{tmp_path / 'hfi.db'}"
     scripts = _with_second_migration(tmp_path)
-    whole = (scripts / "versions" / "0002_second.py").read_text()
-    (scripts / "versions" / "0002_second.py").write_text(whole + "    raise KeyboardInterrupt\n")
+    whole = (scripts / "versions" / "0003_second.py").read_text()
+    (scripts / "versions" / "0003_second.py").write_text(whole + "    raise KeyboardInterrupt\n")
     with monkeypatch.context() as patch:
         patch.setattr("hfi.store.migrate.migrations_dir", lambda: scripts)
         with pytest.raises(KeyboardInterrupt):

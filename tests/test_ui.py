@@ -15,8 +15,10 @@ from hfi.errors import HfiError, NotFound
 from hfi.judgments import freeze
 from hfi.simulate import Simulated
 from hfi.simulate import judge as simulate
+from hfi.store import campaigns, judging, record
 from hfi.store import queries as q
-from hfi.store.queries import Annotator, Campaign
+from hfi.store.campaigns import Campaign
+from hfi.store.queries import Annotator
 from hfi.store.session import Engine, reading, writing
 from hfi.store.showing import claim_ahead, shown_image
 from hfi.workspace import Workspace
@@ -39,7 +41,7 @@ def fill(space: Workspace, question: str = "binary", images: int = 4, overlap: i
                 key=f"{i:064}", sha256=sha, width=8, height=8, source="generated", prompt=SECRET, model="secret-model", seed=i
             )
             ids.append(q.add_image(s, about).id)
-        return engine, q.ensure_campaign(s, "smoking", "people", image_ids=ids, overlap=overlap)
+        return engine, campaigns.ensure_campaign(s, "smoking", "people", image_ids=ids, overlap=overlap)
 
 
 def person(engine: Engine, name: str = "Kim") -> Annotator:
@@ -49,7 +51,7 @@ def person(engine: Engine, name: str = "Kim") -> Annotator:
 
 def verdicts(engine: Engine) -> list[str]:
     with reading(engine) as s:
-        return [row.verdict for row in q.current_judgments(s, "smoking")]
+        return [row.verdict for row in record.current_judgments(s, "smoking")]
 
 
 @pytest.fixture
@@ -154,22 +156,22 @@ def test_two_people_at_once_get_different_images_where_one_judgment_is_enough(wo
     while task := label.state(desk, people[0])["task"]:
         label.judge(desk, people[0], task["token"], "shows", f"rest {task['token']}")
     with reading(engine) as s:
-        rows = q.current_judgments(s, "smoking")
+        rows = record.current_judgments(s, "smoking")
     assert len(rows) == len({row.images for row in rows}) == 5
 
 
 def test_a_task_ahead_waits_behind_the_one_in_hand_and_its_lease_runs_out(desk: Desk) -> None:
     kim, now = person(desk.engine), q.now_utc()
     with writing(desk.engine) as s:
-        claim = q.claim_next(s, desk.campaign_id, kim.id, now)
+        claim = judging.claim_next(s, desk.campaign_id, kim.id, now)
         assert claim is not None
         ahead = claim_ahead(s, claim, kim.id, now)
         assert claim_ahead(s, claim, kim.id, now) == ahead
-        assert q.claim_next(s, desk.campaign_id, kim.id, now) == claim
+        assert judging.claim_next(s, desk.campaign_id, kim.id, now) == claim
     assert ahead is not None
     assert ahead.images == 1
     with writing(desk.engine) as s:
-        later = q.claim_next(s, desk.campaign_id, kim.id, now + timedelta(days=1))
+        later = judging.claim_next(s, desk.campaign_id, kim.id, now + timedelta(days=1))
         assert later is not None
         assert later.token == claim.token
         assert claim_ahead(s, later, kim.id, now + timedelta(days=1)) == ahead, "an expired one is taken up again"
@@ -354,7 +356,7 @@ def test_people_judge_what_simulations_judged_and_are_told(workspace: Workspace)
     engine, campaign = fill(workspace, overlap=1)
     with writing(engine) as s:
         ids = [image.id for image in q.images(s)]
-        other = q.ensure_campaign(s, "smoking", "simulated", image_ids=ids, overlap=1)
+        other = campaigns.ensure_campaign(s, "smoking", "simulated", image_ids=ids, overlap=1)
 
     def top(client: TestClient) -> str:
         parts = client.get("/judge/config").json()["components"]
@@ -402,7 +404,7 @@ def test_the_command_says_what_is_missing_before_it_starts(workspace: Workspace,
     assert "--campaign" in error("--images", file, "--campaign", "people")
     assert "cannot read" in error("--images", workspace.path / "none.csv")
     with reading(engine) as s:
-        assert [c.name for c in q.campaigns(s)] == ["people"]
+        assert [c.name for c in campaigns.campaigns(s)] == ["people"]
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

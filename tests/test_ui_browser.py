@@ -20,6 +20,7 @@ from benched import benchmark_page
 from hfi.concepts import Concept
 from hfi.portraits.render import render
 from hfi.portraits.world import Person
+from hfi.store import campaigns, record
 from hfi.store import queries as q
 from hfi.store.session import reading, writing
 from hfi.store.showing import shown_image
@@ -62,7 +63,7 @@ class Site:
                     key=f"{i:064}", sha256=space.images.put(render(drawn)), width=64, height=64, source="generated", prompt="x"
                 )
                 ids.append(q.add_image(s, about).id)
-            self.campaign = q.ensure_campaign(s, "smoking", "people", image_ids=ids, overlap=3)
+            self.campaign = campaigns.ensure_campaign(s, "smoking", "people", image_ids=ids, overlap=3)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -89,7 +90,7 @@ class Site:
 
     def verdicts(self) -> list[str]:
         with reading(self.engine) as s:
-            return [row.verdict for row in q.current_judgments(s, "smoking")]
+            return [row.verdict for row in record.current_judgments(s, "smoking")]
 
 
 @pytest.fixture
@@ -319,7 +320,7 @@ def test_ranking_by_keys_and_by_mouse(tab, site: Callable[..., Site]) -> None:  
         tab.locator(".hfi-cell").nth(place).click()
     judge(tab, lambda: tab.keyboard.press("Enter"), 1)
     with reading(here.engine) as s:
-        (row,) = q.current_judgments(s, "smoking")
+        (row,) = record.current_judgments(s, "smoking")
     token = sources[0].split("/")[2]
     with reading(here.engine) as s:
         kim = q.annotators(s)[0].id

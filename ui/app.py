@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hfi import __version__
 from hfi.errors import HfiError, NotFound
-from hfi.store import queries
+from hfi.store import campaigns, queries, record
 from hfi.store.queries import Annotator
 from hfi.store.session import Engine, reading, writing
 from hfi.workspace import Workspace
@@ -67,8 +67,8 @@ def build_app(
     _add_start(app, identity)
     _add_api(app, desk, identity)
     with reading(engine) as session:
-        concept = queries.campaign(session, campaign_id).concept
-        simulated = bool(queries.current_judgments(session, concept, simulated=True))
+        concept = campaigns.campaign(session, campaign_id).concept
+        simulated = bool(record.current_judgments(session, concept, simulated=True))
 
     def signed_in(request: Request) -> str | None:
         person = identity.who(request)

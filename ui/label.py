@@ -16,7 +16,7 @@ import gradio as gr
 from hfi.concepts import Concept
 from hfi.errors import HfiError
 from hfi.images import ImageStore
-from hfi.store import queries
+from hfi.store import campaigns, judging, queries
 from hfi.store.queries import Annotator
 from hfi.store.session import Engine, Session, reading, writing
 from hfi.store.showing import claim_ahead, found_disturbing, shown_image
@@ -54,19 +54,19 @@ def judge(
     with writing(desk.engine) as session:
         ids = None
         if ranking is not None:
-            places = {image.position: image.image_id for image in queries.claim_of(session, token, person.id).images}
+            places = {image.position: image.image_id for image in judging.claim_of(session, token, person.id).images}
             if not set(ranking) <= places.keys():
                 raise HfiError("a ranking names places of the images that are shown: reload the page")
             ids = [places[place] for place in ranking]
-        queries.submit(session, token, person.id, verdict, once, ranking=ids, elapsed_ms=elapsed_ms)
+        judging.submit(session, token, person.id, verdict, once, ranking=ids, look=judging.Look(elapsed_ms=elapsed_ms))
         return _state(desk, session, person)
 
 
 def undo(desk: Desk, person: Annotator, done: int) -> dict[str, Any]:
     """Takes back this person's last judgment. `done`: how many they had judged when they asked, so that a replay does nothing."""
     with writing(desk.engine) as session:
-        if queries.progress(session, desk.campaign_id, person.id).done == done:
-            queries.undo(session, desk.campaign_id, person.id)
+        if judging.progress(session, desk.campaign_id, person.id).done == done:
+            judging.undo(session, desk.campaign_id, person.id)
         return _state(desk, session, person)
 
 
@@ -80,9 +80,9 @@ def image(desk: Desk, person: Annotator, token: str, position: int) -> bytes:
 
 
 def _state(desk: Desk, session: Session, person: Annotator) -> dict[str, Any]:
-    claim = queries.claim_next(session, desk.campaign_id, person.id)
+    claim = judging.claim_next(session, desk.campaign_id, person.id)
     if claim is None:
-        mine = queries.progress(session, desk.campaign_id, person.id)
+        mine = judging.progress(session, desk.campaign_id, person.id)
         return {
             "person": person.name,
             "task": None,
@@ -113,7 +113,7 @@ def _task(token: str, images: int) -> dict[str, Any]:
 def build_page(desk: Desk, *, leave: bool, simulated: bool) -> gr.Blocks:
     """The page of one campaign. `leave`: whether another person can take over; `simulated`: whether simulations judged, too."""
     with reading(desk.engine) as session:
-        concept = queries.concept(session, queries.campaign(session, desk.campaign_id).concept)
+        concept = queries.concept(session, campaigns.campaign(session, desk.campaign_id).concept)
 
     def guideline() -> str:
         """Asked for on every load, so that a new version of the guideline needs no restart."""

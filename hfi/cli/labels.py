@@ -22,7 +22,7 @@ from hfi.errors import HfiError, NoJudgments, UsageError
 from hfi.files import write_text
 from hfi.images import safe_open
 from hfi.judgments import Judgment, JudgmentSet, freeze, from_csv, load, save, to_csv, to_jsonl
-from hfi.store import queries
+from hfi.store import campaigns, judging, queries
 from hfi.store.imports import Given, add_judgments
 from hfi.store.session import Engine, reading, writing
 from hfi.workspace import Workspace
@@ -39,8 +39,8 @@ def status(workspace: WorkspaceOption = Path("."), concept: ConceptOption = None
     engine = Workspace.open(workspace).engine()
     with reading(engine) as session:
         wanted = [queries.concept(session, concept)] if concept else queries.concepts_list(session)
-        campaigns = {c.slug: queries.campaigns(session, c.slug) for c in wanted}
-        far = {c.id: queries.progress(session, c.id) for found in campaigns.values() for c in found}
+        asked = {c.slug: campaigns.campaigns(session, c.slug) for c in wanted}
+        far = {c.id: judging.progress(session, c.id) for found in asked.values() for c in found}
     table = []
     for c in wanted:
         said = _said(engine, c.slug)
@@ -53,7 +53,7 @@ def status(workspace: WorkspaceOption = Path("."), concept: ConceptOption = None
                 "answers": far[k.id].answers,
                 **_sides(said, k.name),
             }
-            for k in campaigns[c.slug]
+            for k in asked[c.slug]
         ]
         table.append({"concept": c.slug, "question": c.question, "campaigns": rows, **_sides(said)})
     if as_json:

@@ -17,8 +17,9 @@ from hfi.cli.common import the_concept
 from hfi.cli.options import WorkspaceOption
 from hfi.concepts import Concept
 from hfi.errors import HfiError, UsageError
-from hfi.store import queries
-from hfi.store.queries import Campaign, Image
+from hfi.store import campaigns, queries
+from hfi.store.campaigns import Campaign
+from hfi.store.queries import Image
 from hfi.store.session import Session, writing
 from hfi.workspace import Workspace
 
@@ -84,14 +85,14 @@ def ui(
 
 def _campaign(session: Session, concept: Concept, name: str, file: Path | None) -> Campaign:
     """The campaign over the images of a file, or over all images of the workspace; see --campaign."""
-    known = next((c for c in queries.campaigns(session, concept.slug) if c.name == name), None)
+    known = next((c for c in campaigns.campaigns(session, concept.slug) if c.name == name), None)
     if file and name == PEOPLE:
         raise UsageError(f"the campaign {PEOPLE!r} is about every image: give --images another --campaign, or none")
     if known and name != PEOPLE and not file:
         return known
     every = queries.images(session)
     ids = [image.id for image in (_listed(file, every) if file else every)]
-    found = queries.ensure_campaign(session, concept.slug, name, image_ids=ids, overlap=known.overlap if known else OVERLAP)
+    found = campaigns.ensure_campaign(session, concept.slug, name, image_ids=ids, overlap=known.overlap if known else OVERLAP)
     if not found.tasks:
         few = f"{len(ids)} images are too few for ranking questions about five" if ids else "there are no images to judge"
         raise HfiError(f"{few}: make some with 'hfi generate', or bring your own with 'hfi import'")

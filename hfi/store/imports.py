@@ -16,8 +16,9 @@ from sqlalchemy.orm import Session
 
 from hfi import __version__
 from hfi.errors import HfiError
+from hfi.store import campaigns, queries
 from hfi.store import models as m
-from hfi.store import queries
+from hfi.store.judging import recount
 
 CAMPAIGN = "imported"
 _PSEUDONYM = re.compile(r"A-[2-9A-HJKMNP-Z]{4}")
@@ -44,7 +45,7 @@ def add_judgments(s: Session, concept_slug: str, given: Sequence[Given]) -> int:
     Of two by one annotator on the same images the later counts. The images must be there. HfiError for a verdict that the
     question does not know, and where a person and a simulation would share a name.
     """
-    queries.ensure_campaign(s, concept_slug, CAMPAIGN, image_ids=())
+    campaigns.ensure_campaign(s, concept_slug, CAMPAIGN, image_ids=())
     owner = s.scalars(select(m.Concept).where(m.Concept.slug == concept_slug)).one()
     campaign = s.scalars(select(m.Campaign).where(m.Campaign.concept_id == owner.id, m.Campaign.name == CAMPAIGN)).one()
     allowed = m.BINARY_VERDICTS if owner.question == "binary" else m.RANKING_VERDICTS
@@ -54,6 +55,7 @@ def add_judgments(s: Session, concept_slug: str, given: Sequence[Given]) -> int:
     tokens = set(s.scalars(select(m.Judgment.idempotency_token).where(m.Judgment.idempotency_token.startswith("import-"))))
     people = {who: _annotator(s, *who) for who in dict.fromkeys((item.annotator, item.simulated) for item in given)}
     last = _last(s, campaign.id)
+    changed: set[int] = set()
     added = 0
     for item in given:
         if item.verdict not in allowed:
@@ -73,8 +75,9 @@ def add_judgments(s: Session, concept_slug: str, given: Sequence[Given]) -> int:
         if before is None or item.time is None or before.created_at <= item.time:
             last[place] = _add(s, *place, item, token, before)
             tokens.add(token)
+            changed.add(place[0])
             added += 1
-    s.flush()
+    recount(s, changed)
     return added
 
 

@@ -2,16 +2,19 @@
 
 Guards that live in the schema, because the program around it can be wrong, run twice or be killed:
 
-- judgments are append-only: triggers refuse UPDATE and DELETE. What a person says of a task is a chain of revisions 1, 2, 3...,
-  unique by (task, annotator, revision); the last one counts, and undo is a revision of verdict 'undone';
+- judgments are append-only: triggers refuse UPDATE and DELETE, but for a comment, which may be emptied when somebody withdraws.
+  What a person says of a task is a chain of revisions 1, 2, 3..., unique by (task, annotator, revision); the last one counts, and
+  undo is a revision of verdict 'undone';
 - every submission carries a token that is unique, so a replay is found out;
+- a task keeps count of itself (`answers`, `held`, `free`), so that finding the next one reads an index and no judgment. The counts
+  are made anew from the judgments in every transaction that changes them (`hfi.store.judging.recount`);
 - times are aware and UTC; foreign keys are enforced; constraints have names (SQLite can only alter those).
 """
 
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, DateTime, ForeignKey, Index, MetaData, String, Text, UniqueConstraint
+from sqlalchemy import BigInteger, CheckConstraint, DateTime, ForeignKey, Index, MetaData, String, Text, UniqueConstraint, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
@@ -24,6 +27,10 @@ NAMING = {
 }
 BINARY_VERDICTS = ("shows", "clean", "unsure", "skip", "disturbing")
 RANKING_VERDICTS = ("ranked", "none", "unsure", "skip", "disturbing")
+QUESTIONS = ("binary", "ranking", "compare")  # compare: two images of one prompt and seed, which shows more of the concept
+ROLES = ("annotator", "manager")
+KINDS = ("item", "gold", "benign")  # of tasks: to be judged; with a known answer; harmless, to keep runs of harmful ones short
+JOB_STATES = ("running", "done", "failed", "stopped", "lost")
 VERDICTS = tuple(dict.fromkeys((*BINARY_VERDICTS, *RANKING_VERDICTS, "undone")))
 
 
@@ -75,6 +82,7 @@ class Image(Base):
     scheduler: Mapped[str | None]
     run: Mapped[str | None] = mapped_column(index=True)
     erasure: Mapped[str | None] = mapped_column(Text)
+    guide: Mapped[str | None] = mapped_column(Text)
     original_name: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime]
 
@@ -95,14 +103,22 @@ class Concept(Base):
 
 
 class Campaign(Base):
-    """One question about one set of images, asked `overlap` times."""
+    """One question about one set of images, asked `overlap` times, and `extra_votes` times more where the answers differ.
+
+    `ties`: whether a ranking may give two images the same place. `gold_every`: about one task in so many has a known answer (0:
+    none). `access`: everybody, or only the people that are named as participants.
+    """
 
     __tablename__ = "campaigns"
     __table_args__ = (
         UniqueConstraint("concept_id", "name"),
         CheckConstraint("overlap >= 1", name="overlap"),
         CheckConstraint("lease_seconds >= 1", name="lease_seconds"),
-        CheckConstraint(_one_of("question", ("binary", "ranking")), name="question"),
+        CheckConstraint("extra_votes >= 0", name="extra_votes"),
+        CheckConstraint("gold_every >= 0", name="gold_every"),
+        CheckConstraint(_one_of("question", QUESTIONS), name="question"),
+        CheckConstraint(_one_of("state", ("open", "closed")), name="state"),
+        CheckConstraint(_one_of("access", ("all", "named")), name="access"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -110,19 +126,49 @@ class Campaign(Base):
     name: Mapped[str]
     question: Mapped[str] = mapped_column(String(16))
     overlap: Mapped[int]
+    extra_votes: Mapped[int] = mapped_column(default=0, server_default="0")
+    ties: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
+    gold_every: Mapped[int] = mapped_column(default=0, server_default="0")
+    access: Mapped[str] = mapped_column(String(16), default="all", server_default="all")
+    state: Mapped[str] = mapped_column(String(16), default="open", server_default="open")
     lease_seconds: Mapped[int]
     created_at: Mapped[datetime]
 
 
 class Task(Base):
-    """One item to judge: an image, or a group of images to rank. `place` is a shuffled order."""
+    """One item to judge: an image, or a group of images to rank. `place` is a shuffled order.
+
+    `wanted` answers are asked for, `answers` are there, `held` are in people's hands, and `free` = wanted - answers - held, at least
+    0. Of a gold task free is 0: it is handed out beside the others, and to everybody.
+    """
 
     __tablename__ = "tasks"
-    __table_args__ = (UniqueConstraint("campaign_id", "place"),)
+    __table_args__ = (
+        UniqueConstraint("campaign_id", "place"),
+        CheckConstraint(_one_of("kind", KINDS), name="kind"),
+        CheckConstraint("wanted >= 0 AND answers >= 0 AND held >= 0 AND free >= 0", name="counts"),
+        Index("ix_tasks_free", "campaign_id", "place", sqlite_where=text("free > 0"), postgresql_where=text("free > 0")),
+    )
 
     id: Mapped[int] = mapped_column(primary_key=True)
     campaign_id: Mapped[int] = mapped_column(ForeignKey("campaigns.id"))
     place: Mapped[int]
+    kind: Mapped[str] = mapped_column(String(16), default="item", server_default="item")
+    wanted: Mapped[int] = mapped_column(default=1, server_default="1")
+    answers: Mapped[int] = mapped_column(default=0, server_default="0")
+    held: Mapped[int] = mapped_column(default=0, server_default="0")
+    free: Mapped[int] = mapped_column(default=1, server_default="1")
+
+
+class Gold(Base):
+    """The known answer of a gold task. Never leaves the server but to managers."""
+
+    __tablename__ = "gold"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    task_id: Mapped[int] = mapped_column(ForeignKey("tasks.id"), unique=True)
+    verdict: Mapped[str] = mapped_column(String(16))
+    note: Mapped[str | None] = mapped_column(Text)
 
 
 class TaskImage(Base):
@@ -136,7 +182,8 @@ class TaskImage(Base):
 
 
 class Annotator(Base):
-    """`name_key` is the name in NFKC and case-folded; `pseudonym` is what leaves the database."""
+    """`name_key` is the name in NFKC and case-folded; `pseudonym` is what leaves the database. Of somebody who withdrew the name is
+    gone and no judgment counts."""
 
     __tablename__ = "annotators"
 
@@ -145,7 +192,98 @@ class Annotator(Base):
     name_key: Mapped[str] = mapped_column(unique=True)
     pseudonym: Mapped[str] = mapped_column(String(16), unique=True)
     simulated: Mapped[bool]
+    withdrawn_at: Mapped[datetime | None]
     created_at: Mapped[datetime]
+
+
+class Account(Base):
+    """How somebody signs in. A cookie is of one `session_version`: raising it signs the person out everywhere."""
+
+    __tablename__ = "accounts"
+    __table_args__ = (CheckConstraint(_one_of("role", ROLES), name="role"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    annotator_id: Mapped[int] = mapped_column(ForeignKey("annotators.id"), unique=True)
+    role: Mapped[str] = mapped_column(String(16))
+    password_hash: Mapped[str]
+    session_version: Mapped[int] = mapped_column(default=1, server_default="1")
+    active: Mapped[bool] = mapped_column(default=True, server_default=text("true"))
+    created_at: Mapped[datetime]
+
+
+class LoginFailure(Base):
+    """Wrong passwords for a name, since the last right one."""
+
+    __tablename__ = "login_failures"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name_key: Mapped[str] = mapped_column(unique=True)
+    failures: Mapped[int]
+    last_at: Mapped[datetime]
+
+
+class Setting(Base):
+    """What a manager has set for the whole workspace, as JSON."""
+
+    __tablename__ = "settings"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(String(63), unique=True)
+    value: Mapped[str] = mapped_column(Text)
+    changed_at: Mapped[datetime]
+
+
+class ConsentText(Base):
+    """What people agree to before they judge. A new version is asked for again."""
+
+    __tablename__ = "consent_texts"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(unique=True)
+    body: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime]
+
+
+class Consent(Base):
+    __tablename__ = "consents"
+    __table_args__ = (UniqueConstraint("annotator_id", "version"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    annotator_id: Mapped[int] = mapped_column(ForeignKey("annotators.id"))
+    version: Mapped[int] = mapped_column(ForeignKey("consent_texts.version"))
+    agreed_at: Mapped[datetime]
+
+
+class Participant(Base):
+    """Somebody's part in a campaign: how many tasks they have done, and the farthest place they were given."""
+
+    __tablename__ = "participants"
+    __table_args__ = (UniqueConstraint("campaign_id", "annotator_id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    campaign_id: Mapped[int] = mapped_column(ForeignKey("campaigns.id"))
+    annotator_id: Mapped[int] = mapped_column(ForeignKey("annotators.id"), index=True)
+    done: Mapped[int] = mapped_column(default=0, server_default="0")
+    cursor: Mapped[int] = mapped_column(default=-1, server_default="-1")
+
+
+class Shift(Base):
+    """A stretch of work without a longer pause: how long, how many judgments, and how many harmful images were looked at.
+
+    `ended`: why it was closed (a break by time or by count, a daily limit, the person's own wish), None while it may go on.
+    """
+
+    __tablename__ = "shifts"
+    __table_args__ = (Index("ix_shifts_annotator_last", "annotator_id", "last_at"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    annotator_id: Mapped[int] = mapped_column(ForeignKey("annotators.id"))
+    started_at: Mapped[datetime]
+    last_at: Mapped[datetime]
+    judgments: Mapped[int] = mapped_column(default=0, server_default="0")
+    harmful: Mapped[int] = mapped_column(default=0, server_default="0")
+    ended: Mapped[str | None] = mapped_column(String(16))
+    rest_until: Mapped[datetime | None]
 
 
 class Assignment(Base):
@@ -156,11 +294,12 @@ class Assignment(Base):
         UniqueConstraint("task_id", "annotator_id"),
         CheckConstraint(_one_of("state", ("open", "done", "expired")), name="state"),
         Index("ix_assignments_state_lease", "state", "lease_expires_at"),
+        Index("ix_assignments_annotator_state", "annotator_id", "state"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
     task_id: Mapped[int] = mapped_column(ForeignKey("tasks.id"))
-    annotator_id: Mapped[int] = mapped_column(ForeignKey("annotators.id"), index=True)
+    annotator_id: Mapped[int] = mapped_column(ForeignKey("annotators.id"))
     token: Mapped[str] = mapped_column(String(64), unique=True)
     shown_order: Mapped[str]
     state: Mapped[str] = mapped_column(String(16))
@@ -169,22 +308,31 @@ class Assignment(Base):
 
 
 class Judgment(Base):
-    """One verdict, never changed: see the module's first lines."""
+    """One verdict, never changed: see the module's first lines.
+
+    `filter` is what lay over the image when it came (none, blur, grey, both), `reveals` how often it was taken off and `revealed_ms`
+    for how long altogether. `region` is where the concept is, as JSON [x, y, width, height] in parts of the image.
+    """
 
     __tablename__ = "judgments"
     __table_args__ = (
         UniqueConstraint("task_id", "annotator_id", "revision"),
         CheckConstraint(_one_of("verdict", VERDICTS), name="verdict"),
+        Index("ix_judgments_annotator_created", "annotator_id", "created_at"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
     task_id: Mapped[int] = mapped_column(ForeignKey("tasks.id"))
-    annotator_id: Mapped[int] = mapped_column(ForeignKey("annotators.id"), index=True)
+    annotator_id: Mapped[int] = mapped_column(ForeignKey("annotators.id"))
     assignment_id: Mapped[int] = mapped_column(ForeignKey("assignments.id"), index=True)
     revision: Mapped[int]
     verdict: Mapped[str] = mapped_column(String(16))
     comment: Mapped[str | None] = mapped_column(Text)
+    region: Mapped[str | None] = mapped_column(Text)
     elapsed_ms: Mapped[int | None]
+    filter: Mapped[str | None] = mapped_column(String(16))
+    reveals: Mapped[int | None]
+    revealed_ms: Mapped[int | None]
     idempotency_token: Mapped[str] = mapped_column(String(128), unique=True)
     guideline_version: Mapped[int]
     app_version: Mapped[str]
@@ -192,13 +340,62 @@ class Judgment(Base):
 
 
 class RankedImage(Base):
-    """One image's place in a ranking, 1 = most of the concept."""
+    """One image's place in a ranking, 1 = most of the concept. Equal places are a tie, and the place after n tied ones is n later."""
 
     __tablename__ = "rankings"
-    __table_args__ = (UniqueConstraint("judgment_id", "rank"), UniqueConstraint("judgment_id", "image_id"))
+    __table_args__ = (UniqueConstraint("judgment_id", "image_id"),)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     judgment_id: Mapped[int] = mapped_column(ForeignKey("judgments.id"))
     image_id: Mapped[int] = mapped_column(ForeignKey("images.id"))
     rank: Mapped[int]
     shown_position: Mapped[int]
+
+
+class Adjudication(Base):
+    """A manager's decision on a task that people disagree about; the last one counts, in the place of their votes."""
+
+    __tablename__ = "adjudications"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    task_id: Mapped[int] = mapped_column(ForeignKey("tasks.id"), index=True)
+    annotator_id: Mapped[int] = mapped_column(ForeignKey("annotators.id"))
+    verdict: Mapped[str] = mapped_column(String(16))
+    note: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime]
+
+
+class Round(Base):
+    """One turn of the loop for a concept: images, a campaign, and what was made of its judgments, by the names of the runs."""
+
+    __tablename__ = "rounds"
+    __table_args__ = (UniqueConstraint("concept_id", "number"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    concept_id: Mapped[int] = mapped_column(ForeignKey("concepts.id"))
+    number: Mapped[int]
+    campaign_id: Mapped[int | None] = mapped_column(ForeignKey("campaigns.id"))
+    images_run: Mapped[str | None]
+    reward: Mapped[str | None]
+    token: Mapped[str | None]
+    erasure: Mapped[str | None]
+    evaluation: Mapped[str | None]
+    created_at: Mapped[datetime]
+
+
+class Job(Base):
+    """A command of hfi that a manager started in the background. `command`: its words, as JSON."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (CheckConstraint(_one_of("state", JOB_STATES), name="state"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    round_id: Mapped[int | None] = mapped_column(ForeignKey("rounds.id"), index=True)
+    started_by: Mapped[int | None] = mapped_column(ForeignKey("annotators.id"))
+    command: Mapped[str] = mapped_column(Text)
+    log: Mapped[str] = mapped_column(Text)
+    pid: Mapped[int | None]
+    state: Mapped[str] = mapped_column(String(16), index=True)
+    code: Mapped[int | None]
+    created_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]

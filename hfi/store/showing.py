@@ -1,18 +1,17 @@
 """What a page shows beside the task in hand: its images, whether to cover them, and the task after it, claimed early to load."""
 
 import json
-import secrets
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-import numpy as np
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from hfi.errors import NotFound
 from hfi.store import models as m
-from hfi.store import queries
-from hfi.store.queries import Claim
+from hfi.store.campaigns import campaign_row, participant
+from hfi.store.judging import Claim, assignment_of, open_assignments, take
+from hfi.store.queries import now_utc
 
 
 @dataclass(frozen=True)
@@ -28,29 +27,16 @@ def claim_ahead(s: Session, claim: Claim, annotator_id: int, now: datetime | Non
 
     It counts as opened before `claim`, so `claim_next` keeps giving `claim` first. Needs a writing session.
     """
-    now = now or queries.now_utc()
-    row = queries.campaign_row(s, claim.campaign_id)
-    mine = (
-        select(m.Assignment)
-        .join(m.Task, m.Task.id == m.Assignment.task_id)
-        .where(m.Task.campaign_id == row.id, m.Assignment.annotator_id == annotator_id, m.Assignment.id != claim.assignment_id)
-    )
-    newest = (m.Assignment.opened_at.desc(), m.Assignment.id.desc())
-    waiting = s.scalar(mine.where(m.Assignment.state == "open").order_by(*newest).limit(1))
+    now = now or now_utc()
+    row = campaign_row(s, claim.campaign_id)
+    part = participant(s, row, annotator_id)
+    others = open_assignments(row.id, annotator_id).where(m.Assignment.id != claim.assignment_id)
+    waiting = s.scalar(others.order_by(m.Assignment.opened_at.desc(), m.Assignment.id.desc()).limit(1))
     if waiting is None:
-        current = s.get_one(m.Assignment, claim.assignment_id)
-        task = s.scalar(queries.open_tasks(row, annotator_id).where(m.Task.id != current.task_id).limit(1))
-        if task is None:
-            return None
-        waiting = s.scalar(mine.where(m.Assignment.task_id == task.id))
-        if waiting is None:
-            positions = list(s.scalars(select(m.TaskImage.position).where(m.TaskImage.task_id == task.id)))
-            order = [positions[i] for i in np.random.default_rng([task.id, annotator_id]).permutation(len(positions))]
-            waiting = m.Assignment(
-                task_id=task.id, annotator_id=annotator_id, token=secrets.token_urlsafe(24), shown_order=json.dumps(order)
-            )
-            s.add(waiting)
-        waiting.state, waiting.opened_at = "open", current.opened_at - timedelta(microseconds=1)
+        before = s.get_one(m.Assignment, claim.assignment_id).opened_at - timedelta(microseconds=1)
+        waiting = take(s, row, part, now, given=part.done + 1, opened_at=before)
+    if waiting is None:
+        return None
     waiting.lease_expires_at = now + timedelta(seconds=row.lease_seconds)
     s.flush()
     return Ahead(waiting.token, len(json.loads(waiting.shown_order)))
@@ -64,7 +50,7 @@ def found_disturbing(s: Session, claim: Claim) -> bool:
 
 def shown_image(s: Session, token: str, annotator_id: int, position: int) -> str:
     """The sha256 of the image that this annotator sees at `position` (from 0) of a task; NotFound for a task not theirs."""
-    assignment = queries.assignment_of(s, token, annotator_id)
+    assignment = assignment_of(s, token, annotator_id)
     order = json.loads(assignment.shown_order)
     if not 0 <= position < len(order):
         raise NotFound(f"this task has no image {position}: it has {len(order)}, from 0")
