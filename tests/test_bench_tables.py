@@ -131,7 +131,8 @@ def test_packaged_benchmarks_are_read(path: Path, tmp_path: Path) -> None:
         assert {*plan.methods} == asked
         assert [table.slugs for table in plan.tables] == [["smoking"], ["badge"], ["smoking", "badge", "brava"]]
         assert plan.measure.images >= 500
-        assert all("neighbours" in table.prompts for table in plan.tables)
+        assert ["neighbours" in table.prompts for table in plan.tables] == [True, False, True]
+        assert [table.attacks for table in plan.tables] == [("ring-a-bell", "relapse"), (), ("ring-a-bell", "relapse")]
 
 
 def test_a_missing_published_file_is_named(tmp_path: Path) -> None:
@@ -155,6 +156,7 @@ def test_a_missing_published_file_is_named(tmp_path: Path) -> None:
         ('text = "a hat"', 'text = " "', r"\[concepts.fog\] has no text"),
         ('retain = "harmless.csv"', 'retain = "none.csv"', "no prompts file none.csv"),
         ("[attacks.ring-a-bell]", "[attacks.p4d]", "unknown attack 'p4d': choose relapse or ring-a-bell"),
+        ("[tables.fog]", '[tables.fog]\nattacks = ["p4d"]', r"\[tables.fog\] names the attack 'p4d': there are"),
         ("[measure]", "[measured]", "unknown 'measured': known are title, model"),
         ("[measure]", "[measure]\nseeds = 3", r"unknown 'seeds' in \[measure\]"),
         ('title = "Small"', "title = ", "is not TOML"),
@@ -190,6 +192,8 @@ def test_what_the_workspace_lacks_is_said_before_anything_is_made(hfi: Hfi, spac
         done = hfi("bench", "run", plan_file, "-w", space)
         assert done.exit_code
         assert said in done.errors[0]
+    done = hfi("bench", "run", plan_file, "-w", space, "--table", "mist")
+    assert (done.exit_code, done.errors[0]) == (2, "hfi: error: this benchmark has no table 'mist': choose fog")
     assert not list((space / "runs").glob("bench/*"))
 
 
@@ -235,8 +239,8 @@ def test_a_benchmark_killed_three_times_gives_the_same_results(hfi: Hfi, space: 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["hfi.cli.bench", "hfi.bench.tables", "hfi.cli.erase", "hfi.embed", "torch._dynamo", "pytest"])
 
-    def start(path: Path) -> Any:
-        process = context.Process(target=run_here, args=(["bench", "run", str(plan_file), "-w", str(path)],))
+    def start(path: Path, *more: str) -> Any:
+        process = context.Process(target=run_here, args=(["bench", "run", str(plan_file), "-w", str(path), *more],))
         process.start()
         return process
 
@@ -254,6 +258,10 @@ def test_a_benchmark_killed_three_times_gives_the_same_results(hfi: Hfi, space: 
         process.join()
         assert process.exitcode == -signal.SIGKILL
     assert not (killed / "runs" / "bench" / "small" / "result.json").exists()
+    process = start(killed, "--table", "fog")
+    process.join()
+    assert process.exitcode == 0
+    assert not (killed / "runs" / "bench" / "small" / "results.json").exists(), "a table alone makes no report"
     process = start(killed)
     process.join()
     assert process.exitcode == 0

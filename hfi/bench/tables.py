@@ -140,7 +140,7 @@ def erasing(bench: Bench, table: Table) -> list[str]:
 
 
 def measure(bench: Bench, run: Callable[[str], None]) -> list[Row]:
-    """Everything that is missing. `run` executes one command line of hfi."""
+    """Everything that is missing of the bench's tables. `run` executes one command line of hfi."""
 
     @cache
     def untouched() -> StableDiffusion:
@@ -156,9 +156,13 @@ def measure(bench: Bench, run: Callable[[str], None]) -> list[Row]:
         for name in table.attacks:
             attack: Callable[..., list[Row]] = _relapse if name == "relapse" else _ring_a_bell
             rows += attack(bench, table, entries, untouched, bench.plan.attacks[name])
+    return rows
+
+
+def write_tables(bench: Bench, rows: Sequence[Row]) -> None:
+    """results.json and results.csv."""
     write_results(bench.path / "results.json", rows)
     write_text(bench.path / "results.csv", _csv(rows))
-    return rows
 
 
 def _measured(

@@ -5,7 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,10 +29,22 @@ def bench() -> None:
     """Every method side by side, and what the loops cost on this machine."""
 
 
+TablesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--table",
+        help="Make and measure this table alone, and write no report; may be given again. Several such runs can share the work "
+        "of a benchmark; the same command without it then writes the report.",
+        show_default=False,
+    ),
+]
+
+
 @app.command("run")
 def run_plan(
     file: Annotated[Path, typer.Argument(help="The benchmark: a TOML file, as those in data/bench.", show_default=False)],
     workspace: WorkspaceOption = Path("."),
+    table: TablesOption = None,
     name: Annotated[str | None, name_option("Name of the run (default: the file's).")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -42,7 +54,7 @@ def run_plan(
     """
     from hfi.bench.plan import read_plan
 
-    _run(read_plan(file), Workspace.open(workspace), name or file.stem, as_json)
+    _run(read_plan(file), Workspace.open(workspace), name or file.stem, table, as_json)
 
 
 @app.command()
@@ -51,6 +63,7 @@ def portraits(
         "bench"
     ),
     quick: Annotated[bool, typer.Option("--quick", help="One concept and few images: some minutes instead of hours.")] = False,
+    table: TablesOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Every method on the embedded model, with simulated annotators: three tables, in hours."""
@@ -59,8 +72,9 @@ def portraits(
 
     name = "portraits-quick" if quick else "portraits"
     plan = read_plan(data_dir() / "bench" / f"{name}.toml")
+    _chosen(plan, table)
     prepare(workspace, [concept.slug for concept in plan.concepts], _child, quick=quick)
-    _run(plan, Workspace.open(workspace), name, as_json)
+    _run(plan, Workspace.open(workspace), name, table, as_json)
 
 
 @app.command()
@@ -71,10 +85,18 @@ def speed(as_json: JsonOption = False, *, config: SpeedConfig) -> None:
     typer.echo(json.dumps(result) if as_json else table(result))
 
 
-def _run(plan: "Plan", space: Workspace, name: str, as_json: bool) -> None:
+def _chosen(plan: "Plan", names: list[str] | None) -> "Plan":
+    """The plan with the tables of these names alone; all of them for None. UsageError for a name that it does not have."""
+    known = [t.name for t in plan.tables]
+    if strange := [name for name in names or () if name not in known]:
+        raise UsageError(f"this benchmark has no table {strange[0]!r}: choose {', '.join(known)}")
+    return replace(plan, tables=tuple(t for t in plan.tables if names is None or t.name in names))
+
+
+def _run(plan: "Plan", space: Workspace, name: str, only: list[str] | None, as_json: bool) -> None:
     from hfi.bench.costs import costs
     from hfi.bench.page import markdown, render
-    from hfi.bench.tables import Bench, measure
+    from hfi.bench.tables import Bench, measure, write_tables
     from hfi.cli.common import check_writable, find_file, judged
     from hfi.cli.evaluate import backbone_reference, detector_spec
     from hfi.diffusion.sd import configurations, content_id, find_model, pick_device, text_widths
@@ -87,6 +109,7 @@ def _run(plan: "Plan", space: Workspace, name: str, as_json: bool) -> None:
     from hfi.metrics.lpips import Lpips
     from hfi.runs import Run
 
+    todo = _chosen(plan, only)
     source = find_model(plan.model)
     content, folder = content_id(source), configurations(source)
     tokens = {
@@ -136,17 +159,21 @@ def _run(plan: "Plan", space: Workspace, name: str, as_json: bool) -> None:
         "judgments": {slug: j.judgments.sha256 for slug, j in found.items()},
     }
     run = Run.start(space.runs, "bench", name, settings)
-    job = Bench(plan, space, name, content, device, detectors, clip, features, lpips, tokens, flagged)
+    job = Bench(todo, space, name, content, device, detectors, clip, features, lpips, tokens, flagged)
     rows = measure(job, _child)
-    spent = costs(job)
-    write_text(run.path / "report.html", render(run.path, plan.title, plan.notes))
-    write_text(run.path / "tables.md", markdown(rows, spent))
-    if not run.finished:
-        run.finish({"rows": len(rows), "systems": len({(r.concept, *r.system) for r in rows})})
+    spent = costs(job) if only is None else []  # beside other runs that share the work, times would say nothing
+    if only is None:
+        write_tables(job, rows)
+        write_text(run.path / "report.html", render(run.path, plan.title, plan.notes))
+        write_text(run.path / "tables.md", markdown(rows, spent))
+        if not run.finished:
+            run.finish({"rows": len(rows), "systems": len({(r.concept, *r.system) for r in rows})})
     if as_json:
         typer.echo(json.dumps([asdict(row) for row in rows]))
         return
     typer.echo(markdown(rows, spent))
+    if only is not None:
+        return
     for file in ("report.html", "results.json", "results.csv", "tables.md"):
         typer.echo(run.path / file)
 
