@@ -171,7 +171,8 @@ def test_a_reload_shows_the_same_task_in_the_same_order(engine: Engine) -> None:
     claim(engine, campaign, bob)
     again = claim(engine, campaign, ann, NOON + timedelta(minutes=10))
     assert (again.token, again.images) == (first.token, first.images)
-    assert [(c.done, c.total) for c in (first, again)] == [(0, 2), (0, 1)]  # Bob holds the other one
+    with reading(engine) as s:
+        assert judging.progress(s, campaign.id, ann.id).total == 1  # Bob holds the other one
     assert again.lease_expires_at == NOON + timedelta(minutes=40)  # looking again keeps the task in hand
     assert [image.position for image in first.images] == [0, 1, 2, 3, 4]
     third = claim(engine, campaign, ann, NOON + timedelta(days=1))  # both leases have run out

@@ -20,7 +20,7 @@ from hfi.store import queries as q
 from hfi.store.campaigns import Campaign
 from hfi.store.queries import Annotator
 from hfi.store.session import Engine, reading, writing
-from hfi.store.showing import claim_ahead, shown_image
+from hfi.store.showing import shown_image
 from hfi.workspace import Workspace
 from ui import label
 from ui.app import build_app
@@ -163,18 +163,17 @@ def test_two_people_at_once_get_different_images_where_one_judgment_is_enough(wo
 def test_a_task_ahead_waits_behind_the_one_in_hand_and_its_lease_runs_out(desk: Desk) -> None:
     kim, now = person(desk.engine), q.now_utc()
     with writing(desk.engine) as s:
-        claim = judging.claim_next(s, desk.campaign_id, kim.id, now)
+        claim, ahead = judging.serve(s, desk.campaign_id, kim.id, now)
         assert claim is not None
-        ahead = claim_ahead(s, claim, kim.id, now)
-        assert claim_ahead(s, claim, kim.id, now) == ahead
+        assert ahead is not None
+        assert judging.serve(s, desk.campaign_id, kim.id, now) == (claim, ahead)
         assert judging.claim_next(s, desk.campaign_id, kim.id, now) == claim
-    assert ahead is not None
-    assert ahead.images == 1
+    assert len(ahead.order) == 1
     with writing(desk.engine) as s:
-        later = judging.claim_next(s, desk.campaign_id, kim.id, now + timedelta(days=1))
-        assert later is not None
-        assert later.token == claim.token
-        assert claim_ahead(s, later, kim.id, now + timedelta(days=1)) == ahead, "an expired one is taken up again"
+        later, next_ = judging.serve(s, desk.campaign_id, kim.id, now + timedelta(days=1))
+    assert later is not None
+    assert next_ is not None
+    assert (later.token, next_.token) == (claim.token, ahead.token), "expired ones are taken up again"
 
 
 def test_the_question_suits_any_title_and_does_not_depend_on_the_prompt() -> None:

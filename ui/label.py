@@ -19,7 +19,7 @@ from hfi.images import ImageStore
 from hfi.store import campaigns, judging, queries
 from hfi.store.queries import Annotator
 from hfi.store.session import Engine, Session, reading, writing
-from hfi.store.showing import claim_ahead, found_disturbing, shown_image
+from hfi.store.showing import found_disturbing, shown_image
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -80,7 +80,7 @@ def image(desk: Desk, person: Annotator, token: str, position: int) -> bytes:
 
 
 def _state(desk: Desk, session: Session, person: Annotator) -> dict[str, Any]:
-    claim = judging.claim_next(session, desk.campaign_id, person.id)
+    claim, ahead = judging.serve(session, desk.campaign_id, person.id)
     if claim is None:
         mine = judging.progress(session, desk.campaign_id, person.id)
         return {
@@ -92,14 +92,14 @@ def _state(desk: Desk, session: Session, person: Annotator) -> dict[str, Any]:
             "verdicts": dict(mine.by_verdict),
             "next": desk.next_step,
         }
-    ahead = claim_ahead(session, claim, person.id)
+    left = judging.left(session, campaigns.campaign_row(session, desk.campaign_id), person.id)
     return {
         "person": person.name,
         "task": _task(claim.token, len(claim.images)),
         "covered": found_disturbing(session, claim),
-        "ahead": ahead and _task(ahead.token, ahead.images),
+        "ahead": ahead and _task(ahead.token, len(ahead.order)),
         "done": claim.done,
-        "total": claim.total,
+        "total": claim.done + left,
     }
 
 

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import ColumnElement, bindparam, case, func, insert, select, text, update
 from sqlalchemy.orm import Session, aliased
 
 from hfi import __version__
@@ -37,7 +37,7 @@ class ClaimImage:
 
 @dataclass(frozen=True)
 class Claim:
-    """A task in an annotator's hands. `token` names it towards the outside; `done` of `total` tasks are behind this annotator."""
+    """A task in an annotator's hands. `token` names it towards the outside; `done` tasks are behind this annotator."""
 
     assignment_id: int
     token: str
@@ -51,7 +51,6 @@ class Claim:
     opened_at: datetime
     lease_expires_at: datetime
     done: int
-    total: int
 
 
 @dataclass(frozen=True)
@@ -85,6 +84,62 @@ class Progress:
 
 # --- handing out ---
 
+# Judging is what the database does all day, so its statements are built once, of tables and not of mapped classes.
+_T: Any = m.Task.__table__
+_A: Any = m.Assignment.__table__
+_P: Any = m.Participant.__table__
+_J: Any = m.Judgment.__table__
+_I: Any = m.Image.__table__
+_TI: Any = m.TaskImage.__table__
+_MINE: Any = _A.alias("mine")
+
+_LAPSED = select(_A.c.id, _A.c.task_id, _A.c.annotator_id).where(_A.c.state == "open", _A.c.lease_expires_at <= bindparam("now"))
+_HELD = (
+    select(_A.c.id, _A.c.task_id, _A.c.token, _A.c.shown_order, _A.c.opened_at, _A.c.lease_expires_at)
+    .join(_T, _T.c.id == _A.c.task_id)
+    .where(_A.c.annotator_id == bindparam("person"), _A.c.state == "open", _T.c.campaign_id == bindparam("campaign"))
+    .order_by(_A.c.opened_at.desc(), _A.c.id.desc())
+)
+_FREE = select(_T.c.id, _T.c.place, _T.c.kind).where(
+    _T.c.campaign_id == bindparam("campaign"),
+    text("free > 0"),  # as the partial index says it
+    ~select(_MINE.c.id)
+    .where(_MINE.c.task_id == _T.c.id, _MINE.c.annotator_id == bindparam("person"), _MINE.c.state.in_(("open", "done")))
+    .exists(),
+)
+_FREE_AFTER = _FREE.where(_T.c.place > bindparam("cursor")).order_by(_T.c.place).limit(1)
+_FREE_BEFORE = _FREE.where(_T.c.place <= bindparam("cursor")).order_by(_T.c.place).limit(1)
+_GOLD_LEFT = select(_T.c.id, _T.c.place, _T.c.kind).where(
+    _T.c.campaign_id == bindparam("campaign"),
+    _T.c.kind == "gold",
+    ~select(_MINE.c.id).where(_MINE.c.task_id == _T.c.id, _MINE.c.annotator_id == bindparam("person")).exists(),
+)
+_OWN = select(_A.c.id, _A.c.token, _A.c.shown_order).where(
+    _A.c.task_id == bindparam("task"), _A.c.annotator_id == bindparam("person")
+)
+_PICTURES = (
+    select(_TI.c.position, _I.c.id, _I.c.sha256).join(_I, _I.c.id == _TI.c.image_id).where(_TI.c.task_id == bindparam("task"))
+)
+_POSITIONS = select(_TI.c.position).where(_TI.c.task_id == bindparam("task")).order_by(_TI.c.position)
+_REOPEN = update(_A).where(_A.c.id == bindparam("which"))
+_RENEW = update(_A).where(_A.c.id == bindparam("which")).values(lease_expires_at=bindparam("until"))
+_TAKEN = (
+    update(_T).where(_T.c.id == bindparam("task")).values(held=_T.c.held + 1, free=case((_T.c.free > 0, _T.c.free - 1), else_=0))
+)
+_FARTHER = update(_P).where(_P.c.id == bindparam("part")).values(cursor=bindparam("place"))
+
+
+@dataclass(frozen=True)
+class Held:
+    """An assignment in somebody's hands. `order`: the positions of its images as this annotator sees them."""
+
+    id: int
+    task_id: int
+    token: str
+    order: tuple[int, ...]
+    opened_at: datetime
+    lease_expires_at: datetime
+
 
 def claim_next(s: Session, campaign_id: int, annotator_id: int, now: datetime | None = None) -> Claim | None:
     """The annotator's next task: the one already in hand, in the same order as before, else the first that still needs a judgment.
@@ -93,123 +148,107 @@ def claim_next(s: Session, campaign_id: int, annotator_id: int, now: datetime | 
     'unsure', 'skip' and 'disturbing' do not fill it. Now and then it is a gold task. None where nothing is left, or the campaign is
     closed. Needs a writing session; NotFound where the campaign is not this annotator's.
     """
+    return serve(s, campaign_id, annotator_id, now, ahead=False)[0]
+
+
+def serve(
+    s: Session, campaign_id: int, annotator_id: int, now: datetime | None = None, *, ahead: bool = True
+) -> tuple[Claim | None, Held | None]:
+    """`claim_next`, and the task that will come after it, already this annotator's so that it can be loaded early; None where there
+    is no other. It counts as opened before the first, which is therefore given until it is judged."""
     now = now or now_utc()
+    s.flush()
     row = campaign_row(s, campaign_id)
     part = participant(s, row, annotator_id)
     if row.state != "open":
-        return None
+        return None, None
     expire_leases(s, now)
-    held = s.scalar(
-        open_assignments(row.id, annotator_id).order_by(m.Assignment.opened_at.desc(), m.Assignment.id.desc()).limit(1)
-    )
-    if held is None:
-        held = take(s, row, part, now, given=part.done)
-    if held is None:
-        return None
-    held.lease_expires_at = now + timedelta(seconds=row.lease_seconds)
-    s.flush()
-    return claim_of_row(s, row, held, part)
+    until = now + timedelta(seconds=row.lease_seconds)
+    found = s.execute(_HELD, {"person": annotator_id, "campaign": row.id}).all()
+    held = [Held(i, t, token, tuple(json.loads(order)), opened, until) for i, t, token, order, opened, _ in found[: 1 + ahead]]
+    for one in held:
+        s.execute(_RENEW, {"which": one.id, "until": until})
+    while len(held) < 1 + ahead:
+        opened = held[0].opened_at - timedelta(microseconds=1) if held else now
+        taken = _take(s, row, part, now, given=part.done + len(held), opened_at=opened)
+        if taken is None:
+            break
+        held.append(taken)
+    if not held:
+        return None, None
+    return _claim(s, row, held[0], part), held[1] if len(held) > 1 else None
 
 
 def expire_leases(s: Session, now: datetime) -> None:
     """Tasks whose time has run out are free for the others, and for the one who had them first of all that come."""
-    lapsed = list(s.scalars(select(m.Assignment).where(m.Assignment.state == "open", m.Assignment.lease_expires_at <= now)))
-    for assignment in lapsed:
-        assignment.state = "expired"
-        task = s.get_one(m.Task, assignment.task_id)
-        part = participant(s, campaign_row(s, task.campaign_id), assignment.annotator_id)
+    lapsed = s.execute(_LAPSED, {"now": now}).all()
+    if not lapsed:
+        return
+    for assignment_id, task_id, annotator_id in lapsed:
+        s.get_one(m.Assignment, assignment_id).state = "expired"
+        task = s.get_one(m.Task, task_id)
+        part = participant(s, campaign_row(s, task.campaign_id), annotator_id)
         part.cursor = min(part.cursor, task.place - 1)
-    recount(s, [assignment.task_id for assignment in lapsed])
+    recount(s, [task_id for _, task_id, _ in lapsed])
 
 
-def open_assignments(campaign_id: int, annotator_id: int) -> Any:
-    """What this annotator has in hand."""
-    return (
-        select(m.Assignment)
-        .join(m.Task, m.Task.id == m.Assignment.task_id)
-        .where(m.Assignment.annotator_id == annotator_id, m.Assignment.state == "open", m.Task.campaign_id == campaign_id)
-    )
-
-
-def take(
-    s: Session, row: m.Campaign, part: m.Participant, now: datetime, *, given: int, opened_at: datetime | None = None
-) -> m.Assignment | None:
+def _take(s: Session, row: m.Campaign, part: m.Participant, now: datetime, *, given: int, opened_at: datetime) -> Held | None:
     """Another task for this annotator, who has been `given` so many; None where there is none."""
-    task = _next_gold(s, row, part, given) or _next_free(s, row, part)
+    who = {"campaign": row.id, "person": part.annotator_id}
+    task = _next_gold(s, row, who, given) or _next_free(s, who, part.cursor)
     if task is None:
         return None
-    mine = select(m.Assignment).where(m.Assignment.task_id == task.id, m.Assignment.annotator_id == part.annotator_id)
-    found = s.scalar(mine)  # an expired one of one's own goes on as it was shown
-    if found is None:
-        positions = list(s.scalars(select(m.TaskImage.position).where(m.TaskImage.task_id == task.id)))
+    until = now + timedelta(seconds=row.lease_seconds)
+    mine = {"task": task.id, "person": part.annotator_id}
+    own = s.execute(_OWN, mine).one_or_none()  # an expired one of one's own goes on as it was shown
+    if own is None:
+        positions = list(s.execute(_POSITIONS, {"task": task.id}).scalars())
         order = [positions[i] for i in np.random.default_rng([task.id, part.annotator_id]).permutation(len(positions))]
-        found = m.Assignment(
-            task_id=task.id,
-            annotator_id=part.annotator_id,
-            token=secrets.token_urlsafe(24),
-            shown_order=json.dumps(order),
-        )
-        s.add(found)
-    found.state, found.opened_at = "open", opened_at or now
-    found.lease_expires_at = now + timedelta(seconds=row.lease_seconds)
-    if task.kind != "gold":
-        part.cursor = max(part.cursor, task.place)
-    s.flush()
-    recount(s, [task.id])
-    return found
+        token = secrets.token_urlsafe(24)
+        values = {"task_id": task.id, "annotator_id": part.annotator_id, "token": token, "shown_order": json.dumps(order)}
+        leased = {"state": "open", "opened_at": opened_at, "lease_expires_at": until}
+        number = s.execute(insert(_A), {**values, **leased}).inserted_primary_key[0]  # type: ignore[attr-defined]
+    else:
+        number, token, order = own.id, own.token, json.loads(own.shown_order)
+        s.execute(_REOPEN.values(state="open", opened_at=opened_at, lease_expires_at=until), {"which": number})
+    s.execute(_TAKEN, {"task": task.id})
+    if task.kind != "gold" and task.place > part.cursor:
+        s.execute(_FARTHER, {"part": part.id, "place": task.place})
+        s.expire(part, ["cursor"])
+    return Held(number, task.id, token, tuple(order), opened_at, until)
 
 
-def _next_free(s: Session, row: m.Campaign, part: m.Participant) -> m.Task | None:
+def _next_free(s: Session, who: dict[str, int], cursor: int) -> Any:
     """The first free task after the last one that was given, or, from the front, one that came back."""
-    for after in (m.Task.place > part.cursor, m.Task.place <= part.cursor):
-        if found := s.scalar(free_tasks(row, part.annotator_id).where(after).order_by(m.Task.place).limit(1)):
-            return found
-    return None
+    at = {**who, "cursor": cursor}
+    return s.execute(_FREE_AFTER, at).one_or_none() or s.execute(_FREE_BEFORE, at).one_or_none()
 
 
-def free_tasks(row: m.Campaign, annotator_id: int) -> Any:
-    """Tasks that this annotator may be given."""
-    mine = select(m.Assignment.id).where(
-        m.Assignment.task_id == m.Task.id, m.Assignment.annotator_id == annotator_id, m.Assignment.state.in_(("open", "done"))
-    )
-    return select(m.Task).where(m.Task.campaign_id == row.id, m.Task.free > 0, ~mine.exists())
-
-
-def _next_gold(s: Session, row: m.Campaign, part: m.Participant, given: int) -> m.Task | None:
+def _next_gold(s: Session, row: m.Campaign, who: dict[str, int], given: int) -> Any:
     """One in every `gold_every` tasks, at a place in each stretch that nobody can foresee, is one with a known answer."""
     if not row.gold_every:
         return None
     stretch, at = divmod(given, row.gold_every)
-    rng = np.random.default_rng([row.id, part.annotator_id, stretch])
+    rng = np.random.default_rng([row.id, who["person"], stretch])
     if at != rng.integers(row.gold_every):
         return None
-    mine = select(m.Assignment.id).where(m.Assignment.task_id == m.Task.id, m.Assignment.annotator_id == part.annotator_id)
-    left = list(s.scalars(select(m.Task).where(m.Task.campaign_id == row.id, m.Task.kind == "gold", ~mine.exists())))
-    return left[rng.integers(len(left))] if left else None
+    left = s.execute(_GOLD_LEFT, who).all()
+    return left[int(rng.integers(len(left)))] if left else None
 
 
 def recount(s: Session, task_ids: Iterable[int]) -> None:
     """Makes the counts of these tasks anew, from their judgments and leases."""
     s.flush()
-    for task in s.scalars(select(m.Task).where(m.Task.id.in_(sorted(set(task_ids))))):
-        row = s.get_one(m.Campaign, task.campaign_id)
-        said = s.scalars(
-            select(_ANSWER.verdict)
-            .join(m.Annotator, m.Annotator.id == _ANSWER.annotator_id)
-            .where(
-                _ANSWER.task_id == task.id,
-                _ANSWER.verdict.not_in(NO_ANSWER),
-                is_last(_ANSWER),
-                m.Annotator.withdrawn_at.is_(None),
-            )
-        ).all()
-        held = select(func.count()).select_from(m.Assignment).where(m.Assignment.task_id == task.id, m.Assignment.state == "open")
-        task.answers, task.held = len(said), s.scalar(held) or 0
-        task.wanted = {"item": row.overlap, "benign": 1, "gold": 0}[task.kind]
-        if task.kind == "item" and row.question == "binary" and len(said) >= row.overlap and len(set(said)) > 1:
-            task.wanted += row.extra_votes
-        task.free = max(0, task.wanted - task.answers - task.held)
-    s.flush()
+    for number in sorted(set(task_ids)):
+        kind, campaign_id = s.execute(_KIND, {"task": number}).one()
+        row = campaign_row(s, campaign_id)
+        said = s.execute(_ANSWERS, {"task": number}).scalars().all()
+        held = s.execute(_IN_HAND, {"task": number}).scalar_one()
+        wanted = {"item": row.overlap, "benign": 1, "gold": 0}[kind]
+        if kind == "item" and row.question == "binary" and len(said) >= row.overlap and len(set(said)) > 1:
+            wanted += row.extra_votes
+        counts = {"answers": len(said), "held": held, "wanted": wanted, "free": max(0, wanted - len(said) - held)}
+        s.execute(_COUNTED, {"task": number, **{f"new_{name}": value for name, value in counts.items()}})
 
 
 # made once: building them costs more than the queries
@@ -227,52 +266,72 @@ def is_last(judgment: Any) -> ColumnElement[bool]:
     return ~newer.exists()
 
 
-def claim_of_row(s: Session, row: m.Campaign, assignment: m.Assignment, part: m.Participant) -> Claim:
+_KIND = select(_T.c.kind, _T.c.campaign_id).where(_T.c.id == bindparam("task"))
+_ANSWERS = (
+    select(_ANSWER.verdict)
+    .join(m.Annotator, m.Annotator.id == _ANSWER.annotator_id)
+    .where(
+        _ANSWER.task_id == bindparam("task"),
+        _ANSWER.verdict.not_in(NO_ANSWER),
+        is_last(_ANSWER),
+        m.Annotator.withdrawn_at.is_(None),
+    )
+)
+_IN_HAND = select(func.count()).select_from(_A).where(_A.c.task_id == bindparam("task"), _A.c.state == "open")
+_COUNTED = (
+    update(_T)
+    .where(_T.c.id == bindparam("task"))
+    .values(**{name: bindparam(f"new_{name}") for name in ("answers", "held", "wanted", "free")})
+)
+
+
+def _claim(s: Session, row: m.Campaign, held: Held, part: m.Participant) -> Claim:
     owner = s.get_one(m.Concept, row.concept_id)
-    query = select(m.TaskImage.position, m.Image.id, m.Image.sha256).join(m.Image, m.Image.id == m.TaskImage.image_id)
-    by_position = {p: (i, sha) for p, i, sha in s.execute(query.where(m.TaskImage.task_id == assignment.task_id))}
-    order: list[int] = json.loads(assignment.shown_order)
+    by_position = {p: (i, sha) for p, i, sha in s.execute(_PICTURES, {"task": held.task_id})}
     return Claim(
-        assignment.id,
-        assignment.token,
+        held.id,
+        held.token,
         row.id,
         owner.slug,
         owner.title,
         owner.guideline,
         row.question,
         row.ties,
-        tuple(ClaimImage(place, *by_position[p]) for place, p in enumerate(order)),
-        assignment.opened_at,
-        assignment.lease_expires_at,
+        tuple(ClaimImage(place, *by_position[p]) for place, p in enumerate(held.order)),
+        held.opened_at,
+        held.lease_expires_at,
         part.done,
-        part.done + left(s, row, part.annotator_id),
     )
 
 
 def left(s: Session, row: m.Campaign, annotator_id: int) -> int:
     """How many tasks this annotator has in hand or may still be given. Gold tasks to come are not foretold."""
-    free = s.scalar(select(func.count()).select_from(m.Task).where(m.Task.campaign_id == row.id, m.Task.free > 0)) or 0
-    mine = (
-        select(m.Assignment.state, m.Task.free > 0, func.count())
-        .join(m.Task, m.Task.id == m.Assignment.task_id)
-        .where(
-            m.Assignment.annotator_id == annotator_id,
-            m.Assignment.state.in_(("open", "done")),
-            m.Task.campaign_id == row.id,
-            (m.Task.free > 0) | (m.Assignment.state == "open"),
-        )
-        .group_by(m.Assignment.state, m.Task.free > 0)
+    who = {"campaign": row.id, "person": annotator_id}
+    free = s.execute(_COUNT_FREE, who).scalar_one()
+    mine = s.execute(_COUNT_MINE, who).one()
+    return int(free - (mine.free or 0) + (mine.open or 0))
+
+
+_COUNT_FREE = select(func.count()).select_from(_T).where(_T.c.campaign_id == bindparam("campaign"), text("free > 0"))
+_COUNT_MINE = (
+    select(
+        func.sum(case((_T.c.free > 0, 1), else_=0)).label("free"),
+        func.sum(case((_A.c.state == "open", 1), else_=0)).label("open"),
     )
-    for state, is_free, count in s.execute(mine):
-        free += (count if state == "open" else 0) - (count if is_free else 0)
-    return free
+    .join(_T, _T.c.id == _A.c.task_id)
+    .where(_A.c.annotator_id == bindparam("person"), _A.c.state.in_(("open", "done")), _T.c.campaign_id == bindparam("campaign"))
+)
 
 
 def claim_of(s: Session, token: str, annotator_id: int) -> Claim:
     """The claim that a token names. NotFound where it is not this annotator's: a token alone opens nothing."""
     assignment = assignment_of(s, token, annotator_id)
     row = campaign_row(s, s.get_one(m.Task, assignment.task_id).campaign_id)
-    return claim_of_row(s, row, assignment, participant(s, row, annotator_id))
+    return _claim(s, row, _held(assignment), participant(s, row, annotator_id))
+
+
+def _held(a: m.Assignment) -> Held:
+    return Held(a.id, a.task_id, a.token, tuple(json.loads(a.shown_order)), a.opened_at, a.lease_expires_at)
 
 
 def assignment_of(s: Session, token: str, annotator_id: int) -> m.Assignment:
@@ -430,7 +489,8 @@ def undo(s: Session, campaign_id: int, annotator_id: int, now: datetime | None =
     assignment.lease_expires_at = now + timedelta(seconds=row.lease_seconds)
     part.done = max(0, part.done - 1)
     recount(s, [last.task_id])
-    return claim_of_row(s, row, assignment, part)
+    s.flush()
+    return _claim(s, row, _held(assignment), part)
 
 
 # --- looking ---

@@ -1,45 +1,13 @@
-"""What a page shows beside the task in hand: its images, whether to cover them, and the task after it, claimed early to load."""
+"""What a page shows of the task in hand: its images, and whether to cover them."""
 
 import json
-from dataclasses import dataclass
-from datetime import datetime, timedelta
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from hfi.errors import NotFound
 from hfi.store import models as m
-from hfi.store.campaigns import campaign_row, participant
-from hfi.store.judging import Claim, assignment_of, open_assignments, take
-from hfi.store.queries import now_utc
-
-
-@dataclass(frozen=True)
-class Ahead:
-    """The next task: its token, and how many images it has."""
-
-    token: str
-    images: int
-
-
-def claim_ahead(s: Session, claim: Claim, annotator_id: int, now: datetime | None = None) -> Ahead | None:
-    """The task that `claim_next` will give once `claim` is judged, already this annotator's; None where `claim` is the last.
-
-    It counts as opened before `claim`, so `claim_next` keeps giving `claim` first. Needs a writing session.
-    """
-    now = now or now_utc()
-    row = campaign_row(s, claim.campaign_id)
-    part = participant(s, row, annotator_id)
-    others = open_assignments(row.id, annotator_id).where(m.Assignment.id != claim.assignment_id)
-    waiting = s.scalar(others.order_by(m.Assignment.opened_at.desc(), m.Assignment.id.desc()).limit(1))
-    if waiting is None:
-        before = s.get_one(m.Assignment, claim.assignment_id).opened_at - timedelta(microseconds=1)
-        waiting = take(s, row, part, now, given=part.done + 1, opened_at=before)
-    if waiting is None:
-        return None
-    waiting.lease_expires_at = now + timedelta(seconds=row.lease_seconds)
-    s.flush()
-    return Ahead(waiting.token, len(json.loads(waiting.shown_order)))
+from hfi.store.judging import Claim, assignment_of
 
 
 def found_disturbing(s: Session, claim: Claim) -> bool:
