@@ -1,9 +1,11 @@
 """Engines and transactions. SQLite as it has to be set for several writers; any other database as SQLAlchemy has it."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from threading import Lock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import URL, Engine, create_engine, event
 from sqlalchemy.engine import make_url
@@ -95,9 +97,16 @@ def _begin_sqlite(connection: Any) -> None:
 
 @contextmanager
 def writing(engine: Engine) -> Iterator[Session]:
-    """A transaction that is committed at the end, or rolled back. Keep it short: on SQLite it is the only writer."""
-    with sound(engine.url), Session(engine, expire_on_commit=False) as session, session.begin():
+    """A transaction that is committed at the end, or rolled back. Keep it short: on SQLite it is the only writer.
+
+    Threads of one process wait for one another here, in turn; SQLite would have them sleep and try again, some for long.
+    """
+    turn = _turns.setdefault(engine, Lock()) if engine.dialect.name == "sqlite" else nullcontext()
+    with turn, sound(engine.url), Session(engine, expire_on_commit=False) as session, session.begin():
         yield session
+
+
+_turns: WeakKeyDictionary[Engine, Lock] = WeakKeyDictionary()
 
 
 @contextmanager
