@@ -4,6 +4,7 @@ They need no script. Everything that comes from people is escaped by Jinja; Mark
 """
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,7 +43,7 @@ _PART = re.compile(r"^<!--\s*([a-z]{2,8})\s*-->\s*$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Job:
-    """A campaign as its card on the list says it."""
+    """A campaign as its card on the list says it; `name` where another one is about the same concept."""
 
     id: int
     title: str
@@ -62,6 +63,7 @@ def render(request: Request, template: str, status: int = 200, /, **values: Any)
     page = _TEMPLATES.get_template(f"{template}.html").render(
         say=say,
         strong=lambda text: Markup("<b><bdi>{}</bdi></b>").format(text),
+        code=lambda text: Markup('<b class="pg-code">{}</b>').format(text),
         language=language(request),
         languages=languages(),
         version=__version__,
@@ -97,13 +99,20 @@ def way(engine: Engine, person: Person | Standing, asked: int | None = None) -> 
 
 def jobs(session: Session, annotator_id: int) -> list[Job]:
     """The open campaigns in which this annotator has done something or can, the latest first."""
-    found = []
-    for campaign in campaigns.open_campaigns(session, annotator_id):
-        far = judging.progress(session, campaign.id, annotator_id)
-        title = queries.concept(session, campaign.concept).title
-        if far.total:
-            found.append(Job(campaign.id, title, campaign.name, campaign.question, far.done, far.total))
-    return found
+    far = [(c, judging.progress(session, c.id, annotator_id)) for c in campaigns.open_campaigns(session, annotator_id)]
+    here = [(campaign, progress) for campaign, progress in far if progress.total]
+    times = Counter(campaign.concept for campaign, _ in here)
+    return [
+        Job(
+            c.id,
+            queries.concept(session, c.concept).title,
+            c.name if times[c.concept] > 1 else "",
+            c.question,
+            progress.done,
+            progress.total,
+        )
+        for c, progress in here
+    ]
 
 
 # --- consent ---
