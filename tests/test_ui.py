@@ -8,6 +8,7 @@ from datetime import timedelta
 import numpy as np
 import pytest
 from PIL import Image
+from sqlalchemy import text as sql
 from starlette.testclient import TestClient
 
 from hfi.concepts import Concept
@@ -15,7 +16,7 @@ from hfi.errors import HfiError, NotFound
 from hfi.judgments import freeze
 from hfi.simulate import Simulated
 from hfi.simulate import judge as simulate
-from hfi.store import campaigns, judging, record
+from hfi.store import campaigns, judging, people, record
 from hfi.store import queries as q
 from hfi.store.campaigns import Campaign
 from hfi.store.queries import Annotator
@@ -394,16 +395,17 @@ def test_the_command_says_what_is_missing_before_it_starts(workspace: Workspace,
     assert "unknown" not in error("--concept", "gore")
     assert "smoking" in error("--concept", "gore")
     for host in ("0.0.0.0", "192.168.0.7", "example.org", "::"):
-        assert "no accounts" in error("--host", host)
+        assert "hfi user add NAME --role manager" in error("--host", host)
+    assert "--allow-host label.example.org" in error("--allow-host", "label.example.org")
     with writing(engine) as s:
         q.ensure_annotator(s, "robot", simulated=True)
     assert "simulated" in error("--annotator", "robot")
-    for text, words in (
+    for table, words in (
         ("image\n" + "a" * 64, "1 of the 1 images in"),
         ("image\n", "names no image"),
         ("sha\nx\n", "no column 'image'"),
     ):
-        (file := workspace.path / "again.csv").write_text(text)
+        (file := workspace.path / "again.csv").write_text(table)
         assert words in error("--images", file)
     assert "--campaign" in error("--images", file, "--campaign", "people")
     assert "cannot read" in error("--images", workspace.path / "none.csv")
@@ -413,6 +415,12 @@ def test_the_command_says_what_is_missing_before_it_starts(workspace: Workspace,
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         assert "another --port" in error("--port", taken.getsockname()[1])
+        with writing(engine) as s:
+            people.add_account(s, "Ann", "correct horse battery", "manager")
+        assert "leave --annotator out" in error("--annotator", "Ann")
+        assert "127.0.0.1" in error("--allow-host", "label.example.org", "--port", taken.getsockname()[1]), "with accounts it may"
+        with writing(engine) as s:
+            s.execute(sql("DELETE FROM accounts"))
     with writing(engine) as s:
         q.add_concept(s, Concept("brava", "Brava", question="ranking"))
     assert "--concept" in error()

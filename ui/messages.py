@@ -1,51 +1,53 @@
-"""What the pages say, in every language that has a file in `ui/messages`: en.json, ko.json. A new language is one more file.
+"""The words of the pages: one file of ui/messages for each language, and English where a file lacks a word.
 
-A message is a text, or a list of its lines; {words} in it are filled in with `str.format`.
+A key's first part says where it is used (judge., page.); `{name}` in a text is filled in where it is shown.
 """
 
 import json
-import re
 from functools import cache
 from pathlib import Path
 
 from starlette.requests import HTTPConnection
 
-FOLDER = Path(__file__).parent / "messages"
 COOKIE = "hfi-lang"
 DEFAULT = "en"
+_FOLDER = Path(__file__).parent / "messages"
 
 
 @cache
-def languages() -> dict[str, dict[str, str]]:
-    """The messages of each language, by its tag ("en", "ko"); the default one first."""
-    found: dict[str, dict[str, str]] = {}
-    for path in sorted(FOLDER.glob("*.json"), key=lambda path: (path.stem != DEFAULT, path.stem)):
-        texts: dict[str, str | list[str]] = json.loads(path.read_text("utf-8"))
-        found[path.stem] = {key: text if isinstance(text, str) else "\n".join(text) for key, text in texts.items()}
-    return found
+def languages() -> dict[str, str]:
+    """The languages there are, as codes, and what each calls itself."""
+    return {path.stem: _read(path.stem)["language"] for path in sorted(_FOLDER.glob("*.json"))}
+
+
+@cache
+def load(lang: str) -> dict[str, str]:
+    """Every text in this language. KeyError for a language that there is not."""
+    if lang not in languages():
+        raise KeyError(lang)
+    return {**_read(DEFAULT), **_read(lang)}
 
 
 def language(request: HTTPConnection) -> str:
-    """The one that this browser's user chose, or else likes best of those that there are."""
-    known = languages()
+    """The language that this browser asked for: by its own choice on the page, else as it is set up."""
     chosen = request.cookies.get(COOKIE, "")
-    if chosen in known:
-        return chosen
-    wishes = []
-    for wish in request.headers.get("accept-language", "").split(","):
-        if found := re.fullmatch(r"\s*([A-Za-z]{1,8})[-A-Za-z0-9]*\s*(?:;\s*q\s*=\s*([0-9.]{1,5}))?\s*", wish):
-            wishes.append((_number(found[2]), found[1].lower()))
-    liked = [tag for weight, tag in sorted(wishes, key=lambda wish: -wish[0]) if weight > 0 and tag in known]
-    return liked[0] if liked else DEFAULT
+    wanted = [chosen, *_accepted(request.headers.get("accept-language", ""))]
+    return next((lang for lang in wanted if lang in languages()), DEFAULT)
 
 
-def messages(request: HTTPConnection) -> dict[str, str]:
-    """The messages for whoever sent this request."""
-    return languages()[language(request)]
+def _accepted(header: str) -> list[str]:
+    """Codes of languages, the most wanted first: 'ko-KR,ko;q=0.9,en;q=0.8' -> ['ko', 'ko', 'en']."""
+    found = []
+    for part in header.split(","):
+        name, _, quality = part.partition(";")
+        try:
+            weight = float(quality.strip().removeprefix("q=") or 1)
+        except ValueError:
+            continue
+        if weight > 0:
+            found.append((-weight, len(found), name.strip().lower().partition("-")[0]))
+    return [code for *_, code in sorted(found)]
 
 
-def _number(text: str | None) -> float:
-    try:
-        return float(text or 1)
-    except ValueError:
-        return 0.0
+def _read(lang: str) -> dict[str, str]:
+    return json.loads((_FOLDER / f"{lang}.json").read_text(encoding="utf-8"))

@@ -23,9 +23,18 @@ from hfi.store import campaigns, judging, people, queries
 from hfi.store.people import SignInRefused, Standing
 from hfi.store.session import Engine, Session, reading, writing
 from ui.identity import Identity, Person
-from ui.messages import COOKIE, language, languages, messages
+from ui.messages import COOKIE, language, languages, load
 
+TEMPLATES = Path(__file__).parent / "templates"
 PAGE, MANAGE = "/judge", "/manage"
+ABOUT = (
+    "see",
+    "purpose",
+    "kept",
+    "stopping",
+    "withdrawing",
+    "contact",
+)  # what the program's consent text is about, in this order
 KNOWN = 6  # names offered where there are no accounts
 # A page of ours: nothing from elsewhere, no script but our own files, and no other page may frame it
 POLICY = (
@@ -34,9 +43,7 @@ POLICY = (
 )
 YEAR = 365 * 24 * 3600
 
-_TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-)
+_ENVIRONMENT = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 _MARKDOWN = MarkdownIt("commonmark", {"html": False}).disable("image")
 _PART = re.compile(r"^<!--\s*([a-z]{2,8})\s*-->\s*$", re.MULTILINE)
 
@@ -55,16 +62,17 @@ class Job:
 
 def render(request: Request, template: str, status: int = 200, /, **values: Any) -> HTMLResponse:
     """A page in the language of whoever asked. `say` gives a message, with what is filled in escaped."""
-    texts = messages(request)
+    tag = language(request)
+    texts = load(tag)
 
     def say(key: str, /, **given: object) -> Markup:
         return Markup(escape(texts[key])).format(**given)
 
-    page = _TEMPLATES.get_template(f"{template}.html").render(
+    page = _ENVIRONMENT.get_template(f"{template}.html").render(
         say=say,
         strong=lambda text: Markup("<b><bdi>{}</bdi></b>").format(text),
         code=lambda text: Markup('<b class="pg-code">{}</b>').format(text),
-        language=language(request),
+        language=tag,
         languages=languages(),
         version=__version__,
         path=request.url.path,
@@ -76,7 +84,7 @@ def render(request: Request, template: str, status: int = 200, /, **values: Any)
 
 def notice(request: Request, status: int, key: str, home: bool, /, **given: object) -> HTMLResponse:
     """A page that says one thing."""
-    texts = messages(request)
+    texts = load(language(request))
     text = Markup(escape(texts[f"page.{key}.text"])).format(**given)
     return render(request, "notice", status, title=texts[f"page.{key}.title"], text=text, home=home)
 
@@ -122,10 +130,12 @@ def default_consent(session: Session) -> str:
     """The text that comes with the program, in every language, about the concepts of this workspace."""
     titles = ", ".join(concept.title for concept in queries.concepts_list(session))
     parts = []
-    for tag, texts in languages().items():
+    for tag in languages():
+        texts = load(tag)
         kinds = texts["page.consent.kinds"].format(kinds=titles) if titles else ""
         whom = people.contact(session) or texts["page.consent.nobody"]
-        parts.append(f"<!-- {tag} -->\n{texts['page.consent.text'].format(kinds=kinds, contact=whom)}")
+        said = [texts[f"page.consent.{about}"].format(kinds=kinds, contact=whom) for about in ABOUT]
+        parts.append("\n\n".join((f"<!-- {tag} -->", *said)))
     return "\n\n".join(parts)
 
 
@@ -192,7 +202,7 @@ def add_routes(app: FastAPI, identity: Identity) -> None:
         password: Annotated[str, Form()] = "",
         campaign: Annotated[int | None, Form()] = None,
     ) -> Response:
-        texts = messages(request)
+        texts = load(language(request))
         if not identity.by_account():
             if identity.only:
                 return front(request, campaign)
@@ -249,7 +259,7 @@ def add_routes(app: FastAPI, identity: Identity) -> None:
         if person is None:
             return go("/")
         if age != "yes":
-            return ask(request, person, messages(request)["page.consent.unticked"])
+            return ask(request, person, load(language(request))["page.consent.unticked"])
         try:
             with writing(engine) as session:
                 people.agree(session, person.annotator.id, version)
@@ -283,7 +293,7 @@ def add_routes(app: FastAPI, identity: Identity) -> None:
         person = identity.who(request)
         if person is None or not person.account:
             return go("/")
-        texts = messages(request)
+        texts = load(language(request))
         if new != again:
             return list_work(request, person, 400, message=texts["page.password.differ"])
         if not people.SHORTEST <= len(new) <= people.LONGEST:
@@ -317,7 +327,7 @@ def add_routes(app: FastAPI, identity: Identity) -> None:
         person = identity.who(request)
         if person is None:
             return go("/")
-        texts = messages(request)
+        texts = load(language(request))
         if sure != "yes":
             return confirm(request, person, texts["page.withdraw.unticked"])
         try:

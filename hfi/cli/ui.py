@@ -23,6 +23,7 @@ from hfi.store.campaigns import Campaign
 from hfi.store.queries import Image
 from hfi.store.session import Session, reading, writing
 from hfi.workspace import Workspace
+from ui.local import local
 
 PEOPLE, AGAIN = "people", "again"  # names of campaigns: over all images, and over those of a file
 OVERLAP = 3  # people asked about each image of a new campaign: enough for a majority and for their agreement
@@ -81,10 +82,15 @@ def ui(
         person = queries.ensure_annotator(session, annotator) if annotator is not None else None
         several = len(campaigns.campaigns(session)) > 1
     listener = _listen(host, port)
-    address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+    near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(
+        host, host
+    )  # of every address, the one that this computer's browser can open
+    address = f"http://{f'[{near}]' if ':' in near else near}:{listener.getsockname()[1]}"
     if target and several:
         address += f"/?campaign={target.id}"
     typer.echo("starting the page", err=True)
+    if not local(host):
+        typer.echo("passwords and images travel as they are: put a proxy with TLS before it, see docs/serving.md", err=True)
 
     import uvicorn
 
@@ -108,11 +114,9 @@ def ui(
 
 def _check_access(host: str, names: Sequence[str], annotator: str | None, accounts: bool) -> None:
     """UsageError where everybody could judge under any name, or where --annotator would go past the accounts."""
-    from ui.local import local
-
     if accounts and annotator is not None:
         raise UsageError("there are accounts, so people sign in with their passwords: leave --annotator out")
-    if not accounts and not (local(host) and not names):
+    if not accounts and (names or not local(host)):
         given = f"--host {host}" if not local(host) else f"--allow-host {names[0]}"
         raise UsageError(
             f"{given} would let everyone who reaches it judge under any name, and there are no accounts:"

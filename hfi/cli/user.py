@@ -177,7 +177,7 @@ def consent(
             found = people.consent_text(session)
         if found is None:
             raise NotFound(
-                "there is no consent text yet: give a file with one, or start 'hfi ui' with accounts, which has one to begin with"
+                "there is no consent text yet: give a file with one, or let 'hfi ui' set a first one once there are accounts"
             )
         typer.echo(found.body)
 
