@@ -8,6 +8,7 @@ from datetime import timedelta
 import numpy as np
 import pytest
 from PIL import Image
+from sqlalchemy import text as sql
 from starlette.testclient import TestClient
 
 from hfi.concepts import Concept
@@ -15,7 +16,7 @@ from hfi.errors import HfiError, NotFound
 from hfi.judgments import freeze
 from hfi.simulate import Simulated
 from hfi.simulate import judge as simulate
-from hfi.store import campaigns, judging, record
+from hfi.store import campaigns, judging, people, record
 from hfi.store import queries as q
 from hfi.store.campaigns import Campaign
 from hfi.store.queries import Annotator
@@ -60,18 +61,26 @@ def desk(workspace: Workspace) -> Desk:
     return Desk(engine, workspace.images, campaign.id, "hfi reward --concept smoking")
 
 
-def app_client(space: Workspace, engine: Engine, campaign: Campaign, annotator: Annotator | None = None) -> TestClient:
-    app = build_app(space, engine, campaign.id, next_step="hfi reward", annotator=annotator)
-    return TestClient(app, base_url="http://127.0.0.1:7860", follow_redirects=False)
+def app_client(space: Workspace, engine: Engine, only: Annotator | None = None) -> TestClient:
+    return TestClient(build_app(space, engine, only=only), base_url="http://127.0.0.1:7860", follow_redirects=False)
 
 
 @pytest.fixture
 def client(workspace: Workspace) -> TestClient:
-    return app_client(workspace, *fill(workspace))
+    engine, _ = fill(workspace)
+    return app_client(workspace, engine)
+
+
+def filled_in(client: TestClient, campaign: int = 1) -> str:
+    """What the judging page is filled with when it opens."""
+    body = {"fn_index": 0, "data": [], "session_hash": "x"}
+    answer = client.post(f"/judge/gradio_api/run/predict?campaign={campaign}", json=body)
+    assert answer.status_code == 200, answer.text
+    return "".join(answer.json()["data"])
 
 
 def enter(client: TestClient, name: str = "Kim") -> None:
-    assert client.post("/enter", data={"name": name}).headers["location"] == "/judge/"
+    assert client.post("/enter", data={"name": name}).headers["location"] == "/judge/?campaign=1"
 
 
 # --- handlers ---
@@ -202,9 +211,9 @@ def test_nobody_without_a_name_sees_anything(client: TestClient) -> None:
     assert "Who is judging?" in client.get("/").text
     for path in ("/judge", "/judge/"):
         assert client.get(path).headers["location"] == "/"
-    assert client.get("/api/state").status_code == 401
+    assert client.get("/api/campaigns/1/state").status_code == 401
     assert client.post("/api/judge", json={"token": "t", "verdict": "shows", "once": "12345678"}).status_code == 401
-    assert client.post("/api/undo", json={"done": 0}).status_code == 401
+    assert client.post("/api/campaigns/1/undo", json={"done": 0}).status_code == 401
     assert client.get("/img/t/0").status_code == 401
     for path in ("config", "gradio_api/info", "gradio_api/queue/data?session_hash=x"):
         assert client.get(f"/judge/{path}").status_code == 401, path
@@ -216,14 +225,14 @@ def test_a_name_opens_the_page_under_a_cookie_that_no_script_reads_and_nobody_ca
     cookie = client.post("/enter", data={"name": "  Kim "}).headers["set-cookie"]
     assert "HttpOnly" in cookie
     assert "SameSite=lax" in cookie
-    assert client.get("/api/state").json()["person"] == "Kim"
-    assert client.get("/judge/").status_code == 200
+    assert client.get("/api/campaigns/1/state").json()["person"] == "Kim"
+    assert client.get("/judge/?campaign=1").status_code == 200
     name, value = next(iter(client.cookies.items()))
-    number, signature = value.split(".")
+    number, rest = value.split(".", 1)
     enter(client, "Lee")
-    for forged in (f"{number}0.{signature}", f"{int(number) + 1}.{signature}", number, f"{number}.", f"{number}.é", "x.y", ""):
+    for forged in (f"{number}0.{rest}", f"{int(number) + 1}.{rest}", number, f"{number}.", f"{number}.é", "x.y", ""):
         client.cookies.set(name, forged)
-        assert client.get("/api/state", headers={"cookie": f"{name}={forged}".encode()}).status_code == 401, forged
+        assert client.get("/api/campaigns/1/state", headers={"cookie": f"{name}={forged}".encode()}).status_code == 401, forged
 
 
 @pytest.mark.parametrize("name", ["", "   ", "x" * 81, "a simulation"])
@@ -246,28 +255,29 @@ def test_names_are_shown_as_text(client: TestClient) -> None:
 
 
 def test_another_name_takes_over_only_where_none_was_given(workspace: Workspace) -> None:
-    engine, campaign = fill(workspace)
-    shared = app_client(workspace, engine, campaign)
+    engine, _ = fill(workspace)
+    shared = app_client(workspace, engine)
     enter(shared, "Lee")
-    assert "Not you?" in shared.get("/judge/").text
+    assert 'action="/leave" >' in filled_in(shared)
     assert shared.post("/leave").headers["location"] == "/"
-    assert shared.get("/api/state").status_code == 401
+    assert shared.get("/api/campaigns/1/state").status_code == 401
     enter(shared, "Lee")
-    own = app_client(workspace, engine, campaign, person(engine))
+    own = app_client(workspace, engine, person(engine))
     own.cookies = shared.cookies
-    assert own.get("/api/state").status_code == 401, "Lee is nobody on Kim's page"
-    assert own.get("/").headers["location"] == "/judge/"
-    assert own.get("/api/state").json()["person"] == "Kim"
+    assert own.get("/api/campaigns/1/state").status_code == 401, "Lee is nobody on Kim's page"
+    assert own.get("/").headers["location"] == "/judge/?campaign=1"
+    assert 'action="/leave" hidden>' in filled_in(own)
+    assert own.get("/api/campaigns/1/state").json()["person"] == "Kim"
     enter(own, "Lee")
-    assert own.get("/api/state").json()["person"] == "Kim"
+    assert own.get("/api/campaigns/1/state").json()["person"] == "Kim"
 
 
 def test_images_go_to_the_one_who_has_the_task_and_carry_nothing_else(workspace: Workspace) -> None:
-    engine, campaign = fill(workspace)
-    kim, lee = app_client(workspace, engine, campaign), app_client(workspace, engine, campaign)
+    engine, _ = fill(workspace)
+    kim, lee = app_client(workspace, engine), app_client(workspace, engine)
     enter(kim, "Kim")
     enter(lee, "Lee")
-    at = kim.get("/api/state").json()
+    at = kim.get("/api/campaigns/1/state").json()
     answer = kim.get(at["task"]["images"][0])
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "image/png"
@@ -291,8 +301,9 @@ def test_images_go_to_the_one_who_has_the_task_and_carry_nothing_else(workspace:
 
 def test_the_browser_learns_nothing_about_an_image(client: TestClient, workspace: Workspace) -> None:
     enter(client)
-    state = client.get("/api/state")
-    seen = [client.get(path).text for path in ("/judge/", "/judge/config", "/judge/gradio_api/info")]
+    state = client.get("/api/campaigns/1/state")
+    seen = [client.get(path).text for path in ("/work", "/judge/?campaign=1", "/judge/config", "/judge/gradio_api/info")]
+    seen += [filled_in(client)]
     seen += [state.text, str(client.get(state.json()["task"]["images"][0]).headers)]
     with reading(workspace.engine()) as s:
         shas = [image.sha256 for image in q.images(s)]
@@ -305,9 +316,9 @@ def test_the_browser_learns_nothing_about_an_image(client: TestClient, workspace
 
 def test_only_this_computer_and_only_its_own_page_is_answered(client: TestClient) -> None:
     enter(client)
-    assert client.get("/api/state", headers={"host": "evil.example"}).status_code == 421
-    assert client.get("/api/state", headers={"host": "localhost:9000"}).status_code == 200
-    token = client.get("/api/state").json()["task"]["token"]
+    assert client.get("/api/campaigns/1/state", headers={"host": "evil.example"}).status_code == 421
+    assert client.get("/api/campaigns/1/state", headers={"host": "localhost:9000"}).status_code == 200
+    token = client.get("/api/campaigns/1/state").json()["task"]["token"]
     given = {"token": token, "verdict": "shows", "once": "from-afar"}
     for origin in ("https://evil.example", "http://127.0.0.1:9999", "null"):
         assert client.post("/api/judge", json=given, headers={"origin": origin}).status_code == 403
@@ -317,7 +328,7 @@ def test_only_this_computer_and_only_its_own_page_is_answered(client: TestClient
 
 def test_answers_that_make_no_sense_are_refused_with_a_sentence(client: TestClient, workspace: Workspace) -> None:
     enter(client)
-    token = client.get("/api/state").json()["task"]["token"]
+    token = client.get("/api/campaigns/1/state").json()["task"]["token"]
     good = {"token": token, "verdict": "shows", "once": "12345678", "elapsed_ms": 5}
     for change in ({"verdict": "undone"}, {"verdict": "ranked"}, {"ranking": [0]}, {"ranking": [3]}):
         answer = client.post("/api/judge", json={**good, **change})
@@ -339,36 +350,30 @@ def test_no_documentation_no_history_no_foreign_address(client: TestClient) -> N
 
 
 def test_a_restart_signs_nobody_out_and_goes_on_at_the_same_image(workspace: Workspace) -> None:
-    engine, campaign = fill(workspace)
-    before = app_client(workspace, engine, campaign)
+    engine, _ = fill(workspace)
+    before = app_client(workspace, engine)
     enter(before)
-    at = before.get("/api/state").json()
+    at = before.get("/api/campaigns/1/state").json()
     at = before.post("/api/judge", json={"token": at["task"]["token"], "verdict": "shows", "once": "12345678"}).json()
-    after = app_client(workspace, workspace.engine(), campaign)
+    after = app_client(workspace, workspace.engine())
     after.cookies = before.cookies
-    assert after.get("/api/state").json() == at
+    assert after.get("/api/campaigns/1/state").json() == at
     secret = workspace.path / ".ui-secret"
     assert secret.stat().st_mode & 0o077 == 0
 
 
 def test_people_judge_what_simulations_judged_and_are_told(workspace: Workspace) -> None:
-    engine, campaign = fill(workspace, overlap=1)
+    engine, _ = fill(workspace, overlap=1)
     with writing(engine) as s:
         ids = [image.id for image in q.images(s)]
         other = campaigns.ensure_campaign(s, "smoking", "simulated", image_ids=ids, overlap=1)
-
-    def top(client: TestClient) -> str:
-        parts = client.get("/judge/config").json()["components"]
-        return next(part["props"]["value"] for part in parts if part["props"].get("elem_id") == "hfi-part-top")
-
-    client = app_client(workspace, engine, campaign)
-    enter(client)
-    assert 'class="hfi-banner" hidden' in top(client)
+    client = app_client(workspace, engine)
+    assert client.post("/enter", data={"name": "Kim"}).headers["location"] == "/work", "there are two to choose from"
+    assert 'class="hfi-banner" hidden' in filled_in(client)
     simulate(engine, other.id, Simulated("simulated", 0, 0, 0), lambda sha: True, seed=0)
-    client = app_client(workspace, engine, campaign)
     enter(client)
-    assert 'class="hfi-banner" >' in top(client)
-    assert client.get("/api/state").json()["total"] == 4
+    assert 'class="hfi-banner" >' in filled_in(client)
+    assert client.get("/api/campaigns/1/state").json()["total"] == 4
 
 
 # --- the command ---
@@ -389,16 +394,17 @@ def test_the_command_says_what_is_missing_before_it_starts(workspace: Workspace,
     assert "unknown" not in error("--concept", "gore")
     assert "smoking" in error("--concept", "gore")
     for host in ("0.0.0.0", "192.168.0.7", "example.org", "::"):
-        assert "no accounts" in error("--host", host)
+        assert "hfi user add NAME --role manager" in error("--host", host)
+    assert "--allow-host label.example.org" in error("--allow-host", "label.example.org")
     with writing(engine) as s:
         q.ensure_annotator(s, "robot", simulated=True)
     assert "simulated" in error("--annotator", "robot")
-    for text, words in (
+    for table, words in (
         ("image\n" + "a" * 64, "1 of the 1 images in"),
         ("image\n", "names no image"),
         ("sha\nx\n", "no column 'image'"),
     ):
-        (file := workspace.path / "again.csv").write_text(text)
+        (file := workspace.path / "again.csv").write_text(table)
         assert words in error("--images", file)
     assert "--campaign" in error("--images", file, "--campaign", "people")
     assert "cannot read" in error("--images", workspace.path / "none.csv")
@@ -408,6 +414,12 @@ def test_the_command_says_what_is_missing_before_it_starts(workspace: Workspace,
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         assert "another --port" in error("--port", taken.getsockname()[1])
+        with writing(engine) as s:
+            people.add_account(s, "Ann", "correct horse battery", "manager")
+        assert "leave --annotator out" in error("--annotator", "Ann")
+        assert "127.0.0.1" in error("--allow-host", "label.example.org", "--port", taken.getsockname()[1]), "with accounts it may"
+        with writing(engine) as s:
+            s.execute(sql("DELETE FROM accounts"))
     with writing(engine) as s:
         q.add_concept(s, Concept("brava", "Brava", question="ranking"))
     assert "--concept" in error()

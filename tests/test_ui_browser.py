@@ -74,8 +74,9 @@ class Site:
         return f"http://127.0.0.1:{self.port}/"
 
     def start(self) -> None:
-        app = build_app(self.space, self.space.engine(), self.campaign.id, next_step="hfi reward --concept smoking")
-        config = uvicorn.Config(app, port=self.port, log_level="error", timeout_graceful_shutdown=0)
+        config = uvicorn.Config(
+            build_app(self.space, self.space.engine()), port=self.port, log_level="error", timeout_graceful_shutdown=0
+        )
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()

@@ -1,39 +1,56 @@
-"""The server: FastAPI with the Gradio page mounted on it, for the people at this computer.
+"""The server: FastAPI with Gradio's pages mounted on it.
 
-    /               who is judging? (or, where that is known, on to the page)
-    /judge/         the page; Gradio's own routes are below it and refuse whoever has not said who they are
-    /api/...        what the page's script asks: the state, a judgment, an undo
+    /               sign-in (or, without accounts and on this computer alone: who is judging?), and pages.py's others
+    /judge/         the judging page, of ?campaign=ID; Gradio's own routes are below it
+    /manage/        the managers' page, in the same way
+    /api/...        what the judging page's script asks: the state, a judgment, an undo
     /img/T/P        image P of task T, for the annotator that has it
 
-Only this computer is served (see `local`): there are no accounts yet, so the name given at the start is taken at its word.
+Who may ask what is decided here and in identity.py, from a signed cookie; nothing that a page sends says who is asking.
 """
 
+import re
+from collections.abc import Callable, Collection
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import gradio as gr
-from fastapi import Depends, FastAPI, Form, HTTPException, Request
+from fastapi import Depends, FastAPI, HTTPException, Path, Request
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, Field
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hfi import __version__
 from hfi.errors import HfiError, NotFound
-from hfi.store import campaigns, queries, record
+from hfi.store import campaigns, judging
 from hfi.store.queries import Annotator
-from hfi.store.session import Engine, reading, writing
+from hfi.store.session import Engine, reading
 from hfi.workspace import Workspace
-from ui import label
+from ui import label, pages
 from ui.identity import Identity, workspace_secret
 from ui.label import ASSETS, Desk
-from ui.local import local
+from ui.local import answers, local
+from ui.pages import MANAGE, PAGE
 
-PAGE = "/judge"
 HEAD = f"""<link rel="stylesheet" href="/assets/page.css?v={__version__}">
 <script defer src="/assets/label.js?v={__version__}"></script>"""
+LARGEST = 1024 * 1024  # bytes of a request, but for what managers upload
+# Gradio's pages bring scripts and styles of their own in the page, and make functions from texts; all of it from this server
+GRADIO_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; object-src 'none'; "
+    "form-action 'self'; frame-ancestors 'none'; base-uri 'self'"
+)
+_GRADIO = f"({PAGE}|{MANAGE})"
+_FILES = re.compile(rf"{_GRADIO}/(assets/|static/|svelte/|theme\.css$|gradio_api/theme\.css$|favicon\.ico$|manifest\.json$)")
+# What the judging page needs of Gradio's routes. Not among them: files and uploads, which people could leave for one another
+_NEEDED = re.compile(
+    rf"{PAGE}(/|/config/?|/gradio_api/(info|startup-events|app_id|heartbeat/[^/]+|queue/(join|data)|(run|call)/.+))?"
+)
 
 
 class Judging(BaseModel):
@@ -51,36 +68,41 @@ class Undoing(BaseModel):
 
 
 def build_app(
-    workspace: Workspace, engine: Engine, campaign_id: int, *, next_step: str, annotator: Annotator | None = None
+    workspace: Workspace, engine: Engine, *, host: str = "127.0.0.1", names: Collection[str] = (), only: Annotator | None = None
 ) -> FastAPI:
-    """The app of one campaign. With `annotator` the page opens as that person; without, it asks for a name first.
+    """The app of a workspace, for a server that listens on `host`, and that may be called by other `names` as well.
 
-    `next_step`: the command that the page names when everything is judged.
+    People sign in with accounts, unless there is none and the server is for this computer alone; then whoever gives a name is let in,
+    or, with `only`, nobody but that annotator.
     """
-    desk = Desk(engine, workspace.images, campaign_id, next_step)
-    identity = Identity(engine, workspace_secret(workspace), annotator)
+    identity = Identity(engine, workspace_secret(workspace), only, closed=not local(host) or bool(names))
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(Guard, identity=identity)
+    app.add_middleware(Guard, identity=identity, host=host, names={name.lower() for name in names})
     app.mount("/assets", StaticFiles(directory=ASSETS))
     app.get("/favicon.ico")(lambda: FileResponse(ASSETS / "icon.svg"))
     app.get("/manifest.json")(lambda: {"name": "hfi"})
-    _add_start(app, identity)
-    _add_api(app, desk, identity)
-    with reading(engine) as session:
-        concept = campaigns.campaign(session, campaign_id).concept
-        simulated = bool(record.current_judgments(session, concept, simulated=True))
+    pages.offer_consent(identity)
+    pages.add_routes(app, identity)
+    _add_api(app, workspace, engine, judges(identity))
 
-    def signed_in(request: Request) -> str | None:
-        person = identity.who(request)
-        return person.pseudonym if person else None
+    @app.exception_handler(HfiError)
+    def refuse(request: Request, error: Exception) -> Response:
+        return JSONResponse({"detail": str(error)}, 404 if isinstance(error, NotFound) else 409)
 
-    return gr.mount_gradio_app(
+    mount(app, label.build_page(engine, leave=only is None), PAGE, judging_name(identity), HEAD)
+    # the managers' page: mount(app, manage.build_manage(...), MANAGE, managing_name(identity), ...)
+    return app
+
+
+def mount(app: FastAPI, blocks: gr.Blocks, path: str, allowed: Callable[[Request], str | None], head: str) -> None:
+    """Puts a Gradio page at `path`, for those whom `allowed` gives a name, which its handlers find in `gr.Request.username`."""
+    gr.mount_gradio_app(
         app,
-        label.build_page(desk, leave=annotator is None, simulated=simulated),
-        path=PAGE,
-        auth_dependency=signed_in,
+        blocks,
+        path=path,
+        auth_dependency=allowed,
         theme=gr.themes.Base(primary_hue="teal", neutral_hue="zinc", font=["system-ui", "sans-serif"], font_mono=["monospace"]),
-        head=HEAD,
+        head=head,
         app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
         footer_links=[],
         run_history=False,
@@ -92,27 +114,63 @@ def build_app(
     )
 
 
-class Guard:
-    """Turns away requests for another host name (a web page that has its name point here) and writes from another web page, and
-    sends whoever opens the page without a name to the start."""
+# --- who may ask ---
 
-    def __init__(self, app: ASGIApp, identity: Identity) -> None:
-        self.app, self.identity = app, identity
+
+def judges(identity: Identity) -> Callable[[Request], Annotator]:
+    """A dependency: the one who judges. 401 for somebody who is not signed in, or has yet to agree; the page then goes to /, which
+    knows what is missing."""
+
+    def person(request: Request) -> Annotator:
+        found = identity.who(request)
+        if found is None:
+            raise HTTPException(401, "sign in first")
+        if not found.agreed:
+            raise HTTPException(401, "agree to the consent text first")
+        return found.annotator
+
+    return person
+
+
+def judging_name(identity: Identity) -> Callable[[Request], str | None]:
+    """The pseudonym of whoever may judge, for `mount`."""
+
+    def name(request: Request) -> str | None:
+        found = identity.who(request)
+        return found.annotator.pseudonym if found and found.agreed else None
+
+    return name
+
+
+def managing_name(identity: Identity) -> Callable[[Request], str | None]:
+    """The pseudonym of a manager, for `mount`."""
+
+    def name(request: Request) -> str | None:
+        found = identity.who(request)
+        return found.annotator.pseudonym if found and found.role == "manager" else None
+
+    return name
+
+
+class Guard:
+    """What holds for every request.
+
+    Turned away are requests for another host's name (a web page elsewhere that has its name point here), writes from another web page,
+    and large ones. Gradio's routes, some of which ask nobody who they are, are for those who may judge or manage, and of the judging
+    page only those that it needs. Answers say that nothing may be kept, framed or loaded from elsewhere.
+    """
+
+    def __init__(self, app: ASGIApp, identity: Identity, host: str, names: Collection[str]) -> None:
+        self.app, self.identity, self.host, self.names = app, identity, host, names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, send)
         request = HTTPConnection(scope)
-        answer: Response | None = None
-        host = request.headers.get("host", "")
-        origin = request.headers.get("origin")
-        reads = scope.get("method") in ("GET", "HEAD")
-        if not local(urlsplit(f"//{host}").hostname or ""):
-            answer = Response("this server answers to the local machine only", 421)
-        elif not reads and origin is not None and urlsplit(origin).netloc != host:
-            answer = Response("another web page may not judge", 403)
-        elif reads and scope["path"].rstrip("/") == PAGE and self.identity.who(request) is None:
-            answer = RedirectResponse("/", 303)
+        path = scope["path"]
+        answer = self._foreign(request)
+        if answer is None and re.match(rf"{_GRADIO}(/|$)", path) and not _FILES.match(path):
+            answer = await run_in_threadpool(self._gradio, request)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -120,76 +178,96 @@ class Guard:
                 headers["X-Content-Type-Options"] = "nosniff"
                 headers["X-Frame-Options"] = "DENY"
                 headers["Referrer-Policy"] = "same-origin"  # with none at all, a form's Origin would be "null"
-                if scope["path"].startswith("/assets/"):
+                headers.setdefault("Content-Security-Policy", GRADIO_POLICY)
+                if path.startswith("/assets/"):
                     headers["Cache-Control"] = "no-cache"  # asked for anew each time, sent only when changed
+                elif not _FILES.match(path):
+                    headers.setdefault("Cache-Control", "no-store")
+                if not any(value.startswith(f"{self.identity.cookie}=") for value in headers.getlist("set-cookie")):
+                    renewed = Response()
+                    self.identity.renew(request, renewed)
+                    for value in renewed.headers.getlist("set-cookie"):
+                        headers.append("set-cookie", value)
             await send(message)
 
         await (answer or self.app)(scope, receive, send_with_headers)
 
+    def _foreign(self, request: HTTPConnection) -> Response | None:
+        host, origin = request.headers.get("host", ""), request.headers.get("origin")
+        if not answers(host, self.host, self.names):
+            return Response("this server does not answer to that name: start it with --allow-host to have it do so", 421)
+        if request.scope.get("method") in ("GET", "HEAD"):
+            return None
+        if origin is not None and _netloc(origin) != host:
+            return Response("another web page may not write here", 403)
+        length = request.headers.get("content-length", "")
+        if not request.scope["path"].startswith(f"{MANAGE}/") and (
+            "transfer-encoding" in request.headers or (length.isdecimal() and int(length) > LARGEST)
+        ):
+            return Response(f"this is too much: send at most {LARGEST:,} bytes", 413)
+        return None
 
-def _add_start(app: FastAPI, identity: Identity) -> None:
-    def start(message: str = "", status: int = 200) -> Response:
-        with reading(identity.engine) as session:
-            people = [person.name for person in queries.annotators(session) if not person.simulated]
-        known = "".join(label.fill("known", name=name) for name in people[-6:])
-        page = (ASSETS / "start.html").read_text("utf-8").replace("$known", known)
-        return HTMLResponse(page.replace("$message", label.escape(message)), status, headers={"Cache-Control": "no-store"})
-
-    def enter(person: Annotator) -> Response:
-        response = RedirectResponse(f"{PAGE}/", 303)
-        identity.sign_in(response, person)
-        return response
-
-    @app.get("/")
-    def front(request: Request) -> Response:
-        if identity.only:
-            return enter(identity.only)
-        return RedirectResponse(f"{PAGE}/", 303) if identity.who(request) else start()
-
-    @app.post("/enter")
-    def give_name(name: Annotated[str, Form()] = "") -> Response:
-        if identity.only:
-            return enter(identity.only)
-        try:
-            with writing(identity.engine) as session:
-                return enter(queries.ensure_annotator(session, name))
-        except HfiError as e:
-            return start(f"{str(e)[:1].upper()}{str(e)[1:]}.", 400)
-
-    @app.post("/leave")
-    def leave() -> Response:
-        response = RedirectResponse("/", 303)
-        identity.sign_out(response)
-        return response
+    def _gradio(self, request: HTTPConnection) -> Response | None:
+        """What to answer for a route of a Gradio page in its place."""
+        path = request.scope["path"]
+        opens = request.scope.get("method") in ("GET", "HEAD") and path.rstrip("/") in (PAGE, MANAGE)
+        person = self.identity.who(request)
+        if person is None:
+            return RedirectResponse("/", 303) if opens else Response("sign in first", 401)
+        if path.startswith(MANAGE):
+            if person.role == "manager":
+                return None
+            name = person.annotator.name
+            return (
+                pages.notice(Request(request.scope), 403, "refused", True, name=name) if opens else Response("for managers", 403)
+            )
+        if not person.agreed:
+            return RedirectResponse("/consent", 303) if opens else Response("agree to the consent text first", 401)
+        if not _NEEDED.fullmatch(path):
+            return Response("not found", 404)
+        if opens:
+            asked = request.query_params.get("campaign", "")
+            to = pages.way(self.identity.engine, person, int(asked) if re.fullmatch("[0-9]{1,9}", asked) else None)
+            if to != f"{PAGE}/?campaign={asked}":
+                return RedirectResponse(to, 303)
+        return None
 
 
-def _add_api(app: FastAPI, desk: Desk, identity: Identity) -> None:
-    def person(request: Request) -> Annotator:
-        found = identity.who(request)
-        if found is None:
-            raise HTTPException(401, "say who is judging first")
-        return found
+def _netloc(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
 
+
+# --- what the judging page's script asks ---
+
+
+def _add_api(app: FastAPI, workspace: Workspace, engine: Engine, person: Callable[[Request], Annotator]) -> None:
     Person = Annotated[Annotator, Depends(person)]
+    Number = Annotated[int, Path(ge=1, lt=2**31)]
 
-    @app.get("/api/state")
-    def state(person: Person) -> dict[str, Any]:
-        return label.state(desk, person)
+    def desk(campaign_id: int) -> Desk:
+        with reading(engine) as session:
+            concept = campaigns.campaign(session, campaign_id).concept
+        return Desk(engine, workspace.images, campaign_id, f"hfi reward --concept {concept}")
+
+    @app.get("/api/campaigns/{campaign_id}/state")
+    def state(person: Person, campaign_id: Number) -> dict[str, Any]:
+        return label.state(desk(campaign_id), person)
 
     @app.post("/api/judge")
     def judge(person: Person, given: Judging) -> dict[str, Any]:
+        with reading(engine) as session:
+            campaign_id = judging.claim_of(session, given.token, person.id).campaign_id
         ranking, elapsed = given.ranking, given.elapsed_ms
-        return label.judge(desk, person, given.token, given.verdict, given.once, ranking=ranking, elapsed_ms=elapsed)
+        return label.judge(desk(campaign_id), person, given.token, given.verdict, given.once, ranking=ranking, elapsed_ms=elapsed)
 
-    @app.post("/api/undo")
-    def undo(person: Person, given: Undoing) -> dict[str, Any]:
-        return label.undo(desk, person, given.done)
+    @app.post("/api/campaigns/{campaign_id}/undo")
+    def undo(person: Person, campaign_id: Number, given: Undoing) -> dict[str, Any]:
+        return label.undo(desk(campaign_id), person, given.done)
 
     @app.get("/img/{token}/{position}")
     def image(person: Person, token: str, position: int) -> Response:
-        png = label.image(desk, person, token, position)
+        png = label.image(Desk(engine, workspace.images, 0, ""), person, token, position)
         return Response(png, media_type="image/png", headers={"Cache-Control": "private, no-store"})
-
-    @app.exception_handler(HfiError)
-    def refuse(request: Request, error: Exception) -> Response:
-        return JSONResponse({"detail": str(error)}, 404 if isinstance(error, NotFound) else 409)

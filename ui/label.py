@@ -14,9 +14,9 @@ from typing import Any
 import gradio as gr
 
 from hfi.concepts import Concept
-from hfi.errors import HfiError
+from hfi.errors import HfiError, NotFound
 from hfi.images import ImageStore
-from hfi.store import campaigns, judging, queries
+from hfi.store import campaigns, judging, people, queries, record
 from hfi.store.queries import Annotator
 from hfi.store.session import Engine, Session, reading, writing
 from hfi.store.showing import found_disturbing, shown_image
@@ -110,27 +110,37 @@ def _task(token: str, images: int) -> dict[str, Any]:
 # --- the page ---
 
 
-def build_page(desk: Desk, *, leave: bool, simulated: bool) -> gr.Blocks:
-    """The page of one campaign. `leave`: whether another person can take over; `simulated`: whether simulations judged, too."""
-    with reading(desk.engine) as session:
-        concept = queries.concept(session, campaigns.campaign(session, desk.campaign_id).concept)
+def build_page(engine: Engine, *, leave: bool) -> gr.Blocks:
+    """The page of the campaign in its address. `leave`: whether another person can take over."""
 
-    def guideline() -> str:
+    def fill_in(request: gr.Request) -> list[str]:
         """Asked for on every load, so that a new version of the guideline needs no restart."""
-        with reading(desk.engine) as session:
-            return _guideline(queries.concept(session, concept.slug))
+        with reading(engine) as session:
+            mine = campaigns.open_campaigns(session, people.find(session, str(request.username)).id)
+            campaign = next((c for c in mine if str(c.id) == request.query_params.get("campaign")), None)
+            if campaign is None:
+                raise NotFound("this campaign is not yours, or is closed")
+            concept = queries.concept(session, campaign.concept)
+            simulated = bool(record.current_judgments(session, concept.slug, simulated=True))
+        hint = "" if concept.question == "ranking" else "hidden"
+        return [
+            fill("top", title=concept.title, leave="" if leave else "hidden", simulated="" if simulated else "hidden"),
+            fill("question", question=question(concept), hint=hint),
+            fill(concept.question),
+            _guideline(concept),
+        ]
 
-    with gr.Blocks(title=f"{concept.title} · hfi", fill_width=True, analytics_enabled=False) as page:
-        _part("top", title=concept.title, leave="" if leave else "hidden", simulated="" if simulated else "hidden")
+    with gr.Blocks(title="hfi", fill_width=True, analytics_enabled=False) as page:
+        top = _part("top")
         with gr.Row(elem_id="hfi-main"):
             with gr.Column(elem_id="hfi-left"):
-                _part("stage")
+                gr.HTML(fill("stage"), elem_id="hfi-part-stage", js_on_load=None, apply_default_css=False)
             with gr.Column(elem_id="hfi-right"):
-                _part("question", question=question(concept), hint="" if concept.question == "ranking" else "hidden")
-                _part(concept.question)
+                asked, answers = _part("question"), _part("answers")
                 with gr.Accordion("Guideline", elem_id="hfi-guideline"):
-                    text = gr.Markdown(_guideline(concept), container=False)
-        page.load(guideline, None, text, queue=False, show_progress="hidden", api_visibility="private")
+                    text = gr.Markdown(container=False)
+        parts = [top, asked, answers, text]
+        page.load(fill_in, None, parts, queue=False, show_progress="hidden", api_visibility="private")
     return page
 
 
@@ -150,5 +160,5 @@ def fill(part: str, /, **values: str) -> str:
     return Template((ASSETS / f"{part}.html").read_text("utf-8")).substitute({k: escape(v) for k, v in values.items()})
 
 
-def _part(name: str, /, **values: str) -> gr.HTML:
-    return gr.HTML(fill(name, **values), elem_id=f"hfi-part-{name}", js_on_load=None, apply_default_css=False)
+def _part(name: str) -> gr.HTML:
+    return gr.HTML("", elem_id=f"hfi-part-{name}", js_on_load=None, apply_default_css=False)

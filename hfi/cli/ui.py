@@ -1,4 +1,4 @@
-"""`hfi ui`: the labeling page, served to the browser of this computer."""
+"""`hfi ui`: the labeling app, for this computer or, with accounts, for others."""
 
 import csv
 import io
@@ -9,6 +9,7 @@ import threading
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -17,11 +18,12 @@ from hfi.cli.common import the_concept
 from hfi.cli.options import WorkspaceOption
 from hfi.concepts import Concept
 from hfi.errors import HfiError, UsageError
-from hfi.store import campaigns, queries
+from hfi.store import campaigns, people, queries
 from hfi.store.campaigns import Campaign
 from hfi.store.queries import Image
-from hfi.store.session import Session, writing
+from hfi.store.session import Session, reading, writing
 from hfi.workspace import Workspace
+from ui.local import local
 
 PEOPLE, AGAIN = "people", "again"  # names of campaigns: over all images, and over those of a file
 OVERLAP = 3  # people asked about each image of a new campaign: enough for a majority and for their agreement
@@ -51,36 +53,75 @@ def ui(
             show_default=False,
         ),
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; only this computer's own.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on: this computer's own, or, once there are accounts, any (0.0.0.0).")
+    ] = "127.0.0.1",
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="A name that the server is called by, such as that of a proxy before it; may be given several times."),
+    ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 7860,
     open_browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
 ) -> None:
-    """Judge the workspace's images in the browser, every image by up to three people. Stop with Ctrl-C at any time."""
+    """Judge the workspace's images in the browser, every image by up to three people. Stop with Ctrl-C at any time.
+
+    Without accounts, whoever sits at this computer gives a name and judges. With accounts ('hfi user add') people sign in, and are
+    offered the campaigns that are there; --concept makes one, or takes new images into it.
+    """
     space = Workspace.open(workspace)
     engine = space.engine()
+    names = allow_host or []
+    with reading(engine) as session:
+        accounts = people.has_accounts(session)
+    _check_access(host, names, annotator, accounts)
     with writing(engine) as session:
-        chosen = the_concept(session, concept)
-        target = _campaign(session, chosen, campaign or (AGAIN if images else PEOPLE), images)
+        target = None
+        if not accounts or concept or campaign or images:
+            chosen = the_concept(session, concept)
+            target = _campaign(session, chosen, campaign or (AGAIN if images else PEOPLE), images)
         person = queries.ensure_annotator(session, annotator) if annotator is not None else None
+        several = len(campaigns.campaigns(session)) > 1
     listener = _listen(host, port)
-    address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+    near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(
+        host, host
+    )  # of every address, the one that this computer's browser can open
+    address = f"http://{f'[{near}]' if ':' in near else near}:{listener.getsockname()[1]}"
+    if target and several:
+        address += f"/?campaign={target.id}"
     typer.echo("starting the page", err=True)
+    if not local(host):
+        typer.echo("passwords and images travel as they are: put a proxy with TLS before it, see docs/serving.md", err=True)
 
     import uvicorn
 
-    from ui.app import build_app
+    with TemporaryDirectory(prefix="hfi-ui-") as scratch:
+        os.environ["GRADIO_TEMP_DIR"] = scratch  # readable by nobody else, unlike Gradio's own
+        from ui.app import build_app
 
-    there = "" if workspace.resolve() == Path.cwd() else f" --workspace {workspace}"
-    app = build_app(space, engine, target.id, next_step=f"hfi reward{there} --concept {chosen.slug}", annotator=person)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
-    who = f" as {person.name}" if person else ""
-    typer.echo(f"judge {chosen.title!r}{who} at {address} ({target.tasks} to judge; Ctrl-C stops, what is judged is kept)")
-    if open_browser and _has_browser():
-        threading.Timer(0.5, webbrowser.open, [address]).start()
-    try:
-        server.run(sockets=[listener])
-    except KeyboardInterrupt:
-        typer.echo("stopped; every judgment is kept, the same command goes on", err=True)
+        app = build_app(space, engine, host=host, names=names, only=person)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+        who = f" as {person.name}" if person else ""
+        what = f"judge {chosen.title!r}{who}" if target else "judge and manage"
+        count = f"{target.tasks} to judge; " if target else ""
+        typer.echo(f"{what} at {address} ({count}Ctrl-C stops, what is judged is kept)")
+        if open_browser and _has_browser():
+            threading.Timer(0.5, webbrowser.open, [address]).start()
+        try:
+            server.run(sockets=[listener])
+        except KeyboardInterrupt:
+            typer.echo("stopped; every judgment is kept, the same command goes on", err=True)
+
+
+def _check_access(host: str, names: Sequence[str], annotator: str | None, accounts: bool) -> None:
+    """UsageError where everybody could judge under any name, or where --annotator would go past the accounts."""
+    if accounts and annotator is not None:
+        raise UsageError("there are accounts, so people sign in with their passwords: leave --annotator out")
+    if not accounts and (names or not local(host)):
+        given = f"--host {host}" if not local(host) else f"--allow-host {names[0]}"
+        raise UsageError(
+            f"{given} would let everyone who reaches it judge under any name, and there are no accounts:"
+            " run 'hfi user add NAME --role manager' first, or serve this computer only"
+        )
 
 
 def _campaign(session: Session, concept: Concept, name: str, file: Path | None) -> Campaign:
@@ -124,13 +165,6 @@ def _listed(file: Path, every: Sequence[Image]) -> list[Image]:
 
 def _listen(host: str, port: int) -> socket.socket:
     """A socket bound before anything slow is loaded, so that a wrong host or a port in use is said at once."""
-    from ui.local import local
-
-    if not local(host):
-        raise UsageError(
-            f"--host {host} would let everyone who reaches it judge under any name, and there are no accounts yet:"
-            " serve this computer only (127.0.0.1), or reach it from elsewhere through an ssh tunnel"
-        )
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

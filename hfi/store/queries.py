@@ -149,13 +149,31 @@ def concept_row(s: Session, slug: str) -> m.Concept:
 
 # --- annotators ---
 
+_JOINERS = {"\u200c", "\u200d", *(chr(c) for c in range(0xFE00, 0xFE10))}  # shape the letters beside them; alone nobody sees them
+_NOT_SHOWN = {"Cc", "Cf", "Cs", "Co", "Cn"}  # control, format (such as "from right to left"), halves, of nobody, of nothing
+_BLANKS = {"\u115f", "\u1160", "\u2800"}  # letters that look like a space
+
+
+def named(name: str) -> tuple[str, str]:
+    """A name as it is shown, and its key, which is the same whatever its case, Unicode form and spaces. HfiError for a name that
+    is empty or too long, or has something in it that nobody sees: two people could then look the same."""
+    shown = " ".join(unicodedata.normalize("NFKC", name).split())
+    key = "".join(c for c in shown if c not in _JOINERS).casefold()
+    if not key or len(shown) > 80:
+        raise HfiError(f"{_short(name)} cannot name an annotator: give 1 to 80 characters")
+    for c in shown:
+        if c in _BLANKS or (unicodedata.category(c) in _NOT_SHOWN and c not in _JOINERS):
+            raise HfiError(f"{_short(name)} cannot name an annotator: leave out the character U+{ord(c):04X}, which nobody sees")
+    return shown, key
+
+
+def _short(name: str) -> str:
+    return repr(name if len(name) <= 40 else f"{name[:40]}...")
+
 
 def ensure_annotator(s: Session, name: str, simulated: bool = False) -> Annotator:
     """The annotator of this name, whatever its case and Unicode form. HfiError where a person and a simulation would share it."""
-    shown = " ".join(unicodedata.normalize("NFKC", name).split())
-    if not shown or len(shown) > 80:
-        raise HfiError(f"{name!r} cannot name an annotator: give 1 to 80 characters")
-    key = shown.casefold()
+    shown, key = named(name)
     row = s.scalar(select(m.Annotator).where(m.Annotator.name_key == key))
     if row is None:
         row = m.Annotator(name=shown, name_key=key, pseudonym=_pseudonym(s), simulated=simulated, created_at=now_utc())

@@ -39,6 +39,7 @@
   const pace = memory.get("pace") || []; // ms of the last judgments
 
   const away = () => hidden || covered;
+  const campaign = `/api/campaigns/${new URLSearchParams(location.search).get("campaign")}`;
   const ranking = () => Boolean(document.querySelector('[data-verdict="ranked"]'));
 
   // --- talking to the server ---
@@ -80,7 +81,7 @@
       saved(said(next, before));
     } catch (problem) { // refused: nothing was kept; the server knows where we are
       busy = false;
-      const next = await ask("/api/state");
+      const next = await ask(`${campaign}/state`);
       await show(next);
       trouble(`${problem.message[0].toUpperCase()}${problem.message.slice(1)}.`);
     }
@@ -119,7 +120,7 @@
       return;
     }
     if (!state.done) { saved("Nothing to undo", "waiting"); return; }
-    send("/api/undo", { done: state.done }, (next, before) => (
+    send(`${campaign}/undo`, { done: state.done }, (next, before) => (
       next.done === before ? "Nothing to undo" : next.covered ? "Taken back, and hidden" : "Taken back: judge it again"));
   }
 
@@ -362,7 +363,7 @@
     document.addEventListener("keydown", onKey);
     document.addEventListener("click", onClick);
     document.addEventListener("visibilitychange", onVisibility);
-    await show(await ask("/api/state"));
+    await show(await ask(`${campaign}/state`));
   }
 
   start();
