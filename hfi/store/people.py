@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import delete, exists, func, select, update
+from sqlalchemy import bindparam, delete, exists, func, select, update
 from sqlalchemy.orm import Session
 
 from hfi.errors import HfiError, NotFound, UsageError
@@ -250,25 +250,41 @@ def _try(s: Session, name: str, now: datetime) -> tuple[str, Standing | None, st
     return (key, standing(s, found[0]), found[1]) if found else (key, None, _NOBODY)
 
 
+_WHO: Any = m.Annotator.__table__
+_ACCOUNT: Any = m.Account.__table__
+_STANDING = (  # built once, of tables: every request asks it
+    select(
+        _WHO.c.id,
+        _WHO.c.name,
+        _WHO.c.pseudonym,
+        _WHO.c.simulated,
+        _WHO.c.withdrawn_at,
+        _ACCOUNT.c.role,
+        _ACCOUNT.c.session_version,
+        _ACCOUNT.c.active,
+        select(func.max(m.ConsentText.version)).scalar_subquery().label("wanted"),
+        select(func.max(m.Consent.version)).where(m.Consent.annotator_id == _WHO.c.id).scalar_subquery().label("given"),
+        exists().where(m.Account.id > 0).label("accounts"),
+    )
+    .select_from(_WHO.outerjoin(_ACCOUNT, _ACCOUNT.c.annotator_id == _WHO.c.id))
+    .where(_WHO.c.id == bindparam("person"))
+)
+
+
 def standing(s: Session, annotator_id: int) -> Standing | None:
-    """One query, since every request asks it. None for an annotator that there is not."""
-    newest = select(func.max(m.ConsentText.version)).scalar_subquery()
-    agreed = select(func.max(m.Consent.version)).where(m.Consent.annotator_id == annotator_id).scalar_subquery()
-    query = select(m.Annotator, m.Account, newest, agreed, exists().where(m.Account.id > 0))
-    query = query.outerjoin(m.Account, m.Account.annotator_id == m.Annotator.id).where(m.Annotator.id == annotator_id)
-    row = s.execute(query).one_or_none()
+    """None for an annotator that there is not."""
+    row = s.execute(_STANDING, {"person": annotator_id}).one_or_none()
     if row is None:
         return None
-    person, account, wanted, given, anybody = row
     return Standing(
-        annotator=_person(person),
-        role=account and account.role,
-        session_version=account.session_version if account else 0,
-        active=bool(account and account.active),
-        withdrawn=person.withdrawn_at is not None,
-        agreed=(given or 0) >= (wanted or 0),
-        agreed_to=given or 0,
-        accounts=bool(anybody),
+        annotator=Annotator(row.id, row.name, row.pseudonym, row.simulated),
+        role=row.role,
+        session_version=row.session_version or 0,
+        active=bool(row.active),
+        withdrawn=row.withdrawn_at is not None,
+        agreed=(row.given or 0) >= (row.wanted or 0),
+        agreed_to=row.given or 0,
+        accounts=bool(row.accounts),
     )
 
 
