@@ -14,8 +14,8 @@ demo: $(VENV)/.core
 	$(BIN)/hfi demo
 
 test: $(VENV)/.test
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --ignore tests/test_ui_browser.py
-	$(BIN)/pytest tests/test_ui_browser.py
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --ignore tests/test_ui_browser.py --ignore tests/test_ui_pages_browser.py
+	$(BIN)/pytest tests/test_ui_browser.py tests/test_ui_pages_browser.py
 
 bench: $(VENV)/.core
 	$(BIN)/hfi bench speed

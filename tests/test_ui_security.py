@@ -8,11 +8,8 @@ import io
 import json
 import re
 import shutil
-import socket
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +17,9 @@ from typing import Any
 import gradio as gr
 import httpx
 import pytest
-import uvicorn
 from markupsafe import escape
 from PIL import Image, PngImagePlugin
+from served import serving
 from sqlalchemy import text
 from starlette.requests import Request
 from starlette.responses import Response
@@ -108,23 +105,6 @@ def state(client: httpx.Client, campaign: int = ALL) -> dict[str, Any]:
 
 def judge(client: httpx.Client, token: str, verdict: str = "shows", **more: object) -> httpx.Response:
     return client.post("/api/judge", json={"token": token, "verdict": verdict, "once": f"answer to {token}", **more})
-
-
-@contextmanager
-def serving(app: Any) -> Iterator[int]:
-    """The port of a server of its own thread."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=0))
-        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
-        thread.start()
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.02)
-        yield listener.getsockname()[1]
-        server.should_exit = True
-        thread.join(30)
-        assert not thread.is_alive()
 
 
 def fill(space: Workspace, engine: Engine) -> None:

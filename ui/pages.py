@@ -27,14 +27,8 @@ from ui.messages import COOKIE, language, languages, load
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE, MANAGE = "/judge", "/manage"
-ABOUT = (
-    "see",
-    "purpose",
-    "kept",
-    "stopping",
-    "withdrawing",
-    "contact",
-)  # what the program's consent text is about, in this order
+# what the program's consent text is about, in this order
+ABOUT = ("see", "purpose", "kept", "stopping", "withdrawing", "contact")
 KNOWN = 6  # names offered where there are no accounts
 # A page of ours: nothing from elsewhere, no script but our own files, and no other page may frame it
 POLICY = (
@@ -49,7 +43,7 @@ _PART = re.compile(r"^<!--\s*([a-z]{2,8})\s*-->\s*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class Job:
+class Offer:
     """A campaign as its card on the list says it; `name` where another one is about the same concept."""
 
     id: int
@@ -100,18 +94,18 @@ def way(engine: Engine, person: Person | Standing, asked: int | None = None) -> 
     with reading(engine) as session:
         mine = [campaign.id for campaign in campaigns.open_campaigns(session, person.annotator.id)]
         if asked not in mine:
-            mine = [job.id for job in jobs(session, person.annotator.id)]
+            mine = [offer.id for offer in offers(session, person.annotator.id)]
             asked = mine[0] if len(mine) == 1 else None
     return f"{PAGE}/?campaign={asked}" if asked else "/work"
 
 
-def jobs(session: Session, annotator_id: int) -> list[Job]:
+def offers(session: Session, annotator_id: int) -> list[Offer]:
     """The open campaigns in which this annotator has done something or can, the latest first."""
     far = [(c, judging.progress(session, c.id, annotator_id)) for c in campaigns.open_campaigns(session, annotator_id)]
     here = [(campaign, progress) for campaign, progress in far if progress.total]
     times = Counter(campaign.concept for campaign, _ in here)
     return [
-        Job(
+        Offer(
             c.id,
             queries.concept(session, c.concept).title,
             c.name if times[c.concept] > 1 else "",
@@ -269,10 +263,10 @@ def add_routes(app: FastAPI, identity: Identity) -> None:
 
     def list_work(request: Request, person: Person, status: int = 200, done: str = "", message: str = "") -> Response:
         with reading(engine) as session:
-            found = jobs(session, person.annotator.id)
+            found = offers(session, person.annotator.id)
             whom = people.contact(session)
         return render(
-            request, "work", status, jobs=found, person=person.annotator, account=person.account, contact=whom,
+            request, "work", status, offers=found, person=person.annotator, account=person.account, contact=whom,
             manager=person.role == "manager", done=done, message=message,
         )  # fmt: skip
 

@@ -315,7 +315,7 @@ _DEFAULT, _CONTACT = "consent-default", "contact"  # settings
 def consent_text(s: Session) -> ConsentText | None:
     """The newest one; None where nobody is asked."""
     row = s.scalar(select(m.ConsentText).order_by(m.ConsentText.version.desc()).limit(1))
-    return row and ConsentText(row.version, row.body, row.created_at)
+    return None if row is None else ConsentText(row.version, row.body, row.created_at)
 
 
 def set_consent_text(s: Session, body: str) -> int:
