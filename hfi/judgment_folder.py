@@ -1,10 +1,12 @@
 """Judgments with their images, as a folder that the `datasets` library reads without a network: `load_dataset(FOLDER)` gives the
-images with what people say of them together, `load_dataset(FOLDER, "judgments")` every judgment.
+images with what people say of them together, `load_dataset(FOLDER, "judgments")` every judgment with its image.
 
     README.md                the card: what was asked, by whom it was answered, what the columns mean
-    judgments.csv            every judgment, as `hfi.judgment_tables` writes them, the images by their path in the folder
+    metadata.csv             every judgment, as `hfi.judgment_tables` writes them, the images by their path in the folder
     images/SHA256.png        copies of the image store's files, which carry no metadata
     images/metadata.jsonl    one line an image
+
+Both names are those that its `imagefolder` looks for; it reads all of a folder's parts as one kind, so both are of images.
 """
 
 import json
@@ -22,7 +24,7 @@ from hfi.judgments import Judgment, JudgmentSet, judged_by_text
 from hfi.progress import Advance
 from hfi.store.models import BINARY_VERDICTS, RANKING_VERDICTS
 
-TABLE = "judgments.csv"
+TABLE = "metadata.csv"
 VERDICTS = {"binary": BINARY_VERDICTS, "ranking": RANKING_VERDICTS}
 
 
@@ -56,7 +58,7 @@ def write_folder(
                     }
                     metadata.write(json.dumps(about) + "\n")
                     advance(1, "")
-            table = to_csv(_in_folder(j, taken.prompts) for j in judgments.judgments)
+            table = to_csv((_in_folder(j, taken.prompts) for j in judgments.judgments), image="file_name")
             (scratch / TABLE).write_text(table, encoding="utf-8", newline="")
             (scratch / "README.md").write_text(_card(judgments, source, concept, taken), encoding="utf-8")
     except OSError as e:
@@ -104,13 +106,15 @@ configs:
   data_files: images/*
   default: true
 - config_name: judgments
-  data_files: judgments.csv
+  data_files:
+  - metadata.csv
+  - images/*.png
 ---
 
 # {title}
 
-{count} images and what was said of them: {judged_by}. Some may be disturbing: look at them with care, and pass them on only to
-people who have agreed to see them.
+{count} images and what was said of them: {judged_by}.
+Some may be disturbing: look at them with care, and pass them on only to people who have agreed to see them.
 {simulated}
 The question was {question}, by this guideline (as it is now; each judgment names the version that it was given under):
 
@@ -133,10 +137,10 @@ The question was {question}, by this guideline (as it is now; each judgment name
 
     datasets.load_dataset(FOLDER, "judgments")
 
-One row an image of a judgment. Of a ranking, rows with the same `judgment` belong together, `rank` 1 is most of the concept and
-images of the same `rank` tie. `region` is where the concept is, [x, y, width, height] in parts of the image. `adjudicated` rows are
+One row an image of a judgment, with the picture as `image`. Of a ranking, rows with the same `judgment` belong together, `rank` 1 is
+most of the concept and images of the same `rank` tie. `region` is where the concept is, [x, y, width, height] in parts of the image. `adjudicated` rows are
 a manager's decisions. `annotator` is {annotator}. A cell that begins with an apostrophe would be a formula without it.
-`hfi labels import judgments.csv` takes the judgments and the images into another workspace.
+`hfi labels import FOLDER` takes the judgments and the images into another workspace.
 
 Made from the judgments with the hash `{sha256}`.
 """

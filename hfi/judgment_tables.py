@@ -36,30 +36,31 @@ def _rows(judgments: Iterable[Judgment]) -> Iterator[tuple[Any, ...]]:
 # --- CSV ---
 
 
-def to_csv(judgments: Iterable[Judgment]) -> str:
-    """A text that a spreadsheet would run as a formula gets a leading apostrophe, which `from_csv` takes off again."""
+def to_csv(judgments: Iterable[Judgment], image: str = "image") -> str:
+    """A text that a spreadsheet would run as a formula gets a leading apostrophe, which `from_csv` takes off again. `image` is what
+    its column is called."""
     text = io.StringIO()
     writer = csv.writer(text)  # lines end in CR LF, so that a lone CR or LF in a comment is quoted
-    writer.writerow(COLUMNS)
+    writer.writerow([image if name == "image" else name for name in COLUMNS])
     for row in _rows(judgments):
         writer.writerow([spreadsheet_cell(_text(cell) or "") for cell in row])
     return text.getvalue()
 
 
 def from_csv(text: str, source: str = "the file") -> tuple[Judgment, ...]:
-    """The judgments in a CSV file named `source`, written by `to_csv` or by hand. Needed are the columns image and verdict, and
-    for rankings judgment and rank. What is not given is empty, and the annotator 'imported'; `images` holds what the file says of
-    them, which may be a file's name. HfiError naming the line of a mistake.
+    """The judgments in a CSV file named `source`, written by `to_csv` or by hand. Needed are the columns image (or file_name, as the
+    datasets library calls it) and verdict, and for rankings judgment and rank. What is not given is empty, and the annotator
+    'imported'; `images` holds what the file says of them, which may be a file's name. HfiError naming the line of a mistake.
     """
     reader = csv.DictReader(io.StringIO(text, newline=""))
 
     def rows() -> Iterator[tuple[str, dict[str, str]]]:
         for row in reader:
-            given = {name: from_spreadsheet_cell(cell) for name, cell in row.items() if name and isinstance(cell, str) and cell}
-            yield f"line {reader.line_num}", given
+            cells = {name: cell for name, cell in row.items() if name and isinstance(cell, str) and cell}
+            yield f"line {reader.line_num}", {_column(name): from_spreadsheet_cell(cell) for name, cell in cells.items()}
 
     try:
-        _check_columns(reader.fieldnames or (), source)
+        _check_columns(map(_column, reader.fieldnames or ()), source)
         return _judgments(rows(), source)
     except csv.Error as e:
         raise HfiError(f"{source} is not CSV: {e} after line {reader.line_num}") from None
@@ -137,8 +138,13 @@ def _text(value: Any) -> str | None:
     return json.dumps(value) if isinstance(value, list) else str(value)
 
 
+def _column(name: str) -> str:
+    return "image" if name == "file_name" else name
+
+
 def _check_columns(there: Iterable[str], source: str) -> None:
-    missing = [name for name in ("image", "verdict") if name not in there]
+    known = set(there)
+    missing = [name for name in ("image", "verdict") if name not in known]
     if missing:
         raise HfiError(f"{source} has no column {' and no column '.join(missing)}: give the columns image, verdict, annotator")
 
