@@ -138,9 +138,9 @@ The question was {question}, by this guideline (as it is now; each judgment name
     datasets.load_dataset(FOLDER, "judgments")
 
 One row an image of a judgment, with the picture as `image`. Of a ranking, rows with the same `judgment` belong together, `rank` 1 is
-most of the concept and images of the same `rank` tie. `region` is where the concept is, [x, y, width, height] in parts of the image. `adjudicated` rows are
-a manager's decisions. `annotator` is {annotator}. A cell that begins with an apostrophe would be a formula without it.
-`hfi labels import FOLDER` takes the judgments and the images into another workspace.
+most of the concept and images of the same `rank` tie. `region` is where the concept is, [x, y, width, height] in parts of the image.
+`adjudicated` rows are a manager's decisions. `annotator` is {annotator}. A cell that begins with an apostrophe would be a formula
+without it. `hfi labels import FOLDER` takes the judgments and the images into another workspace.
 
 Made from the judgments with the hash `{sha256}`.
 """

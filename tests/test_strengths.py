@@ -159,6 +159,15 @@ def test_bounds_are_those_of_the_likelihoods_curvature() -> None:
     np.testing.assert_allclose(found.half, [1.959964 * deviation / 2] * 2, rtol=1e-5)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_long_chain_of_single_comparisons_is_followed_to_its_end(method: str) -> None:
+    """Each link is one comparison that nothing else bears on: log 11, up or down."""
+    up = np.random.default_rng(0).random(150) < 0.5
+    chain: list[Order] = [[[i + 1], [i]] if more else [[i], [i + 1]] for i, more in enumerate(up)]
+    found = strengths(chain, 151, method)  # type: ignore[arg-type]
+    np.testing.assert_allclose(np.diff(found.value), np.where(up, math.log(11), -math.log(11)), atol=1e-3)
+
+
 def test_images_that_nothing_connects_are_in_groups_of_their_own() -> None:
     orders: list[Order] = [[[0], [1]], [[5], [6, 7]], [[7], [8]], [[2], [3]], [[3], [4]]]
     assert groups(orders, 9).tolist() == [2, 2, 1, 1, 1, 0, 0, 0, 0]

@@ -29,8 +29,9 @@ def import_(
 ) -> None:
     """Bring images of your own into the workspace. What is no sound image is named and skipped; the same image counts once.
 
-    PNG, JPEG, WebP, BMP, GIF and TIFF are read. Of several frames or pages the first is taken, what is transparent becomes white,
-    and both are said. In a folder, hidden files are passed over and links are not followed out of it.
+    PNG, JPEG, WebP, BMP, GIF and TIFF are read. Of several frames or pages the first is taken, what
+    is transparent becomes white, and both are said. In a folder, hidden files are passed over and
+    links are not followed out of it.
     """
     space = Workspace.open(workspace)
     engine = space.engine()

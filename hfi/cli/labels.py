@@ -80,12 +80,14 @@ def _sides(said: JudgmentSet | None, campaign: str | None = None) -> dict[str, A
     for side in _SIDES:
         everything = said.judgments if said else ()
         js = [j for j in everything if j.simulated == (side == "simulated") and campaign in (None, j.campaign)]
-        if said is None or not js:
+        votes = [j for j in js if not j.adjudicated]
+        if said is None or not votes:
             found[side] = None
             continue
-        verdicts = Counter(j.verdict for j in js)
-        agreed = asdict(agreement(replace(said, judgments=tuple(js))))
-        found[side] = {"judgments": len(js), "verdicts": dict(verdicts.most_common()), "agreement": agreed}
+        verdicts = Counter(j.verdict for j in votes)
+        agreed = asdict(agreement(replace(said, judgments=tuple(votes))))
+        counts = {"judgments": len(votes), "verdicts": dict(verdicts.most_common()), "decisions": len(js) - len(votes)}
+        found[side] = {**counts, "agreement": agreed}
     return found
 
 
@@ -98,6 +100,7 @@ def _print(concepts: list[dict[str, Any]]) -> None:
             done = f"{c['answers']} of {c['tasks'] * c['overlap']} judgments needed,\n{c['done']} of {c['tasks']} {what} finished"
             for side in [side for side in _SIDES if c[side]] or [""]:
                 counts = ", ".join(f"{n} {verdict}" for verdict, n in c[side]["verdicts"].items()) if side else "none yet"
+                counts += f"; {c[side]['decisions']} decided by a manager" if side and c[side]["decisions"] else ""
                 agreed = _agreement(c[side]["agreement"]) if side else ""
                 table.add_row(entry["concept"], escape(name), done, side, counts, agreed)
         if not entry["campaigns"]:
@@ -223,8 +226,9 @@ def aggregate(
 ) -> None:
     """Make one label an image of everything that people said: label, 95 % bounds where the method has them, count of judgments.
 
-    A manager's decision stands in the place of the votes. Strengths from rankings are logarithms beside the mean of their group;
-    images that no chain of rankings connects are in different groups and cannot be compared.
+    A manager's decision stands in the place of the votes. Strengths from rankings are logarithms
+    beside the mean of their group; images that no chain of rankings connects are in different
+    groups and cannot be compared.
     """
     from hfi import consensus
 
@@ -269,10 +273,11 @@ def import_(
 ) -> None:
     """Bring judgments from elsewhere; the same file again adds nothing.
 
-    A table (.csv, .parquet) names an image by its sha256, by a path from the folder of the table (that image is then imported as
-    well), or by the file name that it was imported under. Its verdicts are shows, clean, unsure, skip or disturbing; of rankings,
-    ranked (with the column rank, equal where images tie) or none. Rows that are adjudicated stay a manager's decisions: they stand in
-    the place of the votes.
+    A table (.csv, .parquet) names an image by its sha256, by a path from the folder of the table
+    (that image is then imported as well), or by the file name that it was imported under. Its
+    verdicts are shows, clean, unsure, skip or disturbing; of rankings, ranked (with the column
+    rank, equal where images tie) or none. Rows that are adjudicated stay a manager's decisions,
+    which stand in the place of the votes.
     """
     space = Workspace.open(workspace)
     engine = space.engine()
