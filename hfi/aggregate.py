@@ -1,10 +1,12 @@
 """From several people's verdicts to one soft label an image, and how far people agree.
 
 'unsure', 'skip' and 'disturbing' are missing data: they say nothing about the image and are never read as "no". Where one person
-judged the same images twice, in two campaigns, the later judgment counts.
+judged the same images twice, in two campaigns, the later judgment counts. A manager's decision stands in the place of all votes on
+its images, the last one where there are several: a decided image is what the decision says, and still counts as many judgments as
+it had votes; one decided to be unsure, to be skipped or too disturbing has no label. Agreement is that of the votes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
@@ -14,6 +16,7 @@ import numpy as np
 from hfi.judgments import CONTENT, Judgment, JudgmentSet
 
 Method = Literal["majority", "dawid-skene"]
+Places = Sequence[Sequence[str]]  # the images of a ranking by place, most of the concept first; those of one place tie
 
 
 @dataclass(frozen=True)
@@ -28,69 +31,122 @@ def soft_labels(judgments: JudgmentSet, method: Method = "majority") -> dict[str
     """A label for each image with at least one verdict that says something; images in the order of their first judgment.
 
     majority: the share of those who see it. An even vote stays 0.5: it is kept as "people do not agree", never rounded.
-    dawid-skene: the probability under the model of Dawid and Skene (1979), which weighs people by their estimated errors.
+    dawid-skene: the probability under the model of Dawid and Skene (1979), which weighs people by their estimated errors; what was
+    decided is known, so it also tells how often each person errs.
     """
-    images, people, votes = _votes(judgments)
-    if not len(votes):
+    found = _votes(judgments)
+    if not found.images:
         return {}
-    counts = np.bincount(votes[:, 0], minlength=len(images))
     if method == "majority":
-        y = np.bincount(votes[:, 0], weights=votes[:, 2], minlength=len(images)) / counts
+        shows = np.bincount(found.votes[:, 0], weights=found.votes[:, 2], minlength=len(found.images))
+        y = np.where(np.isnan(found.known), shows / np.maximum(found.counts, 1), found.known)
     else:
-        y = dawid_skene(votes, len(images), len(people))
-    return {sha: SoftLabel(float(y[i]), int(counts[i])) for i, sha in enumerate(images)}
+        y = dawid_skene(found.votes, len(found.images), len(found.people), known=found.known)
+    return {sha: SoftLabel(float(y[i]), int(max(found.counts[i], 1))) for i, sha in enumerate(found.images)}
 
 
 def tally(judgments: JudgmentSet) -> dict[str, tuple[int, int]]:
-    """How many people say of an image that it shows the concept, and how many that it does not."""
-    images, _, votes = _votes(judgments)
-    shows, clean = (np.bincount(votes[votes[:, 2] == said, 0], minlength=len(images)).tolist() for said in (1, 0))
-    return dict(zip(images, zip(shows, clean, strict=True), strict=True))
+    """How many people say of an image that it shows the concept, and how many that it does not; of one that was decided, all of
+    them say what the decision says."""
+    said: dict[str, tuple[int, int]] = {}
+    for sha, label in soft_labels(judgments).items():
+        shows = round(label.y * label.count)
+        said[sha] = (shows, label.count - shows)
+    return said
 
 
-def rankings(judgments: JudgmentSet) -> list[tuple[str, ...]]:
-    """Each ranking's images, most of the concept first."""
-    return [j.images for j in _latest(judgments) if j.verdict == "ranked"]
+def rankings(judgments: JudgmentSet) -> list[Places]:
+    """Each ranking's images by place, most of the concept first."""
+    decided = decisions(judgments)
+    voted = [j.places for j in _latest(judgments) if j.verdict == "ranked" and frozenset(j.images) not in decided]
+    return [*voted, *(j.places for j in decided.values() if j.verdict == "ranked")]
+
+
+def mean_places(judgments: JudgmentSet) -> dict[str, SoftLabel]:
+    """Each ranked image's mean place, 1 the first and 0 the last; those that tie are in the middle of theirs."""
+    places: dict[str, list[float]] = {}
+    for order in rankings(judgments):
+        before, last = 0, sum(map(len, order)) - 1
+        for tied in order:
+            for sha in tied:
+                places.setdefault(sha, []).append(1 - (before + (len(tied) - 1) / 2) / max(last, 1))
+            before += len(tied)
+    return {sha: SoftLabel(sum(found) / len(found), len(found)) for sha, found in places.items()}
+
+
+def pairs(order: Places) -> Iterator[tuple[str, str, bool]]:
+    """(more, less, whether the two tie) of every two images of a ranking."""
+    flat = [(image, place) for place, tied in enumerate(order) for image in tied]
+    for (more, above), (less, below) in combinations(flat, 2):
+        yield more, less, above == below
+
+
+def decisions(judgments: JudgmentSet) -> dict[frozenset[str], Judgment]:
+    """A manager's last decision on each set of images that was decided."""
+    made = sorted((j for j in judgments.judgments if j.adjudicated), key=lambda j: j.time)
+    return {frozenset(j.images): j for j in made}
 
 
 def _latest(judgments: JudgmentSet) -> list[Judgment]:
-    """One judgment by each person of the same images, the last that they gave, in the order of the set."""
+    """One judgment by each person of the same images, the last that they gave, in the order of the set; decisions left out."""
     last: dict[tuple[str, frozenset[str]], Judgment] = {}
     for j in sorted(judgments.judgments, key=lambda j: j.time):  # ISO times in UTC sort as text
-        last[j.annotator, frozenset(j.images)] = j
+        if not j.adjudicated:
+            last[j.annotator, frozenset(j.images)] = j
     kept = {id(j) for j in last.values()}
     return [j for j in judgments.judgments if id(j) in kept]
 
 
-def _votes(judgments: JudgmentSet) -> tuple[list[str], list[str], np.ndarray]:
-    """Images, people, and votes [V, 3] of (image, person, 0 or 1)."""
+@dataclass(frozen=True)
+class _Votes:
+    """`votes` [V, 3] of (image, person, 0 or 1), `counts` [N] of each image's votes; `known` [N]: what was decided, else NaN."""
+
+    images: list[str]
+    people: list[str]
+    votes: np.ndarray
+    counts: np.ndarray
+    known: np.ndarray
+
+
+def _votes(judgments: JudgmentSet) -> _Votes:
+    decided = {j.images[0]: CONTENT.get(j.verdict) for j in decisions(judgments).values() if judgments.question == "binary"}
     images: dict[str, int] = {}
     people: dict[str, int] = {}
     votes = []
     for j in _latest(judgments):
-        if j.verdict in CONTENT:
+        if j.verdict in CONTENT and decided.get(j.images[0], 0.0) is not None:
             image = images.setdefault(j.images[0], len(images))
             votes.append((image, people.setdefault(j.annotator, len(people)), int(CONTENT[j.verdict])))
-    return list(images), list(people), np.array(votes, dtype=np.int64).reshape(-1, 3)
+    for sha, y in decided.items():
+        if y is not None:
+            images.setdefault(sha, len(images))
+    table = np.array(votes, dtype=np.int64).reshape(-1, 3)
+    known = np.array([np.nan if (y := decided.get(sha)) is None else y for sha in images], dtype=np.float64)
+    return _Votes(list(images), list(people), table, np.bincount(table[:, 0], minlength=len(images)), known)
 
 
-def dawid_skene(votes: np.ndarray, images: int, people: int, iterations: int = 200) -> np.ndarray:
-    """P(image shows the concept) [images] by expectation maximisation; votes [V, 3] of (image, person, 0 or 1).
+def dawid_skene(
+    votes: np.ndarray, images: int, people: int, iterations: int = 200, *, known: np.ndarray | None = None, prior: float = 1.0
+) -> np.ndarray:
+    """P(image shows the concept) [images] by expectation maximisation; votes [V, 3] of (image, person, 0 or 1). `known` [images] is
+    the truth where it is a number, and NaN elsewhere.
 
     Each person has a chance to say yes of an image that shows it and of one that does not; one imagined right and one imagined
-    wrong answer each (a Beta(2, 2) prior) keep somebody with few votes from counting as infallible.
+    wrong answer each (`prior`: a Beta(2, 2)) keep somebody with few votes from counting as infallible.
     """
     image, person, said = votes.T
-    p = np.bincount(image, weights=said, minlength=images) / np.bincount(image, minlength=images)
+    known = np.full(images, np.nan) if known is None else known
+    counts = np.bincount(image, minlength=images)
+    p = np.where(np.isnan(known), np.bincount(image, weights=said, minlength=images) / np.maximum(counts, 1), known)
     for _ in range(iterations):
         yes_of = {}
         for truth, weight in ((1, p[image]), (0, 1 - p[image])):
-            yes = np.bincount(person, weights=weight * said, minlength=people) + 1
-            yes_of[truth] = yes / (np.bincount(person, weights=weight, minlength=people) + 2)
-        prior = (p.sum() + 1) / (images + 2)
+            yes = np.bincount(person, weights=weight * said, minlength=people) + prior
+            yes_of[truth] = yes / (np.bincount(person, weights=weight, minlength=people) + 2 * prior)
+        share = (p.sum() + prior) / (images + 2 * prior)
         like = {t: np.log(np.where(said == 1, yes_of[t][person], 1 - yes_of[t][person])) for t in (0, 1)}
-        odds = np.log(prior / (1 - prior)) + np.bincount(image, weights=like[1] - like[0], minlength=images)
-        new = 1 / (1 + np.exp(-np.clip(odds, -500, 500)))
+        odds = np.log(share / (1 - share)) + np.bincount(image, weights=like[1] - like[0], minlength=images)
+        new = np.where(np.isnan(known), 1 / (1 + np.exp(-np.clip(odds, -500, 500))), known)
         if np.abs(new - p).max() < 1e-9:
             return new
         p = new
@@ -115,8 +171,8 @@ class Agreement:
     """Krippendorff's alpha (nominal) with a 95 % bootstrap interval; None where too little was judged twice.
 
     `units`: images judged by two people or more; of rankings, pairs of images that two people or more ordered, each with the
-    value "which comes first", so that alpha is about the mean Kendall tau between two people. `raw`: mean share of pairs of
-    people who agree on a unit.
+    value "which comes first", so that alpha is about the mean Kendall tau between two people. Whoever ties a pair gives it no
+    order and is left out of it. `raw`: mean share of pairs of people who agree on a unit.
     """
 
     alpha: float | None
@@ -186,10 +242,17 @@ def _groups(judgments: JudgmentSet) -> list[list[Unit]]:
             by_images.setdefault(frozenset(j.images), {})[j.annotator] = j
     if judgments.question == "binary":
         return [[{name: j.verdict == "shows" for name, j in said.items()}] for said in by_images.values()]
-    return [
-        [{name: j.images.index(x) < j.images.index(y) for name, j in said.items()} for x, y in combinations(sorted(images), 2)]
-        for images, said in by_images.items()
-    ]
+    return [_pair_units(said) for said in by_images.values()]
+
+
+def _pair_units(said: Mapping[str, Judgment]) -> list[Unit]:
+    """Who puts the first of two images (by name) before the second, of every two images of a set."""
+    units: dict[tuple[str, str], dict[str, bool]] = {}
+    for name, j in said.items():
+        for more, less, tied in pairs(j.places if j.verdict == "ranked" else ()):
+            if not tied:
+                units.setdefault((min(more, less), max(more, less)), {})[name] = more < less
+    return list(units.values())
 
 
 def _annotators(judgments: JudgmentSet, units: list[Unit]) -> list[Annotator]:

@@ -1,21 +1,19 @@
 """Judgments as training reads them: a frozen, hashed export, never the live database. And the way back, from files.
 
-Needs no torch. A file is JSON lines: a head with the concept, the question and the hash, then one judgment a line; or CSV, one
-row an image, which spreadsheets read and other tools write.
+Needs no torch. A file is JSON lines: a head with the concept, the question and the hash, then one judgment a line. Tables (CSV,
+Parquet) are written and read by `hfi.judgment_tables`, a folder with the images by `hfi.judgment_folder`.
 """
 
-import csv
 import hashlib
-import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from hfi.errors import HfiError, NoJudgments
-from hfi.files import from_spreadsheet_cell, spreadsheet_cell, write_text
+from hfi.files import write_text
 from hfi.store import queries, record
 from hfi.store.models import VERDICTS
 from hfi.store.session import Engine, reading
@@ -29,8 +27,9 @@ CONTENT = {"shows": 1.0, "clean": 0.0}  # verdicts that say something of the ima
 @dataclass(frozen=True)
 class Judgment:
     """One person's verdict. `images`: sha256 of one image or, of a ranking, of several, most of the concept first; `prompts` go
-    with them, and `ranks` where images share a place (1, 2, 2, 4). `annotator` is a pseudonym, `time` ISO 8601 in UTC. `region`:
-    where the concept is, [x, y, width, height] in parts of the image. `adjudicated`: a manager's decision in the place of votes."""
+    with them, and `ranks` where images share a place (1, 2, 2, 4). `annotator` is a pseudonym, or a name where names were asked
+    for; `time` ISO 8601 in UTC. `region`: where the concept is, [x, y, width, height] in parts of the image. `adjudicated`: a
+    manager's decision in the place of votes."""
 
     images: tuple[str, ...]
     prompts: tuple[str | None, ...]
@@ -45,6 +44,14 @@ class Judgment:
     ranks: tuple[int, ...] | None = None
     region: tuple[float, ...] | None = None
     adjudicated: bool = False
+
+    @property
+    def places(self) -> tuple[tuple[str, ...], ...]:
+        """The images of a ranking by place, most of the concept first; those that tie stand together."""
+        found: dict[int, list[str]] = {}
+        for rank, image in zip(self.ranks or range(len(self.images)), self.images, strict=True):
+            found.setdefault(rank, []).append(image)
+        return tuple(map(tuple, found.values()))
 
 
 @dataclass(frozen=True)
@@ -154,20 +161,108 @@ def to_jsonl(judgments: JudgmentSet) -> str:
 
 
 def load(path: Path) -> JudgmentSet:
-    """HfiError for a file that is none, and for one that was changed since it was written."""
+    """HfiError for a file that is none, for a judgment that is none, and for a file that was changed since it was written."""
     try:
-        head, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        given: list[dict[str, Any]] = [{k: tuple(v) if isinstance(v, list) else v for k, v in line.items()} for line in lines]
-        judgments = [Judgment(**one) for one in given]
-        found = JudgmentSet(head["concept"], head["question"], tuple(judgments))
-        stated = head["sha256"]
+        head, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        concept, question, stated = (_plain(head[name]) for name in ("concept", "question", "sha256"))
+        judgments = tuple(_from_line(line, f"{path}, judgment {n}") for n, line in enumerate(lines, 1))
     except FileNotFoundError:
         raise HfiError(f"no file {path}: check the path") from None
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise HfiError(f"{path} is no export of judgments ({type(e).__name__}): make one with 'hfi labels export'") from None
+    except OSError as e:
+        raise HfiError(f"cannot read {path}: {e.strerror or e}") from None
+    found = JudgmentSet(concept, question, judgments)
     if found.sha256 != stated:
-        raise HfiError(f"{path} was changed after it was exported: its hash does not match; export it again")
+        raise changed(path)
     return found
+
+
+def _from_line(line: Any, place: str) -> Judgment:
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in line.items()}
+    try:
+        return sound(Judgment(**given))
+    except NotSound as e:
+        raise HfiError(f"{place}: {e}") from None
+
+
+def changed(path: Path) -> HfiError:
+    return HfiError(f"{path} was changed after it was exported: its hash does not match; export it again")
+
+
+def _plain(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+class NotSound(ValueError):
+    """A judgment that no workspace could hold; says why."""
+
+
+_MOST = 2**31 - 1  # what every database's integer holds
+
+
+def sound(j: Judgment) -> Judgment:
+    """The judgment, where a workspace can hold it; else NotSound. What files say is not to be trusted."""
+    if j.verdict not in ANSWERS:
+        raise NotSound(f"unknown verdict {str(j.verdict)[:40]!r}: choose {', '.join(ANSWERS)}")
+    if not (isinstance(j.images, tuple) and isinstance(j.prompts, tuple) and 0 < len(j.images) == len(j.prompts)):
+        raise NotSound("the images and prompts of one judgment are not two lists of the same length")
+    required = (*j.images, j.annotator, j.campaign, j.time)
+    for text in (*required, *(t for t in (*j.prompts, j.comment) if t is not None)):
+        if not isinstance(text, str):
+            raise NotSound(f"{text!r} stands where a text belongs")
+        if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
+            raise NotSound(f"the text {text[:40]!r} holds characters that cannot be stored (NUL, or half of a surrogate pair)")
+    for name, least, value in (("guideline_version", 1, j.guideline_version), ("elapsed_ms", 0, j.elapsed_ms)):
+        if (value is None and name == "elapsed_ms") or (type(value) is int and least <= value <= _MOST):
+            continue
+        raise NotSound(f"{name} is {value!r}: give a whole number from {least} to {_MOST}")
+    for name, value in (("simulated", j.simulated), ("adjudicated", j.adjudicated)):
+        if not isinstance(value, bool):
+            raise NotSound(f"{name} is {value!r}: write true or false")
+    _check_time(j.time)
+    _check_ranks(j)
+    _check_region(j.region)
+    return j
+
+
+def _check_time(time: str) -> None:
+    try:
+        if time and datetime.fromisoformat(time).tzinfo is None:
+            raise NotSound(f"the time {time!r} has no zone: write it as 2026-01-31T12:00:00+00:00")
+        if time:
+            datetime.fromisoformat(time).astimezone(UTC)
+    except (ValueError, OverflowError) as e:
+        if isinstance(e, NotSound):
+            raise
+        raise NotSound(f"the time {time[:40]!r} is none: write it as 2026-01-31T12:00:00+00:00") from None
+
+
+def _check_ranks(j: Judgment) -> None:
+    """Equal ranks are a tie; the place after n tied images is n later."""
+    if j.ranks is None:
+        return
+    if not (isinstance(j.ranks, tuple) and all(type(rank) is int for rank in j.ranks) and len(j.ranks) == len(j.images)):
+        raise NotSound("the ranks of one judgment are not a list of whole numbers, one for each image")
+    if j.verdict != "ranked":
+        raise NotSound(f"ranks go with the verdict 'ranked', not with {j.verdict!r}")
+    last = 1
+    for place, rank in enumerate(j.ranks, 1):
+        last = place if rank == place else last
+        if rank != last:
+            raise NotSound("the ranks of one judgment must be 1, 2, 3, ..., and where images tie 1, 2, 2, 4")
+
+
+def _check_region(region: Any) -> None:
+    if region is None:
+        return
+    if isinstance(region, tuple) and len(region) == 4 and all(type(v) in (int, float) for v in region):
+        x, y, width, height = region
+        if 0 <= x < x + width <= 1.0001 and 0 <= y < y + height <= 1.0001:
+            return
+    raise NotSound(f"the region {str(region)[:60]} is not within the image: give [x, y, width, height] from 0 to 1")
 
 
 _LATER = {"ranks": None, "region": None, "adjudicated": False}  # fields of later versions: left out where they say nothing
@@ -177,84 +272,3 @@ def _line(judgment: Judgment) -> str:
     """As it is written and hashed: the hash of a set without later fields is the one that earlier versions gave it."""
     said = {name: value for name, value in asdict(judgment).items() if name not in _LATER or value != _LATER[name]}
     return json.dumps(said, sort_keys=True, ensure_ascii=True)
-
-
-COLUMNS = ("judgment", "image", "verdict", "rank", "annotator", "simulated", "campaign", "time", "guideline_version",
-           "prompt", "comment", "elapsed_ms")  # fmt: skip
-
-
-def to_csv(judgments: Iterable[Judgment]) -> str:
-    """One row an image: those of a ranking share their number under 'judgment', with their ranks. A text that a spreadsheet would
-    run as a formula gets a leading apostrophe, which `from_csv` takes off again."""
-    text = io.StringIO()
-    writer = csv.writer(text)  # lines end in CR LF, so that a lone CR or LF in a comment is quoted
-    writer.writerow(COLUMNS)
-    for number, j in enumerate(judgments, 1):
-        for rank, (sha, prompt) in enumerate(zip(j.images, j.prompts, strict=True), 1):
-            row: Sequence[Any] = (
-                number, sha, j.verdict, rank if j.verdict == "ranked" else None, j.annotator, str(j.simulated).lower(),
-                j.campaign, j.time, j.guideline_version, prompt, j.comment, j.elapsed_ms,
-            )  # fmt: skip
-            writer.writerow(["" if cell is None else spreadsheet_cell(str(cell)) for cell in row])
-    return text.getvalue()
-
-
-def from_csv(text: str, source: str = "the file") -> tuple[Judgment, ...]:
-    """The judgments in a CSV file named `source`, written by `to_csv` or by hand. Needed are the columns image and verdict, and
-    for rankings judgment and rank. What is not given is empty, and the annotator 'imported'; `images` holds what the file says of
-    them, which may be a file's name. HfiError naming the line of a mistake.
-    """
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    groups: dict[str, list[dict[str, str]]] = {}
-    lines: dict[str, int] = {}
-    try:
-        missing = [name for name in ("image", "verdict") if name not in (reader.fieldnames or ())]
-        if missing:
-            raise HfiError(
-                f"{source} has no column {' and no column '.join(missing)}: give the columns image, verdict, annotator"
-            )
-        for row in reader:
-            given = {name: from_spreadsheet_cell(cell) for name, cell in row.items() if name and isinstance(cell, str) and cell}
-            number = given.get("judgment", f"line {reader.line_num}")
-            groups.setdefault(number, []).append(given)
-            lines.setdefault(number, reader.line_num)
-    except csv.Error as e:
-        raise HfiError(f"{source} is not CSV: {e} after line {reader.line_num}") from None
-    found = []
-    for number, rows in groups.items():
-        try:
-            found.append(_from_rows(rows))
-        except (KeyError, ValueError) as e:
-            words = f"it has no {e.args[0]}" if isinstance(e, KeyError) else str(e)
-            raise HfiError(f"{source}, line {lines[number]}: {words}") from None
-    return tuple(found)
-
-
-def _from_rows(rows: Sequence[Mapping[str, str]]) -> Judgment:
-    first = rows[0]
-    if len({row.get("verdict") for row in rows}) > 1:
-        raise ValueError("the rows of one judgment have different verdicts")
-    if first["verdict"] not in ANSWERS:
-        raise ValueError(f"unknown verdict {first['verdict']!r}: choose {', '.join(ANSWERS)}")
-    if first["verdict"] == "ranked":
-        rows = sorted(rows, key=lambda row: int(row["rank"]))
-        if [int(row["rank"]) for row in rows] != list(range(1, len(rows) + 1)):
-            raise ValueError("the ranks of one judgment must be 1, 2, 3, ...")
-    time = first.get("time", "")
-    if time and datetime.fromisoformat(time).tzinfo is None:
-        raise ValueError(f"the time {time!r} has no zone: write it as 2026-01-31T12:00:00+00:00")
-    simulated = first.get("simulated", "false").lower()
-    if simulated not in ("true", "false"):
-        raise ValueError(f"simulated is {simulated!r}: write true or false")
-    return Judgment(
-        tuple(row["image"] for row in rows),
-        tuple(row.get("prompt") for row in rows),
-        first["verdict"],
-        first.get("annotator", "imported"),
-        simulated == "true",
-        first.get("campaign", ""),
-        time,
-        int(first.get("guideline_version", 1)),
-        first.get("comment"),
-        int(first["elapsed_ms"]) if "elapsed_ms" in first else None,
-    )

@@ -18,7 +18,7 @@ from PIL import Image
 
 from hfi.embed import ClipBackbone
 from hfi.errors import HfiError
-from hfi.files import write_text
+from hfi.files import visible, write_text
 from hfi.images import SUFFIXES, safe_open
 from hfi.metrics import (
     Interval,
@@ -110,7 +110,7 @@ def look(path: Path) -> Folder:
                 safe_open(path / name)
                 sound.append(name)
             except HfiError as e:
-                skipped.append((name, str(e).removeprefix(f"{path / name} ")))
+                skipped.append((name, str(e).removeprefix(f"{visible(path / name)} ")))
             advance(1, "")
     if not sound:
         raise HfiError(f"none of the {len(names)} files below {path} is a readable image: give a folder of images")

@@ -10,14 +10,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hfi import plots
-from hfi.aggregate import agreement, rankings, tally
+from hfi.aggregate import agreement, pairs, rankings, tally
 from hfi.files import spreadsheet_cell, write_text
 from hfi.images import ImageStore
 from hfi.judgments import JudgmentSet
@@ -36,8 +35,8 @@ Scores = Mapping[str, tuple[float, bool]]  # sha256 -> score, and whether the im
 @dataclass(frozen=True)
 class Scored:
     """A judged image. `label`: the share of people who say it shows the concept; of a ranking question, the share of its pairs that
-    it wins. `gap`: how far they and the score are apart, 0 to 1: |score - label|, or the share of its pairs that the scores
-    order the other way (equal scores: half)."""
+    it wins (ties: half). `gap`: how far they and the score are apart, 0 to 1: |score - label|, or the share of its pairs that the
+    scores order the other way (equal scores: half; ties have no order and are left out)."""
 
     sha256: str
     prompt: str
@@ -181,22 +180,23 @@ def compare(judgments: JudgmentSet, scores: Scores) -> list[Scored]:
             )
             for sha, (shows, clean) in tally(judgments).items()
         ]  # fmt: skip
-    pairs: dict[str, int] = {}
-    won: dict[str, int] = {}
+    met: dict[str, int] = {}
+    won: dict[str, float] = {}
+    ordered: dict[str, int] = {}
     against: dict[str, float] = {}
-    for order in rankings(judgments):
-        for more, less in combinations(order, 2):
-            won[more] = won.get(more, 0) + 1
-            d = scores[more][0] - scores[less][0]
-            for sha in (more, less):
-                pairs[sha] = pairs.get(sha, 0) + 1
-                against[sha] = against.get(sha, 0) + (d < 0) + 0.5 * (d == 0)
+    for more, less, tied in (pair for order in rankings(judgments) for pair in pairs(order)):
+        d = scores[more][0] - scores[less][0]
+        for sha, wins in ((more, 0.5 if tied else 1.0), (less, 0.5 if tied else 0.0)):
+            met[sha] = met.get(sha, 0) + 1
+            won[sha] = won.get(sha, 0.0) + wins
+            ordered[sha] = ordered.get(sha, 0) + (not tied)
+            against[sha] = against.get(sha, 0.0) + (0.0 if tied else (d < 0) + 0.5 * (d == 0))
     return [
         Scored(
-            sha, prompts[sha] or "", scores[sha][0], won.get(sha, 0) / n, against[sha] / n,
-            f"{against[sha]:g} of {n} pairs the other way", scores[sha][1],
+            sha, prompts[sha] or "", scores[sha][0], won[sha] / n, against[sha] / max(ordered[sha], 1),
+            f"{against[sha]:g} of {ordered[sha]} pairs the other way", scores[sha][1],
         )
-        for sha, n in pairs.items()
+        for sha, n in met.items()
     ]  # fmt: skip
 
 
@@ -220,19 +220,20 @@ def predictions(judgments: JudgmentSet, scores: Scores) -> tuple[np.ndarray, np.
     """Chances that the model predicts of the held-out images, how many answers said yes, and how many were given: each [N].
 
     Binary: the score of each image, and those who say it shows the concept. Ranking: for each pair of images, sigmoid of the
-    difference of their scores, and those who give the pair the same order as the scores (equal scores: half).
+    difference of their scores, and those who give the pair the same order as the scores (equal scores, and ties: half).
     """
     held: list[tuple[float, float, int]]
     if judgments.question == "binary":
         held = [(scores[sha][0], shows, shows + clean) for sha, (shows, clean) in tally(judgments).items() if scores[sha][1]]
     else:
-        pairs: dict[frozenset[str], tuple[float, float, int]] = {}
-        for order in rankings(judgments):
-            for more, less in combinations([sha for sha in order if scores[sha][1]], 2):
+        asked: dict[frozenset[str], tuple[float, float, int]] = {}
+        for more, less, tied in (pair for order in rankings(judgments) for pair in pairs(order)):
+            if scores[more][1] and scores[less][1]:
                 d = scores[more][0] - scores[less][0]
-                _, same, asked = pairs.get(frozenset((more, less)), (0, 0.0, 0))
-                pairs[frozenset((more, less))] = (1 / (1 + np.exp(-abs(d))), same + (d > 0) + 0.5 * (d == 0), asked + 1)
-        held = list(pairs.values())
+                _, same, times = asked.get(frozenset((more, less)), (0, 0.0, 0))
+                like = 0.5 if tied or d == 0 else float(d > 0)
+                asked[frozenset((more, less))] = (1 / (1 + np.exp(-abs(d))), same + like, times + 1)
+        held = list(asked.values())
     p, yes, answers = np.array(held, dtype=float).reshape(-1, 3).T
     return p, yes, answers
 

@@ -3,11 +3,26 @@
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
+from crowdkit.aggregation import DawidSkene, MajorityVote
+from crowdkit.metrics.data import alpha_krippendorff
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hfi.aggregate import SoftLabel, agreement, coincidences, dawid_skene, krippendorff_alpha, rankings, soft_labels
+from hfi.aggregate import (
+    SoftLabel,
+    agreement,
+    coincidences,
+    dawid_skene,
+    decisions,
+    krippendorff_alpha,
+    mean_places,
+    pairs,
+    rankings,
+    soft_labels,
+    tally,
+)
 from hfi.judgments import Judgment, JudgmentSet
 
 
@@ -51,12 +66,68 @@ def test_the_later_of_one_persons_judgments_counts() -> None:
     taken_back = (*rows, said("a", "Ann", "unsure", time="2026-01-03T00:00:00.000+00:00"))
     assert soft_labels(JudgmentSet("smoking", "binary", taken_back)) == {}
     orders = (said(("x", "y"), "Ann", "ranked", time=late), said(("y", "x"), "Ann", "ranked", time=early))
-    assert rankings(JudgmentSet("brava", "ranking", orders)) == [("x", "y")]
+    assert rankings(JudgmentSet("brava", "ranking", orders)) == [(("x",), ("y",))]
 
 
 def test_rankings_leave_out_what_orders_nothing() -> None:
     rows = (said(("x", "y"), "Ann", "ranked"), said(("x", "y"), "Bob", "none"), said(("x", "y"), "Cem", "skip"))
-    assert rankings(JudgmentSet("brava", "ranking", rows)) == [("x", "y")]
+    assert rankings(JudgmentSet("brava", "ranking", rows)) == [(("x",), ("y",))]
+
+
+def test_ties_keep_their_places() -> None:
+    rows = (said(("a", "b", "c", "d"), "Ann", "ranked", ranks=(1, 2, 2, 4)),)
+    found = JudgmentSet("brava", "ranking", rows)
+    assert rankings(found) == [(("a",), ("b", "c"), ("d",))]
+    assert list(pairs(rankings(found)[0])) == [
+        ("a", "b", False), ("a", "c", False), ("a", "d", False), ("b", "c", True), ("b", "d", False), ("c", "d", False),
+    ]  # fmt: skip
+    assert {sha: label.y for sha, label in mean_places(found).items()} == {"a": 1, "b": 0.5, "c": 0.5, "d": 0}
+    twice = JudgmentSet("brava", "ranking", (*rows, said(("b", "a"), "Bob", "ranked", ranks=(1, 1))))
+    assert mean_places(twice)["a"] == SoftLabel(0.75, 2)
+
+
+# --- decisions ---
+
+NINE, TEN = "2026-11-25T09:00:00.000+00:00", "2026-11-25T10:00:00.000+00:00"
+
+
+def test_a_decision_stands_in_the_place_of_the_votes() -> None:
+    rows = [said("a", name, verdict) for name, verdict in (("Ann", "shows"), ("Bob", "shows"), ("Cem", "clean"))]
+    rows += [said("b", "Ann", "shows"), said("c", "Ann", "unsure"), said("d", "Bob", "shows")]
+    decided = [
+        said("a", "Ann", "clean", adjudicated=True, time=TEN),  # she judged it too: both are kept apart
+        said("a", "Eve", "shows", adjudicated=True, time=NINE),  # a later decision counts
+        said("c", "Eve", "shows", adjudicated=True, time=NINE),  # nobody could say
+        said("d", "Eve", "unsure", adjudicated=True, time=NINE),  # nobody can
+    ]
+    found = JudgmentSet("smoking", "binary", (*rows, *decided))
+    for method in ("majority", "dawid-skene"):
+        labels = soft_labels(found, method)  # type: ignore[arg-type]
+        assert (labels["a"], labels["c"]) == (SoftLabel(0.0, 3), SoftLabel(1.0, 1))
+        assert labels.keys() == {"a", "b", "c"}
+    assert tally(found) == {"a": (0, 3), "b": (1, 0), "c": (1, 0)}
+    voted = JudgmentSet("smoking", "binary", tuple(rows))
+    assert agreement(found) == agreement(voted)
+    assert {images: j.verdict for images, j in decisions(found).items()}[frozenset("a")] == "clean"
+
+
+def test_a_decision_takes_rankings_away() -> None:
+    votes_ = (said(("x", "y"), "Ann", "ranked"), said(("x", "y"), "Bob", "ranked"), said(("u", "v"), "Ann", "ranked"))
+    none = said(("y", "x"), "Eve", "none", adjudicated=True)
+    assert rankings(JudgmentSet("brava", "ranking", (*votes_, none))) == [(("u",), ("v",))]
+    order = said(("y", "x"), "Eve", "ranked", adjudicated=True)
+    assert rankings(JudgmentSet("brava", "ranking", (*votes_, order))) == [(("u",), ("v",)), (("y",), ("x",))]
+
+
+def test_what_is_decided_teaches_who_errs() -> None:
+    """Two people who never agree: decisions on other images say which of them is right."""
+    words = {True: "shows", False: "clean"}
+    rows = [said(str(i), name, words[(i % 2 == 0) == (name == "right")]) for i in range(20) for name in ("right", "wrong")]
+    undecided = soft_labels(JudgmentSet("smoking", "binary", tuple(rows)), "dawid-skene")
+    assert undecided["18"].y == pytest.approx(0.5)
+    decided = [said(str(i), "Eve", words[i % 2 == 0], adjudicated=True) for i in range(10)]
+    taught = soft_labels(JudgmentSet("smoking", "binary", (*rows, *decided)), "dawid-skene")
+    assert taught["18"].y > 0.99 and taught["19"].y < 0.01
 
 
 # --- Dawid and Skene ---
@@ -218,3 +289,63 @@ def test_agreement_on_rankings_is_that_of_their_pairs() -> None:
     # in alphabetical pairs: Ann says first-first-first, first-first-first; Bob first-first-second, then three times second
     assert mixed.alpha == pytest.approx(1 - 11 * 4 / (8 * 4))
     assert [(a.name, a.accuracy, a.shows) for a in mixed.annotators] == [("Ann", 2 / 6, None), ("Bob", 2 / 6, None)]
+
+
+def test_a_pair_that_somebody_ties_has_no_order_from_them() -> None:
+    rows = [said(tuple("abc"), "Ann", "ranked"), said(tuple("abc"), "Bob", "ranked", ranks=(1, 1, 3))]
+    rows += [said(tuple("def"), "Ann", "ranked"), said(tuple("dfe"), "Bob", "ranked")]
+    found = agreement(JudgmentSet("brava", "ranking", tuple(rows)))
+    assert found.units == 2 + 3  # a and b were ordered by Ann alone
+    assert found.raw == pytest.approx(4 / 5)
+
+
+# --- crowd-kit as an oracle ---
+
+
+def random_votes(seed: int, images: int = 60, people: int = 5) -> np.ndarray:
+    """Votes [V, 3] of people who err in both directions, each image judged by three of them at least."""
+    rng = np.random.default_rng(seed)
+    truth = rng.random(images) < 0.4
+    hits, alarms = rng.uniform(0.6, 0.9, people), rng.uniform(0.1, 0.4, people)
+    rows = []
+    for i in range(images):
+        for k in rng.permutation(people)[: rng.integers(3, people + 1)]:
+            rows.append((i, k, int(rng.random() < (hits[k] if truth[i] else alarms[k]))))
+    return np.array(rows)
+
+
+def frame(rows: np.ndarray) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["task", "worker", "label"])
+
+
+def as_set(rows: np.ndarray) -> JudgmentSet:
+    words = ("clean", "shows")
+    return JudgmentSet("smoking", "binary", tuple(said(str(i), f"p{k}", words[v]) for i, k, v in rows.tolist()))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_majority_is_crowd_kits(seed: int) -> None:
+    rows = random_votes(seed)
+    theirs = MajorityVote().fit_predict_proba(frame(rows))[1]
+    ours = soft_labels(as_set(rows))
+    np.testing.assert_allclose([ours[str(i)].y for i in theirs.index], theirs)
+
+
+def test_dawid_skene_without_its_prior_is_crowd_kits() -> None:
+    """As many rounds of each: theirs has no prior, and can be told true labels too."""
+    rows = random_votes(1)
+    known = np.full(60, np.nan)
+    known[:15] = np.random.default_rng(2).random(15) < 0.5
+    golden = pd.Series(known[:15].astype(int), index=range(15))
+    for told, theirs in ((None, None), (known, golden)):
+        ours = dawid_skene(rows, 60, 5, 12, known=told, prior=0)
+        expected = DawidSkene(n_iter=12, tol=-1).fit_predict_proba(frame(rows), true_labels=theirs)[1].sort_index()
+        np.testing.assert_allclose(ours, expected, atol=1e-9)
+    ours, bare = dawid_skene(rows, 60, 5), dawid_skene(rows, 60, 5, prior=0)
+    assert np.corrcoef(ours, bare)[0, 1] > 0.95  # the prior draws towards doubt, and no further
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_alpha_is_crowd_kits(seed: int) -> None:
+    rows = random_votes(seed)
+    assert agreement(as_set(rows)).alpha == pytest.approx(alpha_krippendorff(frame(rows)))

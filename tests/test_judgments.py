@@ -3,16 +3,23 @@
 import csv
 import io
 import json
+import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from hfi.concepts import Concept
 from hfi.errors import HfiError, NoJudgments, NotFound
-from hfi.judgments import Judgment, JudgmentSet, freeze, from_csv, load, save, to_csv, to_jsonl
+from hfi.judgment_tables import COLUMNS, MAX_ROWS, from_csv, from_parquet, to_csv, to_parquet
+from hfi.judgments import Judgment, JudgmentSet, freeze, load, save, sound, to_jsonl
 from hfi.store import campaigns, judging
 from hfi.store import queries as q
 from hfi.store.session import Engine, writing
@@ -148,26 +155,189 @@ def test_no_cell_is_a_formula_and_all_come_back(comment: str) -> None:
     assert from_csv(text) == (judgment,)
 
 
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=9)
+REGION = st.none() | st.just((0.25, 0.0, 0.5, 1.0)) | st.just((0.1, 0.2, 0.30000000000000004, 1e-9))
+SIDES = {
+    "simulated": st.booleans(),
+    "annotator": TEXT,
+    "campaign": st.just("") | TEXT,
+    "comment": st.none() | TEXT,
+    "elapsed_ms": st.none() | st.integers(0, 2**31 - 1),
+    "guideline_version": st.integers(1, 9),
+    "region": REGION,
+    "adjudicated": st.booleans(),
+    "time": st.just("") | st.datetimes().map(lambda t: t.replace(tzinfo=UTC).isoformat(timespec="milliseconds")),
+}
+
+
+@st.composite
+def rankings(draw: st.DrawFn) -> Judgment:
+    """With ties, or without: the images of one place stand in the order of their names."""
+    places = draw(st.lists(st.lists(TEXT, min_size=1, max_size=3), min_size=1, max_size=4))
+    seen: set[str] = set()
+    places = [kept for place in places if (kept := sorted({i for i in place if i not in seen} - seen)) and not seen.update(kept)]
+    images = tuple(i for place in places for i in place)
+    firsts = [1 + sum(map(len, places[:n])) for n in range(len(places))]
+    ranks = tuple(first for place, first in zip(places, firsts, strict=True) for _ in place)
+    prompts = tuple(draw(st.none() | TEXT) for _ in images)
+    sides = {name: draw(side) for name, side in SIDES.items()}
+    return one(images=images, prompts=prompts, verdict="ranked", ranks=None if len(places) == len(images) else ranks, **sides)
+
+
+BINARIES = st.builds(one, verdict=st.sampled_from(BINARY), images=st.tuples(TEXT), prompts=st.tuples(st.none() | TEXT), **SIDES)
+
+
 @settings(max_examples=60, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
-@given(
-    st.lists(
-        st.builds(
-            one,
-            verdict=st.sampled_from(BINARY),
-            simulated=st.booleans(),
-            comment=st.none()
-            | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=9),
-            elapsed_ms=st.none() | st.integers(0, 10**6),
-            guideline_version=st.integers(1, 9),
-        ),
-        max_size=3,
-    )
-)
-def test_any_set_survives_csv_and_jsonl(tmp_path_factory: pytest.TempPathFactory, judgments: list[Judgment]) -> None:
+@given(st.lists(BINARIES | rankings(), max_size=4))
+def test_any_set_survives_every_format(tmp_path_factory: pytest.TempPathFactory, judgments: list[Judgment]) -> None:
+    assert [sound(j) for j in judgments] == judgments
     assert from_csv(to_csv(judgments)) == tuple(judgments)
     path = tmp_path_factory.getbasetemp() / "any.jsonl"
     save(binary(*judgments), path)
     assert load(path) == binary(*judgments)
+    to_parquet(binary(*judgments), path.with_suffix(".parquet"))
+    assert from_parquet(path.with_suffix(".parquet")) == (tuple(judgments), "smoking")
+
+
+def test_the_hash_of_what_an_earlier_version_exported_is_the_same_for_ever() -> None:
+    """judgments-0001.jsonl: rankings, written before there were ties, regions and decisions."""
+    path = Path(__file__).parent / "assets" / "judgments-0001.jsonl"
+    found = load(path)
+    assert found.sha256 == "24de3fead4b493e3ccbfe4ff44994b4c1d09d3f6633f08289a0d2ce7d8ada477"
+    assert to_jsonl(found) == path.read_text(encoding="utf-8")
+    assert len(found.judgments) == 39 and any(j.comment for j in found.judgments)
+
+
+def test_what_is_new_changes_the_hash_where_it_is_said() -> None:
+    plain = one(images=("a", "b", "c"), prompts=(None,) * 3, verdict="ranked")
+    new = [{"ranks": (1, 1, 3)}, {"ranks": (1, 2, 2)}, {"region": (0.0, 0.0, 0.5, 0.5)}, {"adjudicated": True}, {}]
+    assert len({binary(replace(plain, **more)).sha256 for more in new}) == 5  # type: ignore[arg-type]
+
+
+# --- Parquet ---
+
+
+def test_parquet_has_typed_columns_for_other_programs(tmp_path: Path) -> None:
+    judgments = binary(
+        one(region=(0.0, 0.1, 0.2, 0.3), elapsed_ms=7), one(images=("b", "c"), prompts=(None, "q"), verdict="ranked")
+    )
+    to_parquet(judgments, tmp_path / "set.parquet")
+    table = pd.read_parquet(tmp_path / "set.parquet")
+    assert list(table.columns) == list(COLUMNS)
+    assert table["judgment"].tolist() == [1, 2, 2] and table["image"].tolist() == ["a", "b", "c"]
+    assert table["simulated"].dtype == bool and table["adjudicated"].dtype == bool
+    assert table["time"][0] == pd.Timestamp("2026-11-25T12:00:00Z")
+    assert table["region"][0].tolist() == [0, 0.1, 0.2, 0.3] and table["region"][1] is None
+    assert table["rank"].isna().tolist() == [True, False, False]
+
+
+def test_a_parquet_file_that_was_changed_and_one_that_is_none_are_said(tmp_path: Path) -> None:
+    path = tmp_path / "set.parquet"
+    to_parquet(binary(one(), one(images=("b",))), path)
+    table = pq.read_table(path)
+    pq.write_table(table.slice(0, 1), path)
+    with pytest.raises(HfiError, match="was changed after it was exported"):
+        from_parquet(path)
+    for data in (b"", b"PAR1", b"PAR1" + b"x" * 50 + b"PAR1"):
+        path.write_bytes(data)
+        with pytest.raises(HfiError, match=r"set\.parquet is no Parquet file that can be read"):
+            from_parquet(path)
+    with pytest.raises(HfiError, match="no file"):
+        from_parquet(tmp_path / "gone.parquet")
+
+
+def test_a_parquet_table_by_other_tools(tmp_path: Path) -> None:
+    table = {
+        "image": ["a", "b", "c"],
+        "verdict": ["ranked"] * 3,
+        "rank": [1.0, 2.0, 2.0],
+        "judgment": [5] * 3,
+        "elapsed_ms": [None] * 3,
+    }
+    path = tmp_path / "t.parquet"
+    pd.DataFrame(table).to_parquet(path)
+    (found,), concept = from_parquet(path)
+    assert (found.images, found.ranks, found.annotator, concept) == (("a", "b", "c"), (1, 2, 2), "imported", None)
+    pd.DataFrame({"image": ["a"], "verdict": ["shows"], "rank": [float("nan")]}).to_parquet(path)
+    assert from_parquet(path)[0][0].verdict == "shows"
+    pd.DataFrame({"image": ["a"], "verdict": ["shows"], "time": [pd.Timestamp("2026-01-01")]}).to_parquet(path)
+    with pytest.raises(HfiError, match=r"row 1: the time '2026-01-01T00:00:00\.000' has no zone"):
+        from_parquet(path)
+    pd.DataFrame({"picture": ["a"]}).to_parquet(path)
+    with pytest.raises(HfiError, match="no column image and no column verdict"):
+        from_parquet(path)
+
+
+def test_a_small_parquet_file_of_very_many_rows_is_refused_by_its_head(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.parquet"
+    column = pa.DictionaryArray.from_arrays(pa.array(np.zeros(MAX_ROWS + 1, dtype=np.int8)), pa.array(["shows"]))
+    pq.write_table(pa.table({"image": column, "verdict": column}), path)
+    assert path.stat().st_size < 50_000
+    with pytest.raises(HfiError, match=r"has 5,000,001 rows: at most 5,000,000 are read"):
+        from_parquet(path)
+
+
+def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for use in (lambda: from_parquet(tmp_path / "x.parquet"), lambda: to_parquet(binary(one()), tmp_path / "x.parquet")):
+        with pytest.raises(HfiError, match=r"Parquet needs a package .*: pip install 'hfi\[data\]'"):
+            use()
+
+
+# --- what cannot be ---
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"comment": "half \ud83d"}, "holds characters that cannot be stored"),
+        ({"annotator": "A\0nn"}, "holds characters that cannot be stored"),
+        ({"prompts": ("\udc80",)}, "holds characters that cannot be stored"),
+        ({"comment": 7}, "7 stands where a text belongs"),
+        ({"images": "a"}, "two lists of the same length"),
+        ({"images": ()}, "two lists of the same length"),
+        ({"prompts": ()}, "two lists of the same length"),
+        ({"verdict": "undone"}, "unknown verdict 'undone'"),
+        ({"verdict": ["shows"]}, "unknown verdict"),
+        ({"elapsed_ms": 2**31}, "elapsed_ms is 2147483648: give a whole number from 0 to"),
+        ({"elapsed_ms": True}, "elapsed_ms is True"),
+        ({"guideline_version": 0}, "guideline_version is 0: give a whole number from 1 to"),
+        ({"simulated": 1}, "simulated is 1: write true or false"),
+        ({"adjudicated": None}, "adjudicated is None: write true or false"),
+        ({"time": "0001-01-01T00:00:00+23:00"}, "the time '0001-01-01T00:00:00.23:00' is none"),
+        ({"time": "2026-01-01"}, "has no zone"),
+        ({"ranks": (1,)}, "ranks go with the verdict 'ranked'"),
+        ({"verdict": "ranked", "ranks": (1, 2)}, "one for each image"),
+        ({"verdict": "ranked", "ranks": (2,)}, "must be 1, 2, 3"),
+        (
+            {"verdict": "ranked", "images": tuple("abc"), "prompts": (None,) * 3, "ranks": (1, 1, 2)},
+            "where images tie 1, 2, 2, 4",
+        ),
+        ({"region": (0.5, 0.5, 0.6, 0.1)}, r"the region \(0.5, 0.5, 0.6, 0.1\) is not within the image"),
+        ({"region": (0.5, 0.5, 0.0, 0.1)}, "not within the image"),
+        ({"region": (0.0, 0.0, float("nan"), 0.1)}, "not within the image"),
+        ({"region": (0, 0, 10**400, 1)}, "not within the image"),
+        ({"region": (0.0, 0.0, 1.0)}, "not within the image"),
+        ({"region": "all"}, "not within the image"),
+    ],
+)
+def test_a_file_with_a_judgment_that_cannot_be_is_refused(tmp_path: Path, wrong: dict[str, object], said: str) -> None:
+    """A hash proves nothing of whoever made the file: anybody can compute one."""
+    bad = binary(one(), one(**wrong))
+    (tmp_path / "x.jsonl").write_text(to_jsonl(bad))
+    with pytest.raises(HfiError, match=rf"x\.jsonl, judgment 2: .*{said}"):
+        load(tmp_path / "x.jsonl")
+
+
+@pytest.mark.parametrize("line", ["[" * 50_000, '{"images": ' + "9" * 5000 + "}", "null", '"x"', '{"images": {}}', '{"evil": 1}'])
+def test_a_line_that_is_no_judgment_is_said(tmp_path: Path, line: str) -> None:
+    head = {"concept": "smoking", "question": "binary", "sha256": ""}
+    (tmp_path / "x.jsonl").write_text(json.dumps(head) + "\n" + line + "\n")
+    with pytest.raises(HfiError, match=r"x\.jsonl is no export of judgments"):
+        load(tmp_path / "x.jsonl")
+
+
+# --- tables ---
 
 
 def test_rankings_survive_csv() -> None:
@@ -177,6 +347,10 @@ def test_rankings_survive_csv() -> None:
     assert from_csv(text) == (order, nothing)
     lines = text.splitlines()
     assert from_csv("\n".join([lines[0], *lines[1:4][::-1], *lines[4:]])) == (order, nothing)  # rows sorted by a spreadsheet
+    tie = one(images=("c", "a", "b", "d"), prompts=(None,) * 4, verdict="ranked", ranks=(1, 2, 2, 4))
+    lines = to_csv([tie]).splitlines()
+    assert [line.split(",")[3] for line in lines] == ["rank", "1", "2", "2", "4"]
+    assert from_csv("\n".join([lines[0], *lines[:0:-1]])) == (tie,)
 
 
 def test_a_table_by_hand_needs_two_columns() -> None:
@@ -202,6 +376,15 @@ def test_a_table_by_hand_needs_two_columns() -> None:
         ("image,verdict,time\na,shows,yesterday\n", "line 2: .*yesterday"),
         ("judgment,image,verdict,rank\n1,a,ranked,1\n1,b,ranked,3\n", "line 2: the ranks of one judgment must be 1, 2, 3"),
         ("judgment,image,verdict\n1,a,shows\n1,b,clean\n", "line 2: the rows of one judgment have different verdicts"),
+        ("judgment,image,verdict,rank\n1,a,ranked,1\n1,b,ranked,one\n", "line 2: rank is 'one': write a whole number"),
+        ("judgment,image,verdict,rank\n1,a,ranked,1\n1,b,ranked,\n", "line 2: it has no rank"),
+        ("image,verdict,elapsed_ms\na,shows,99999999999\n", "line 2: elapsed_ms is 99999999999: give a whole number"),
+        ("image,verdict,elapsed_ms\na,shows,soon\n", "line 2: elapsed_ms is 'soon': write a whole number"),
+        ('image,verdict,region\na,shows,"[0.1, 0.1]"\n', "line 2: the region .* is not within the image"),
+        ("image,verdict,region\na,shows,left\n", "line 2: region is 'left': write"),
+        ("image,verdict,region\na,shows,5\n", "line 2: region is '5': write"),
+        ("image,verdict,region\na,shows," + "[" * 50_000 + "\n", "line 2: region is"),
+        ("image,verdict,comment\na,shows,nul\0\n", "line 2: the text .* holds characters that cannot be stored"),
     ],
 )
 def test_a_wrong_table_names_its_line(text: str, said: str) -> None:

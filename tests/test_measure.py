@@ -2,8 +2,6 @@
 
 import io
 import json
-import struct
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torchmetrics.functional.image.lpips as theirs
+from drawn import png16
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -42,18 +41,6 @@ def folder(path: Path, count: int, smoking: int = 0, first: int = 0) -> Path:
     for i in range(count):
         person(first + i, i < smoking).save(path / f"{i:03}.png")
     return path
-
-
-def png16(pixels: np.ndarray) -> bytes:
-    """RGB uint16 [H, W, 3] as PNG, which Pillow cannot write."""
-    height, width, _ = pixels.shape
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def figures(done: Any) -> dict[tuple[str, str | None], dict[str, Any]]:

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -111,6 +112,20 @@ def test_disagreement_about_rankings_is_the_share_of_pairs() -> None:
     assert {sha: i.label for sha, i in told.items()} == {"a": 2 / 3, "b": 2 / 3, "c": 0}
     assert told["a"].said == "1.5 of 3 pairs the other way"
     assert [i.sha256 for i in disagreements(list(told.values()))] == ["a", "b", "c"]
+
+
+def test_a_tie_is_half_an_answer_and_no_disagreement() -> None:
+    """a and b tie above c; the scores say b > a > c."""
+    scores = {"a": (2.0, True), "b": (3.0, True), "c": (1.0, True), "d": (0.0, True), "e": (0.0, True)}
+    ties = replace(ranked("abc").judgments[0], ranks=(1, 1, 3)), replace(ranked("de").judgments[0], ranks=(1, 1))
+    judged = JudgmentSet("fog", "ranking", ties)
+    told = {i.sha256: i for i in compare(judged, scores)}
+    assert {sha: (i.label, i.gap) for sha, i in told.items()} == {
+        "a": (0.75, 0), "b": (0.75, 0), "c": (0, 0), "d": (0.5, 0), "e": (0.5, 0),
+    }  # fmt: skip
+    assert told["d"].said == "0 of 0 pairs the other way"
+    _, same, asked = predictions(judged, scores)
+    assert (same.tolist(), asked.tolist()) == ([0.5, 1, 1, 0.5], [1, 1, 1, 1])
 
 
 def test_the_list_is_a_prompts_file_even_with_prompts_that_a_spreadsheet_would_run(tmp_path: Path) -> None:

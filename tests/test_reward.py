@@ -1,3 +1,4 @@
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -10,14 +11,19 @@ from scipy import stats
 from tiny import saved
 from transformers import CLIPModel
 
+from hfi.cli.common import Judged
+from hfi.cli.reward import training_labels
+from hfi.concepts import Concept
 from hfi.embed import ClipBackbone, embed_stored
 from hfi.errors import ModelError, NoJudgments, UsageError
 from hfi.images import ImageStore
+from hfi.judgments import Judgment, JudgmentSet
 from hfi.reward.loss import (
     auc,
     auc_chance_limit,
     binary_loss,
     pair_accuracy,
+    pair_accuracy_deviation,
     pair_chance_limit,
     pair_losses,
     ranking_loss,
@@ -52,8 +58,12 @@ def binary(n: int = 60, noise: float = 0.3, seed: int = 0) -> tuple[np.ndarray, 
 def ranked(groups: int = 20, size: int = 5) -> tuple[np.ndarray, Labels]:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(groups * size, 8)).astype(np.float32)
-    rankings = [sorted(range(g * size, (g + 1) * size), key=lambda i: -x[i, 0]) for g in range(groups)]
-    return x, Labels(np.zeros(0), np.zeros(0), rankings)
+    return x, orders([sorted(range(g * size, (g + 1) * size), key=lambda i: -x[i, 0]) for g in range(groups)])
+
+
+def orders(rankings: list[list[int]]) -> Labels:
+    """Rankings without ties."""
+    return Labels(np.zeros(0), np.zeros(0), [[[i] for i in ranking] for ranking in rankings])
 
 
 # --- formulas ---
@@ -69,10 +79,35 @@ def test_ranking_loss_by_hand() -> None:
     """log(1 + e^-d) for d = 1, 3, 2 and, in a second ranking of two, d = -1; each ranking counts once whatever its length."""
     first, second = torch.tensor([3.0, 2.0, 0.0]), torch.tensor([0.0, 1.0])
     l1, l3, l2, back = (np.log1p(np.exp(-d)) for d in (1, 3, 2, -1))
-    np.testing.assert_allclose(pair_losses(first), [l1, l3, l2], rtol=1e-6)
+    places = [range(3), range(2)]
+    np.testing.assert_allclose(pair_losses(first, places[0]), [l1, l3, l2], rtol=1e-6)
     expected = ((l1 + l3 + l2) / 3 + back) / 2
-    assert ranking_loss([first, second]).item() == pytest.approx(expected, rel=1e-6)
-    assert ranking_loss([first + 7, second - 2]).item() == pytest.approx(expected, rel=1e-5)  # only differences count
+    assert ranking_loss([first, second], places).item() == pytest.approx(expected, rel=1e-6)
+    assert ranking_loss([first + 7, second - 2], places).item() == pytest.approx(expected, rel=1e-5)  # only differences count
+
+
+def test_a_tie_is_trained_as_half_a_win_for_each_and_not_as_an_order() -> None:
+    """Of r = 3, 2, 0 in places 1, 1, 3: the tie costs (log(1 + e^-1) + log(1 + e^1)) / 2, whichever stands first in the list."""
+    r, places = torch.tensor([3.0, 2.0, 0.0]), (0, 0, 2)
+    l1, l3, l2, back = (np.log1p(np.exp(-d)) for d in (1, 3, 2, -1))
+    np.testing.assert_allclose(pair_losses(r, places), [(l1 + back) / 2, l3, l2], rtol=1e-6)
+    turned = ranking_loss([r[[1, 0, 2]]], [places])
+    assert turned.item() == pytest.approx(ranking_loss([r], [places]).item(), rel=1e-6)
+    equal = torch.zeros(2, requires_grad=True)
+    ranking_loss([equal], [(0, 0)]).backward()
+    assert equal.grad is not None and equal.grad.abs().max() == 0  # nothing pulls two equal scores apart
+
+
+def test_tied_images_end_at_like_scores() -> None:
+    r = torch.nn.Parameter(torch.randn(5, generator=torch.Generator().manual_seed(0)))
+    optimizer = torch.optim.SGD([r], lr=1.0)
+    for _ in range(300):
+        optimizer.zero_grad()
+        ranking_loss([r[[2, 0, 1, 4, 3]]], [(0, 1, 1, 3, 3)]).backward()
+        optimizer.step()
+    a, b, first, d, e = r.tolist()
+    assert a == pytest.approx(b, abs=0.01) and d == pytest.approx(e, abs=0.01)
+    assert first > a + 1 and a > d + 1
 
 
 def test_auc_by_hand_and_against_scipy() -> None:
@@ -86,14 +121,25 @@ def test_auc_by_hand_and_against_scipy() -> None:
 
 
 def test_pair_accuracy_by_hand() -> None:
-    assert pair_accuracy([np.array([3.0, 1.0, 2.0]), np.array([1.0, 1.0])]) == (2 / 3 + 0.5) / 2
+    assert pair_accuracy(np.array([3.0, 1.0, 2.0]), (0, 1, 2)) == 2 / 3
+    assert pair_accuracy(np.array([1.0, 1.0]), (0, 1)) == 0.5
+    assert pair_accuracy(np.array([1.0, 2.0, 0.0]), (0, 0, 1)) == 1  # who tied the first two gave them no order
+    assert np.isnan(pair_accuracy(np.array([1.0, 2.0]), (0, 0)))
 
 
-@pytest.mark.parametrize("sizes", [(5,) * 4, (3, 5, 4)])
-def test_the_chance_limits_hold_for_scores_that_know_nothing(sizes: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("places", [(0, 1, 2, 3, 4), (0, 0, 1, 2, 3), (0, 0, 0, 1), (0, 1, 1, 2, 2, 2)])
+def test_the_deviation_of_a_pair_accuracy_is_that_over_all_orders_of_the_scores(places: tuple[int, ...]) -> None:
+    every = [pair_accuracy(np.array(scores), places) for scores in itertools.permutations(range(len(places)))]
+    assert np.mean(every) == pytest.approx(0.5)
+    assert pair_accuracy_deviation(places) == pytest.approx(np.std(every))
+
+
+@pytest.mark.parametrize("all_places", [((0, 1, 2, 3, 4),) * 4, ((0, 1, 2), (0, 0, 1, 2, 3), (0, 1, 2, 3))])
+def test_the_chance_limits_hold_for_scores_that_know_nothing(all_places: tuple[tuple[int, ...], ...]) -> None:
     """About 5 % of random scores exceed them."""
     rng = np.random.default_rng(0)
-    above = [pair_accuracy([rng.normal(size=m) for m in sizes]) > pair_chance_limit(sizes) for _ in range(3000)]
+    limit = pair_chance_limit([pair_accuracy_deviation(places) for places in all_places])
+    above = [np.mean([pair_accuracy(rng.normal(size=len(p)), p) for p in all_places]) > limit for _ in range(3000)]
     assert 0.03 < np.mean(above) < 0.07
     positive = np.arange(14) < 6
     above = [auc(rng.normal(size=14), positive) > auc_chance_limit(6, 8) for _ in range(3000)]
@@ -120,18 +166,19 @@ def test_images_ranked_together_stay_together() -> None:
         inside = set(part.tolist())
         assert inside
         for ranking in labels.rankings:
-            assert set(ranking) <= inside or not set(ranking) & inside
+            rows = {i for place in ranking for i in place}
+            assert rows <= inside or not rows & inside
 
 
 def test_one_great_cluster_is_split_by_image() -> None:
-    chain = Labels(np.zeros(0), np.zeros(0), [[i, i + 1, i + 2] for i in range(30)])
+    chain = orders([[i, i + 1, i + 2] for i in range(30)])
     parts = split(chain, 0.2, 0.15, seed=0)
     assert sorted(np.concatenate(parts).tolist()) == list(range(32))
     assert all(len(part) > 3 for part in parts)
 
 
 def test_two_clusters_are_split_by_image() -> None:
-    two = Labels(np.zeros(0), np.zeros(0), [list(range(10)), list(range(10, 20))])
+    two = orders([list(range(10)), list(range(10, 20))])
     assert all(len(part) > 1 for part in split(two, 0.2, 0.15, seed=0))
 
 
@@ -195,13 +242,22 @@ def test_rankings_are_learned() -> None:
 
 def test_many_opinions_on_the_same_images_are_not_more_evidence() -> None:
     rankings = [[0, 1, 2, 3, 4]] * 50
-    labels = Labels(np.zeros(0), np.zeros(0), rankings)
-    figures = measure(np.array([5.0, 4, 3, 2, 1]), labels, np.arange(5))
-    assert figures["chance_limit"] == pytest.approx(pair_chance_limit([5]))
+    five, two = pair_accuracy_deviation(range(5)), pair_accuracy_deviation(range(2))
+    figures = measure(np.array([5.0, 4, 3, 2, 1]), orders(rankings), np.arange(5))
+    assert figures["chance_limit"] == pytest.approx(pair_chance_limit([five]))
     # also where another set has one opinion only: by ranking it would be 50 rights of 51
-    figures = measure(np.array([5.0, 4, 3, 2, 1, 0, 1]), Labels(np.zeros(0), np.zeros(0), [*rankings, [5, 6]]), np.arange(7))
+    figures = measure(np.array([5.0, 4, 3, 2, 1, 0, 1]), orders([*rankings, [5, 6]]), np.arange(7))
     assert figures["pair_accuracy"] == 0.5
-    assert figures["chance_limit"] == pytest.approx(pair_chance_limit([5, 2]))
+    assert figures["chance_limit"] == pytest.approx(pair_chance_limit([five, two]))
+
+
+def test_rankings_that_order_nothing_are_no_evidence() -> None:
+    labels = Labels(np.zeros(0), np.zeros(0), [[[0], [1]], [[2, 3, 4]], [[5, 6], [7]]])
+    figures = measure(np.array([2.0, 1, 0, 0, 0, 0, 1, 2]), labels, np.arange(8))
+    assert figures["held_out_rankings"] == 2
+    assert figures["pair_accuracy"] == 0.5
+    with pytest.raises(NoJudgments, match="every ranking puts all of its images in one place"):
+        train_reward(np.zeros((6, 4)), Labels(np.zeros(0), np.zeros(0), [[[0, 1, 2, 3, 4, 5]]]), RewardConfig())
 
 
 @pytest.mark.parametrize(
@@ -219,7 +275,7 @@ def test_judgments_that_cannot_be_learned_from(y: list[float], words: str) -> No
 
 def test_too_few_rankings() -> None:
     with pytest.raises(NoJudgments, match="at least 6"):
-        train_reward(np.zeros((5, 4)), Labels(np.zeros(0), np.zeros(0), [[0, 1, 2, 3, 4]]), RewardConfig())
+        train_reward(np.zeros((5, 4)), orders([[0, 1, 2, 3, 4]]), RewardConfig())
 
 
 def test_bad_settings() -> None:
@@ -227,6 +283,24 @@ def test_bad_settings() -> None:
         RewardConfig(held_out=0.9)
     with pytest.raises(UsageError, match="leave no image to learn from"):
         RewardConfig(held_out=0.5, validation=0.5)
+
+
+def test_training_reads_ties_and_decisions_off_the_judgments() -> None:
+    def said(images: str, verdict: str, annotator: str, **more: object) -> Judgment:
+        time = "2026-11-25T12:00:00.000+00:00"
+        return Judgment(tuple(images), (None,) * len(images), verdict, annotator, False, "c", time, 1, **more)  # type: ignore[arg-type]
+
+    ranked_ = (
+        said("bca", "ranked", "Ann", ranks=(1, 2, 2)),
+        said("de", "ranked", "Ann"),
+        said("de", "none", "Eve", adjudicated=True),
+    )
+    shas, labels = training_labels(Judged(Concept("brava", "Brava"), JudgmentSet("brava", "ranking", ranked_)), "majority")
+    assert (shas, labels.rankings) == (["a", "b", "c"], [[[1], [2, 0]]])
+    votes = [said("a", "shows", name) for name in ("Ann", "Bob", "Cem")] + [said("b", "shows", "Ann")]
+    decided = (*votes, said("a", "clean", "Eve", adjudicated=True))
+    shas, labels = training_labels(Judged(Concept("fog", "Fog"), JudgmentSet("fog", "binary", decided)), "majority")
+    assert (shas, labels.y.tolist(), labels.count.tolist()) == (["a", "b"], [0, 1], [3, 1])
 
 
 # --- the backbone ---

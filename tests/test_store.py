@@ -1,22 +1,25 @@
 """The store: its guards, its verbs, and migrations that lose nothing."""
 
+import gzip
 import shutil
 import sqlite3
 import threading
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import text
+from sqlalchemy import func, select, text
 from sqlalchemy.exc import IntegrityError, StatementError
 
 from hfi.concepts import Concept
 from hfi.errors import HfiError, NotFound
+from hfi.judgments import freeze
 from hfi.store import campaigns, judging, record
 from hfi.store import models as m
 from hfi.store import queries as q
@@ -38,7 +41,20 @@ NEW = {
     "rounds",
     "jobs",
 }  # tables that version 0001 did not have
-OLD = Path(__file__).parent / "assets" / "0001.db"
+ASSETS = Path(__file__).parent / "assets"
+OLD = ASSETS / "0001.db"
+THOUSAND = {  # of 0001-thousand.db.gz: the hash of what each export held when the version that made it wrote it
+    ("smoking", "exclude"): "41cae1263ca106c7fbf2e13526368efa4b2ba3685d686b45853665c46f8200b5",
+    ("smoking", "only"): "81b466b1e027a6cae328a0fb7291a2a8083a29d071dbafa4c63e11cbbd8d0c9f",
+    ("smoking", "include"): "fee2ac0a03e07eb25acc3ca46393808e0bb225bc78e42e4b1f3bb68a2cb2a66f",
+    ("brava", "exclude"): "628061287a026a190a9d7021d5c6c44de57f64e44e51b486a62484e888f0e58a",
+    ("brava", "only"): "24de3fead4b493e3ccbfe4ff44994b4c1d09d3f6633f08289a0d2ce7d8ada477",
+    ("brava", "include"): "4ce7c3070d25db5d6309332dfb551904e651e4afca8587a002f7295e40816ac6",
+}
+TODAY = {  # of 0002.db.gz
+    "smoking": "4aad45bfc73ddcdadcc71d8d14b66fb74781ed0ae8ca42ef1a39be648f42ec16",
+    "brava": "2065a2ef7f6aa346619c4edf938f3922c0d45fc4e641ab3e701529f9a7ae61ef",
+}
 
 
 @pytest.fixture
@@ -499,6 +515,168 @@ def counts(path: Path) -> dict[str, int]:
         found = {name: db.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in names}
     db.close()
     return found
+
+
+def unpacked(name: str, folder: Path) -> Path:
+    path = folder / "hfi.db"
+    path.write_bytes(gzip.decompress((ASSETS / name).read_bytes()))
+    return path
+
+
+def rows_of(path: Path, like: dict[str, list[str]] | None = None) -> dict[str, list[tuple[object, ...]]]:
+    """Every row of every table, or of those tables and columns that `like` names, by id."""
+    with closing(sqlite3.connect(path)) as db:
+        if like is None:
+            names = [row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+            like = {name: [row[1] for row in db.execute(f"PRAGMA table_info({name})")] for name in names}
+        return {
+            name: db.execute(f"SELECT {', '.join(columns)} FROM {name} ORDER BY 1").fetchall() for name, columns in like.items()
+        }
+
+
+def columns_of(path: Path) -> dict[str, list[str]]:
+    with closing(sqlite3.connect(path)) as db:
+        names = [
+            row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name != 'alembic_version'")
+        ]
+        return {name: [row[1] for row in db.execute(f"PRAGMA table_info({name})")] for name in names}
+
+
+@pytest.fixture(scope="module")
+def old_and_new(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The database with 1,000 judgments as version 0001 left it, and brought to today's schema. Read only: copy it."""
+    old = unpacked("0001-thousand.db.gz", tmp_path_factory.mktemp("old"))
+    new = unpacked("0001-thousand.db.gz", tmp_path_factory.mktemp("new"))
+    done = upgrade(f"sqlite:///{new}")
+    assert (done.before, done.backup is not None) == ("0001_initial", True)
+    return old, new
+
+
+def test_a_thousand_judgments_of_version_0001_are_the_same_after_the_upgrade(old_and_new: tuple[Path, Path]) -> None:
+    old, new = old_and_new
+    columns = columns_of(old)
+    before, after = rows_of(old, columns), rows_of(new, columns)
+    assert len(before) == 9 and len(before["judgments"]) == 1000
+    for name, rows in before.items():
+        assert after[name] == rows, name
+    engine = connect(f"sqlite:///{new}")
+    assert {(c, side): freeze(engine, c, side).sha256 for c, side in THOUSAND} == THOUSAND  # type: ignore[arg-type]
+    with reading(engine) as s:
+        assert q.concept(s, "smoking").title == 'Smoking: 100 % "it\'s" there'
+        assert q.concept(s, "smoking").guideline == "A cigarette; %(x)s 'quoted'."
+        assert [(c.name, c.overlap, c.tasks) for c in campaigns.campaigns(s)] == [
+            ("people", 3, 300), ('again, 100% "sure"', 1, 60), ("people", 2, 60),
+        ]  # fmt: skip
+    engine.dispose()
+    with closing(sqlite3.connect(new)) as db:
+        assert db.execute("PRAGMA foreign_key_check").fetchall() == []
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def test_the_copy_from_before_an_upgrade_is_the_old_database(old_and_new: tuple[Path, Path]) -> None:
+    old, new = old_and_new
+    (copy,) = new.parent.glob("*.backup.db")
+    assert rows_of(copy) == rows_of(old)
+    again = upgrade(f"sqlite:///{new}")
+    assert (again.before, again.after, again.backup) == ("0002_labeling", "0002_labeling", None)
+    assert list(new.parent.glob("*.backup.db")) == [copy]
+
+
+def test_the_counts_that_an_upgrade_makes_are_those_of_a_recount(old_and_new: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copy(old_and_new[1], tmp_path / "hfi.db")
+    engine = connect(f"sqlite:///{tmp_path / 'hfi.db'}")
+    fields = (m.Task.id, m.Task.wanted, m.Task.answers, m.Task.held, m.Task.free, m.Task.kind)
+    with writing(engine) as s:
+        before = s.execute(select(*fields).order_by(m.Task.id)).all()
+        judging.recount(s, [row[0] for row in before])
+        assert s.execute(select(*fields).order_by(m.Task.id)).all() == before
+        assert sum(row.answers for row in before) > 700 and sum(row.held for row in before) == 4
+        assert {row.free for row in before} >= {0, 1, 3}
+        living: Counter[tuple[int, int]] = Counter()
+        for campaign_id, who in s.execute(
+            select(m.Task.campaign_id, m.Judgment.annotator_id)
+            .join(m.Task, m.Task.id == m.Judgment.task_id)
+            .where(m.Judgment.verdict != "undone", judging.is_last(m.Judgment))
+        ):
+            living[campaign_id, who] += 1
+        places = select(m.Task.campaign_id, m.Assignment.annotator_id, func.max(m.Task.place)).join(m.Task)
+        far = {(c, who): place for c, who, place in s.execute(places.group_by(m.Task.campaign_id, m.Assignment.annotator_id))}
+        found = s.scalars(select(m.Participant)).all()
+        assert {(p.campaign_id, p.annotator_id): (p.done, p.cursor) for p in found} == {k: (living[k], far[k]) for k in far}
+        assert len(found) == len(far) == 21  # everybody in every campaign
+    engine.dispose()
+
+
+def test_an_upgraded_database_refuses_what_it_always_refused(old_and_new: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copy(old_and_new[1], tmp_path / "hfi.db")
+    engine = connect(f"sqlite:///{tmp_path / 'hfi.db'}")
+    for statement in (
+        "UPDATE judgments SET verdict = 'clean' WHERE id = 1",
+        "UPDATE judgments SET comment = 'other' WHERE comment IS NOT NULL",
+        "UPDATE judgments SET created_at = '2026-01-01' WHERE id = 1",
+        "DELETE FROM judgments WHERE id = 1",
+        "UPDATE rankings SET rank = 9",
+        "DELETE FROM rankings",
+    ):
+        with pytest.raises(IntegrityError, match="append-only"), writing(engine) as s:
+            s.execute(text(statement))
+    with pytest.raises(IntegrityError, match="FOREIGN KEY"), writing(engine) as s:
+        s.execute(text("UPDATE tasks SET campaign_id = 99 WHERE id = 1"))
+    with writing(engine) as s:
+        s.execute(text("UPDATE judgments SET comment = NULL"))  # of somebody who withdrew
+    engine.dispose()
+
+
+def test_judging_goes_on_in_an_upgraded_database(old_and_new: tuple[Path, Path], tmp_path: Path) -> None:
+    """Whoever had a task in hand has it still; a judgment from before can be taken back; the campaign comes to its end."""
+    shutil.copy(old_and_new[1], tmp_path / "hfi.db")
+    engine = connect(f"sqlite:///{tmp_path / 'hfi.db'}")
+    now = datetime(2026, 11, 20, 23, 17, tzinfo=UTC)
+    with writing(engine) as s:
+        campaign = campaigns.campaigns(s, "smoking")[0]
+        open_ = select(m.Assignment.annotator_id, m.Assignment.token).where(m.Assignment.state == "open")
+        in_hand = dict(s.execute(open_).tuples().all())
+        assert len(in_hand) == 4
+        ann = q.ensure_annotator(s, "Ann")
+        before = judging.progress(s, campaign.id, ann.id)
+        held = judging.claim_next(s, campaign.id, ann.id, now)
+        assert held is not None and (held.token, held.done) == (in_hand[ann.id], before.done)
+        judging.submit(s, held.token, ann.id, "shows", "new-1", now=now)
+        back = judging.undo(s, campaign.id, ann.id, now)
+        assert back is not None and back.token == held.token
+        older = judging.undo(s, campaign.id, ann.id, now)  # what was said before the upgrade
+        assert older is not None and older.done == before.done - 1
+        judging.submit(s, older.token, ann.id, "clean", "new-2", now=now)
+        assert judging.progress(s, campaign.id, ann.id).done == before.done
+    later = now + timedelta(days=1)  # every lease has run out
+    with reading(engine) as s:
+        answers, people = judging.progress(s, campaign.id).answers, q.annotators(s)[1:]
+    for n in range(40):
+        who = people[n % len(people)]
+        with writing(engine) as s:
+            claimed = judging.claim_next(s, campaign.id, who.id, later)
+            assert claimed is not None
+            judging.submit(s, claimed.token, who.id, "clean", f"later-{n}", now=later)
+    with reading(engine) as s:
+        assert judging.progress(s, campaign.id).answers == answers + 40  # none beyond what was wanted
+        assert max(s.scalars(select(m.Task.answers).where(m.Task.campaign_id == campaign.id))) == 3
+    engine.dispose()
+
+
+def test_a_database_of_this_version_stays_readable(tmp_path: Path) -> None:
+    """0002.db.gz has rows in every table; every later version has to take them over."""
+    path = unpacked("0002.db.gz", tmp_path)
+    columns = columns_of(path)
+    before = rows_of(path, columns)
+    assert len(before) == 20 and all(before.values())
+    upgrade(f"sqlite:///{path}")
+    assert rows_of(path, columns) == before
+    engine = connect(f"sqlite:///{path}")
+    assert {c: freeze(engine, c, "include").sha256 for c in TODAY} == TODAY
+    said = freeze(engine, "smoking").judgments
+    assert [j.verdict for j in said if j.adjudicated] == ["clean"] and any(j.region for j in said)
+    assert {j.ranks for j in freeze(engine, "brava").judgments} == {None, (1, 2, 2, 4, 5)}
+    engine.dispose()
 
 
 def test_an_upgrade_copies_a_database_with_tables_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

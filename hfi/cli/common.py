@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from hfi.aggregate import Method, rankings, soft_labels
+from hfi.aggregate import Method, mean_places, soft_labels
 from hfi.concepts import Concept
 from hfi.errors import HfiError, NoJudgments, NotFound, UsageError
 from hfi.files import whole
@@ -61,13 +61,8 @@ class Judged:
 
         Of a ranking question, y is the image's mean place: 1 the first, 0 the last.
         """
-        if self.binary:
-            return {sha: (label.y, label.count) for sha, label in soft_labels(self.judgments, method).items()}
-        places: dict[str, list[float]] = {}
-        for order in rankings(self.judgments):
-            for place, sha in enumerate(order):
-                places.setdefault(sha, []).append(1 - place / max(len(order) - 1, 1))
-        return {sha: (sum(found) / len(found), len(found)) for sha, found in places.items()}
+        found = soft_labels(self.judgments, method) if self.binary else mean_places(self.judgments)
+        return {sha: (label.y, label.count) for sha, label in found.items()}
 
     def flagged_prompts(self, method: Method) -> list[str]:
         """The prompt of each image that rather shows the concept (y > 0.5), one entry an image; those without one are left out.

@@ -19,15 +19,18 @@ from hfi.cli.common import SimulatedOption, the_concept
 from hfi.cli.import_ import keep_image
 from hfi.cli.options import JsonOption, WorkspaceOption
 from hfi.errors import HfiError, NoJudgments, UsageError
-from hfi.files import write_text
+from hfi.files import visible, write_text
 from hfi.images import safe_open
-from hfi.judgments import Judgment, JudgmentSet, freeze, from_csv, load, save, to_csv, to_jsonl
+from hfi.judgment_folder import TABLE, Taken, write_folder
+from hfi.judgment_tables import from_csv, from_parquet, to_csv, to_parquet
+from hfi.judgments import Judgment, JudgmentSet, freeze, load, save, to_jsonl
+from hfi.progress import progress
 from hfi.store import campaigns, judging, queries
 from hfi.store.imports import Given, add_judgments
 from hfi.store.session import Engine, reading, writing
 from hfi.workspace import Workspace
 
-app = typer.Typer(help="Judgments: status, export, import.", no_args_is_help=True)
+app = typer.Typer(help="Judgments: status, export, import, one label an image.", no_args_is_help=True)
 
 _SIDES = ("people", "simulated")
 ConceptOption = Annotated[str | None, typer.Option("--concept", "-c", help="Only this concept.", show_default=False)]
@@ -77,12 +80,14 @@ def _sides(said: JudgmentSet | None, campaign: str | None = None) -> dict[str, A
     for side in _SIDES:
         everything = said.judgments if said else ()
         js = [j for j in everything if j.simulated == (side == "simulated") and campaign in (None, j.campaign)]
-        if said is None or not js:
+        votes = [j for j in js if not j.adjudicated]
+        if said is None or not votes:
             found[side] = None
             continue
-        verdicts = Counter(j.verdict for j in js)
-        agreed = asdict(agreement(replace(said, judgments=tuple(js))))
-        found[side] = {"judgments": len(js), "verdicts": dict(verdicts.most_common()), "agreement": agreed}
+        verdicts = Counter(j.verdict for j in votes)
+        agreed = asdict(agreement(replace(said, judgments=tuple(votes))))
+        counts = {"judgments": len(votes), "verdicts": dict(verdicts.most_common()), "decisions": len(js) - len(votes)}
+        found[side] = {**counts, "agreement": agreed}
     return found
 
 
@@ -95,6 +100,7 @@ def _print(concepts: list[dict[str, Any]]) -> None:
             done = f"{c['answers']} of {c['tasks'] * c['overlap']} judgments needed,\n{c['done']} of {c['tasks']} {what} finished"
             for side in [side for side in _SIDES if c[side]] or [""]:
                 counts = ", ".join(f"{n} {verdict}" for verdict, n in c[side]["verdicts"].items()) if side else "none yet"
+                counts += f"; {c[side]['decisions']} decided by a manager" if side and c[side]["decisions"] else ""
                 agreed = _agreement(c[side]["agreement"]) if side else ""
                 table.add_row(entry["concept"], escape(name), done, side, counts, agreed)
         if not entry["campaigns"]:
@@ -128,41 +134,132 @@ def export(
     workspace: WorkspaceOption = Path("."),
     *,
     concept: Annotated[str, typer.Option("--concept", "-c", help="The concept that was judged.", show_default=False)],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write (default: print).", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File, or new folder, to write (default: print).", show_default=False)
+    ] = None,
     kind: Annotated[
-        Literal["jsonl", "csv"] | None,
+        Literal["jsonl", "csv", "parquet", "datasets"] | None,
         typer.Option(
-            "--format", help="jsonl carries a hash, csv suits spreadsheets (default: from the file's name, else jsonl)."
+            "--format",
+            help="jsonl and parquet carry a hash, csv suits spreadsheets, datasets is a folder with the images for Hugging Face's "
+            "library (default: from the file's name, else jsonl).",
         ),
     ] = None,
     simulated: SimulatedOption = "exclude",
     comments: Annotated[bool, typer.Option(help="Take along what people wrote in their own words.")] = False,
+    names: Annotated[bool, typer.Option("--names", help="Name people instead of giving their pseudonyms.")] = False,
+    prompts: Annotated[
+        bool, typer.Option("--prompts", help="Take prompts along in a datasets folder too; the other formats always have them.")
+    ] = False,
 ) -> None:
-    """Write a concept's judgments to a file. People appear by pseudonym."""
+    """Write a concept's judgments to a file. People appear by pseudonym unless their names are asked for."""
+    kind = kind or _KINDS.get(out.suffix.lower() if out else "", "jsonl")
+    if out is None and kind in ("parquet", "datasets"):
+        raise UsageError(f"{kind} cannot be printed: give --out")
     if out and not out.parent.is_dir():
         raise HfiError(f"cannot write {out}: there is no folder {out.parent}; make it, or give another --out")
-    if kind is None:
-        kind = "csv" if out and out.suffix.lower() == ".csv" else "jsonl"
-    found = freeze(Workspace.open(workspace).engine(), concept, simulated)
+    space = Workspace.open(workspace)
+    engine = space.engine()
+    found = freeze(engine, concept, simulated)
+    source = found.sha256
     if not comments:
         found = replace(found, judgments=tuple(replace(j, comment=None) for j in found.judgments))
+    if names:
+        found, people = _named(engine, found)
+        typer.echo(
+            f"warning: this names {people} {'person' if people == 1 else 'people'}: keep it to those who may know", err=True
+        )
     if out is None:
         sys.stdout.write(to_csv(found.judgments) if kind == "csv" else to_jsonl(found))
         return
     if kind == "jsonl":
         save(found, out)
+    elif kind == "csv":
+        _write(out, to_csv(found.judgments))
+    elif kind == "parquet":
+        to_parquet(found, out)
     else:
-        try:
-            write_text(out, to_csv(found.judgments))
-        except OSError as e:
-            raise HfiError(f"cannot write {out}: {e.strerror or e}") from e
+        with reading(engine) as session:
+            about = queries.concept(session, concept)
+        with progress("copying", len(found.prompts), "images") as advance:
+            write_folder(out, found, source, about, space.images, Taken(prompts=prompts, names=names), advance)
     typer.echo(f"{len(found.judgments)} judgments of {concept} in {out}")
+
+
+_KINDS: dict[str, Literal["csv", "parquet"]] = {".csv": "csv", ".parquet": "parquet"}
+
+
+def _named(engine: Engine, judgments: JudgmentSet) -> tuple[JudgmentSet, int]:
+    """The judgments with names for pseudonyms, and how many people they name."""
+    with reading(engine) as session:
+        names = {a.pseudonym: a.name for a in queries.annotators(session)}
+    people = {j.annotator for j in judgments.judgments if not j.simulated}
+    named = tuple(replace(j, annotator=names[j.annotator]) for j in judgments.judgments)
+    return replace(judgments, judgments=named), len(people)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_text(path, text)
+    except OSError as e:
+        raise HfiError(f"cannot write {path}: {e.strerror or e}") from e
+
+
+@app.command("aggregate")
+def aggregate(
+    workspace: WorkspaceOption = Path("."),
+    *,
+    concept: Annotated[str, typer.Option("--concept", "-c", help="The concept that was judged.", show_default=False)],
+    method: Annotated[
+        Literal["majority", "dawid-skene", "bradley-terry", "plackett-luce"] | None,
+        typer.Option(
+            help="majority or dawid-skene of a binary question, bradley-terry or plackett-luce of rankings "
+            "(default: the first of each).",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="A .csv or .json file to write (default: print).", show_default=False)
+    ] = None,
+    simulated: SimulatedOption = "exclude",
+    as_json: JsonOption = False,
+) -> None:
+    """Make one label an image of everything that people said: label, 95 % bounds where the method has them, count of judgments.
+
+    A manager's decision stands in the place of the votes. Strengths from rankings are logarithms
+    beside the mean of their group; images that no chain of rankings connects are in different
+    groups and cannot be compared.
+    """
+    from hfi import consensus
+
+    if out and out.suffix.lower() not in (".csv", ".json"):
+        raise UsageError(f"--out {out} is neither .csv nor .json: name the file so")
+    if out and not out.parent.is_dir():
+        raise HfiError(f"cannot write {out}: there is no folder {out.parent}; make it, or give another --out")
+    found = consensus.consensus(freeze(Workspace.open(workspace).engine(), concept, simulated), method)
+    whole = json.dumps(consensus.to_json(found), indent=2) + "\n"
+    if out:
+        _write(out, whole if out.suffix.lower() == ".json" else consensus.to_csv(found))
+    if as_json:
+        typer.echo(whole, nl=False)
+    elif not out:
+        sys.stdout.write(consensus.to_csv(found))
+    where = f" in {out}" if out else ""
+    typer.echo(f"{len(found.labels)} images of {concept} by {found.method}, judgments {found.judgments[:12]}{where}", err=True)
+    if len(found.groups) > 1:
+        apart = sum(found.groups[1:])
+        typer.echo(
+            f"the rankings leave {len(found.groups)} groups that nothing connects, {apart} images outside the largest: "
+            "labels can be compared only within a group; let people rank images of different groups together",
+            err=True,
+        )
 
 
 @app.command("import")
 def import_(
     file: Annotated[
-        Path, typer.Argument(help="A file of 'hfi labels export', or a .csv with the columns image, verdict and annotator.")
+        Path,
+        typer.Argument(help="A file or folder of 'hfi labels export', or a .csv with the columns image, verdict and annotator."),
     ],
     workspace: WorkspaceOption = Path("."),
     *,
@@ -176,41 +273,51 @@ def import_(
 ) -> None:
     """Bring judgments from elsewhere; the same file again adds nothing.
 
-    A .csv names an image by its sha256, by a path from the folder of the .csv (that image is then imported as well), or by the
-    file name that it was imported under. Its verdicts are shows, clean, unsure, skip or disturbing; of rankings, ranked (with the
-    column rank) or none.
+    A table (.csv, .parquet) names an image by its sha256, by a path from the folder of the table
+    (that image is then imported as well), or by the file name that it was imported under. Its
+    verdicts are shows, clean, unsure, skip or disturbing; of rankings, ranked (with the column
+    rank, equal where images tie) or none. Rows that are adjudicated stay a manager's decisions,
+    which stand in the place of the votes.
     """
     space = Workspace.open(workspace)
     engine = space.engine()
+    file = file / TABLE if (file / TABLE).is_file() else file
     judgments, named = _read(file, concept)
     with reading(engine) as session:
         slug = the_concept(session, named).slug
         images = queries.images(session)
     known, by_name = {image.sha256: image.sha256 for image in images}, _by_name(images)
+    prompts = {name: prompt for j in judgments for name, prompt in zip(j.images, j.prompts, strict=True)}
     unknown: dict[str, str] = {}
-    for name in dict.fromkeys(name for j in judgments for name in j.images if name not in known):
+    for name in prompts:
         path = file.parent / name
+        if name in known:
+            continue
         if _is_file(path):
             try:
-                known[name] = keep_image(space, engine, safe_open(path), path.name)[0]
+                if not path.resolve().is_relative_to(file.parent.resolve()):
+                    raise HfiError(f"{visible(name[:80])} lies outside the folder of {file.name}: bring it with 'hfi import'")
+                known[name] = keep_image(space, engine, safe_open(path), path.name, prompts[name])[0]
             except HfiError as e:
                 unknown[name] = str(e)
         elif len(by_name.get(name, ())) == 1:
             (known[name],) = by_name[name]
         else:
             why = "names several images of the workspace" if name in by_name else "is no image of the workspace"
-            unknown[name] = f"{name[:80]} {why}"
+            unknown[name] = f"{visible(name[:80])} {why}"
     given = [_given(j, [known[name] for name in j.images]) for j in judgments if not unknown.keys() & set(j.images)]
     with writing(engine) as session:
-        added = add_judgments(session, slug, given)
+        done = add_judgments(session, slug, given)
     without = len(judgments) - len(given)
     for reason in unknown.values():
         typer.echo(f"skipped: {reason}", err=True)
     if as_json:
-        typer.echo(json.dumps({"added": added, "known": len(given) - added, "skipped": without, "unknown_images": [*unknown]}))
+        counts = {"added": done.added, "known": done.known, "withdrawn": done.withdrawn, "skipped": without}
+        typer.echo(json.dumps({**counts, "unknown_images": [*unknown]}))
     else:
+        left_out = f", {done.withdrawn} left out of people who withdrew" if done.withdrawn else ""
         typer.echo(
-            f"{added} judgments of {slug} added, {len(given) - added} were there already, "
+            f"{done.added} judgments of {slug} added, {done.known} were there already{left_out}, "
             f"{without} skipped for {len(unknown)} unknown images"
         )
     if not given:
@@ -228,24 +335,32 @@ def _is_file(path: Path) -> bool:
 
 def _read(file: Path, concept: str | None) -> tuple[tuple[Judgment, ...], str | None]:
     """The judgments of a file and the concept that they are about, None where neither the file nor `concept` says."""
-    if file.suffix.lower() == ".jsonl":
+    suffix = file.suffix.lower()
+    stated: str | None = None
+    if suffix == ".jsonl":
         found = load(file)
-        if concept not in (None, found.concept):
-            raise UsageError(f"{file} holds judgments of {found.concept!r}, not of {concept!r}: leave --concept out")
-        return found.judgments, found.concept
-    if file.suffix.lower() != ".csv":
-        raise UsageError(f"{file} is neither .jsonl nor .csv: give a file that 'hfi labels export' wrote")
+        judgments, stated = found.judgments, found.concept
+    elif suffix == ".parquet":
+        judgments, stated = from_parquet(file)
+    elif suffix == ".csv":
+        judgments = from_csv(_text(file), str(file))
+    else:
+        raise UsageError(f"{file} is neither .jsonl nor .csv nor .parquet: give a file that 'hfi labels export' wrote")
+    if stated and concept not in (None, stated):
+        raise UsageError(f"{file} holds judgments of {stated!r}, not of {concept!r}: leave --concept out")
+    if not judgments:
+        raise NoJudgments(f"{file} holds no judgment: write one a row under the columns image and verdict")
+    return judgments, stated or concept
+
+
+def _text(file: Path) -> str:
     try:
         with open(file, encoding="utf-8-sig", newline="") as opened:  # line ends inside a comment stay as they are
-            text = opened.read()
+            return opened.read()
     except UnicodeDecodeError:
         raise HfiError(f"{file} is not UTF-8 text: save it as UTF-8") from None
     except OSError as e:
         raise HfiError(f"cannot read {file}: {e.strerror or e}") from None
-    judgments = from_csv(text, str(file))
-    if not judgments:
-        raise NoJudgments(f"{file} holds no judgment: write one a row under the columns image and verdict")
-    return judgments, concept
 
 
 def _by_name(images: Sequence[queries.Image]) -> dict[str, set[str]]:
@@ -259,4 +374,7 @@ def _by_name(images: Sequence[queries.Image]) -> dict[str, set[str]]:
 
 def _given(j: Judgment, images: Sequence[str]) -> Given:
     time = datetime.fromisoformat(j.time).astimezone(UTC) if j.time else None
-    return Given(j.annotator, j.simulated, j.verdict, tuple(images), time, j.guideline_version, j.comment, j.elapsed_ms)
+    return Given(
+        j.annotator, j.simulated, j.verdict, tuple(images), time, j.guideline_version, j.comment, j.elapsed_ms,
+        j.ranks, j.region, j.adjudicated,
+    )  # fmt: skip

@@ -139,7 +139,8 @@ def training_labels(found: Judged, method: Any) -> tuple[list[str], Labels]:
     if found.binary:
         return shas, Labels(np.array([answered[sha][0] for sha in shas]), np.array([answered[sha][1] for sha in shas]))
     row = {sha: i for i, sha in enumerate(shas)}
-    return shas, Labels(np.zeros(0), np.zeros(0), [[row[sha] for sha in order] for order in rankings(found.judgments)])
+    orders = [[[row[sha] for sha in place] for place in order] for order in rankings(found.judgments)]
+    return shas, Labels(np.zeros(0), np.zeros(0), orders)
 
 
 def _simulated(space: Workspace) -> dict[str, str]:

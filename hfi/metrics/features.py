@@ -15,7 +15,7 @@ from PIL import Image
 
 from hfi.embed import ClipBackbone
 from hfi.errors import ModelError, UsageError
-from hfi.metrics.extras import bring
+from hfi.extras import bring
 
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"  # of inception-2015-12-05.pt
 _BATCH = 16

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from hfi.metrics.extras import bring
+from hfi.extras import bring
 
 _BATCH = 8
 

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from hfi.errors import UsageError
-from hfi.metrics.extras import bring
+from hfi.extras import bring
 
 CLASSES = (
     "FEMALE_GENITALIA_COVERED", "FACE_FEMALE", "BUTTOCKS_EXPOSED", "FEMALE_BREAST_EXPOSED", "FEMALE_GENITALIA_EXPOSED",

@@ -14,19 +14,22 @@ def binary_loss(r: Tensor, y: Tensor, weight: Tensor) -> Tensor:
     return (weight * (r - y) ** 2).sum() / weight.sum()
 
 
-def ranking_loss(scores: Sequence[Tensor]) -> Tensor:
+def ranking_loss(scores: Sequence[Tensor], places: Sequence[Sequence[int]]) -> Tensor:
     """Bradley-Terry: mean over rankings of the mean over its M(M-1)/2 pairs of -log sigmoid(r+ - r-).
 
-    Each element holds the scores [M] of one ranking's images, most of the concept first. (The paper's 1/M^2 is the same up to a
-    constant factor for equal M.)
+    Each element holds the scores [M] of one ranking's images, most of the concept first, and their places [M], equal where they
+    tie. (The paper's 1/M^2 is the same up to a constant factor for equal M.)
     """
-    return torch.stack([pair_losses(r).mean() for r in scores]).mean()
+    return torch.stack([pair_losses(r, place).mean() for r, place in zip(scores, places, strict=True)]).mean()
 
 
-def pair_losses(r: Tensor) -> Tensor:
-    """-log sigmoid(r_i - r_j) for each i < j: scores [M], most of the concept first -> [M(M-1)/2]."""
+def pair_losses(r: Tensor, place: Sequence[int]) -> Tensor:
+    """-log sigmoid(r_i - r_j) for each i < j: scores [M], most of the concept first -> [M(M-1)/2]. Of two in one place it is the
+    mean of both orders: a tie is half a win for each."""
     i, j = torch.triu_indices(len(r), len(r), offset=1)
-    return -F.logsigmoid(r[i] - r[j])
+    where = torch.as_tensor(place, device=r.device)
+    first, second = -F.logsigmoid(r[i] - r[j]), -F.logsigmoid(r[j] - r[i])
+    return torch.where(where[i] == where[j], (first + second) / 2, first)
 
 
 def auc(scores: np.ndarray, positive: np.ndarray) -> float:
@@ -45,24 +48,33 @@ def auc_chance_limit(positives: int, negatives: int) -> float:
     return 0.5 + 1.645 * float(np.sqrt((positives + negatives + 1) / (12 * positives * negatives)))
 
 
-def pair_accuracy(scores: Sequence[np.ndarray]) -> float:
-    """Share of pairs in the right order (ties count half), mean over rankings; each [M], most of the concept first."""
-    shares = []
-    for r in scores:
-        i, j = np.triu_indices(len(r), 1)
-        shares.append(float(((r[i] > r[j]) + 0.5 * (r[i] == r[j])).mean()))
-    return float(np.mean(shares)) if shares else float("nan")
+def pair_accuracy(scores: np.ndarray, place: Sequence[int]) -> float:
+    """Share of the pairs of one ranking in the right order (equal scores count half): scores [M], most of the concept first, and
+    their places. Two in one place have no order and are left out; NaN where all are."""
+    i, j = np.triu_indices(len(scores), 1)
+    apart = np.asarray(place)[i] != np.asarray(place)[j]
+    i, j = i[apart], j[apart]
+    return float(((scores[i] > scores[j]) + 0.5 * (scores[i] == scores[j])).mean()) if len(i) else float("nan")
 
 
-def pair_chance_limit(sizes: Sequence[int]) -> float:
-    """A pair accuracy that scores without information exceed in 5 % of cases, for independent rankings of M images each.
+def pair_accuracy_deviation(place: Sequence[int]) -> float:
+    """Standard deviation of `pair_accuracy` over scores without information, on a ranking of these places.
 
-    Accuracy is (1 + tau) / 2 with Kendall's tau, whose variance by chance is 2 (2M + 5) / (9 M (M - 1)).
+    Over P pairs it is (1 + S / P) / 2 with Kendall's S, whose variance by chance is that of M images less that of each tie of t:
+    (M (M-1) (2M + 5) - sum t (t-1) (2t + 5)) / 18 (Kendall, "Rank Correlation Methods").
     """
-    if not sizes:
+    sizes = np.bincount(place)
+    count = np.array([len(place), *sizes])
+    variance = count * (count - 1) * (2 * count + 5) / 18
+    pairs = count * (count - 1) / 2
+    return float(np.sqrt(variance[0] - variance[1:].sum()) / (2 * (pairs[0] - pairs[1:].sum())))
+
+
+def pair_chance_limit(deviations: Sequence[float]) -> float:
+    """What the mean pair accuracy of independent rankings, of these `pair_accuracy_deviation`s, exceeds in 5 % of cases by chance."""
+    if not deviations:
         return float("inf")
-    variance = [2 * (2 * m + 5) / (9 * m * (m - 1)) / 4 for m in sizes]
-    return 0.5 + 1.645 * float(np.sqrt(np.sum(variance))) / len(sizes)
+    return 0.5 + 1.645 * float(np.sqrt(np.sum(np.square(deviations)))) / len(deviations)
 
 
 @dataclass(frozen=True)

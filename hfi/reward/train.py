@@ -17,7 +17,15 @@ from torch import Tensor
 
 from hfi.config import check, option
 from hfi.errors import NoJudgments, NonFiniteLoss, UsageError
-from hfi.reward.loss import auc, auc_chance_limit, binary_loss, pair_accuracy, pair_chance_limit, ranking_loss
+from hfi.reward.loss import (
+    auc,
+    auc_chance_limit,
+    binary_loss,
+    pair_accuracy,
+    pair_accuracy_deviation,
+    pair_chance_limit,
+    ranking_loss,
+)
 from hfi.reward.model import Head
 
 
@@ -44,17 +52,20 @@ class RewardConfig:
             )
 
 
+Ranking = Sequence[Sequence[int]]
+
+
 @dataclass(frozen=True)
 class Labels:
     """What people said, by row of the embeddings [N, D].
 
-    Binary: y [N] in [0, 1] and count [N] of judgments behind it. Ranking: `rankings`, each a sequence of rows, most of the
-    concept first; y and count are empty.
+    Binary: y [N] in [0, 1] and count [N] of judgments behind it. Ranking: `rankings`, each a sequence of places, most of the
+    concept first, each with the rows that stand there (several where they tie); y and count are empty.
     """
 
     y: np.ndarray
     count: np.ndarray
-    rankings: Sequence[Sequence[int]] = ()
+    rankings: Sequence[Ranking] = ()
 
     @property
     def binary(self) -> bool:
@@ -119,15 +130,18 @@ def measure(scores: np.ndarray, labels: Labels, rows: np.ndarray) -> dict[str, f
             "chance_limit": limit,
             "better_than_chance": bool(value > limit),
         }
-    inside = set(rows.tolist())
-    held = [[i for i in ranking if i in inside] for ranking in labels.rankings]
-    held = [ranking for ranking in held if len(ranking) > 1]
+    held = [
+        ranking for ranking in _within(labels.rankings, rows) if len(ranking) > 1
+    ]  # all in one place: there is no right order
     # several people's orders of the same images are not independent evidence: each set of images counts once, by its mean
-    shares: dict[frozenset[int], list[float]] = {}
+    by_set: dict[frozenset[int], list[tuple[float, float]]] = {}
     for ranking in held:
-        shares.setdefault(frozenset(ranking), []).append(pair_accuracy([scores[ranking]]))
-    value = float(np.mean([np.mean(of_one_set) for of_one_set in shares.values()])) if shares else float("nan")
-    limit = pair_chance_limit([len(images) for images in shares])
+        images, place = _flat(ranking)
+        found = pair_accuracy(scores[images], place), pair_accuracy_deviation(place)
+        by_set.setdefault(frozenset(images), []).append(found)
+    means = [np.mean(of_one_set, axis=0) for of_one_set in by_set.values()]  # a mean deviates by no more than the mean deviation
+    value = float(np.mean([share for share, _ in means])) if means else float("nan")
+    limit = pair_chance_limit([float(deviation) for _, deviation in means])
     return {
         "held_out_images": len(rows),
         "held_out_rankings": len(held),
@@ -140,8 +154,12 @@ def measure(scores: np.ndarray, labels: Labels, rows: np.ndarray) -> dict[str, f
 def check_labels(labels: Labels) -> None:
     """NoJudgments unless something can be learned from them."""
     if not labels.binary:
-        if len({i for ranking in labels.rankings for i in ranking}) < 6:
+        if len({i for ranking in labels.rankings for i in _flat(ranking)[0]}) < 6:
             raise NoJudgments("too few images are ranked (a reward needs at least 6): rank more with 'hfi ui'")
+        if not any(len(ranking) > 1 for ranking in labels.rankings):
+            raise NoJudgments(
+                "every ranking puts all of its images in one place, so a reward has nothing to tell apart: rank more"
+            )
         return
     shows, clean = int((labels.y > 0.5).sum()), int((labels.y < 0.5).sum())
     if not shows or not clean:
@@ -181,7 +199,20 @@ def split(labels: Labels, held_out: float, validation: float, seed: int) -> tupl
     return train, val_rows, out_rows
 
 
-def _components(rankings: Sequence[Sequence[int]]) -> list[list[int]]:
+def _flat(ranking: Ranking) -> tuple[list[int], list[int]]:
+    """A ranking's rows, and the place of each."""
+    flat = [(i, place) for place, rows in enumerate(ranking) for i in rows]
+    return [i for i, _ in flat], [place for _, place in flat]
+
+
+def _within(rankings: Sequence[Ranking], rows: np.ndarray) -> list[Ranking]:
+    """The rankings with these rows alone; those that keep fewer than two are left out."""
+    inside = set(rows.tolist())
+    kept = [[some for place in ranking if (some := [i for i in place if i in inside])] for ranking in rankings]
+    return [ranking for ranking in kept if sum(map(len, ranking)) > 1]
+
+
+def _components(rankings: Sequence[Ranking]) -> list[list[int]]:
     """Rows connected by appearing in one ranking."""
     parent: dict[int, int] = {}
 
@@ -193,21 +224,20 @@ def _components(rankings: Sequence[Sequence[int]]) -> list[list[int]]:
         return i
 
     for ranking in rankings:
-        for i in ranking:
-            parent[root(i)] = root(ranking[0])
+        rows = _flat(ranking)[0]
+        for i in rows:
+            parent[root(i)] = root(rows[0])
     found: dict[int, list[int]] = {}
     for i in sorted(parent):
         found.setdefault(root(i), []).append(i)
     return list(found.values())
 
 
-def _items(labels: Labels, rows: np.ndarray) -> list[int] | list[list[int]]:
+def _items(labels: Labels, rows: np.ndarray) -> list[int] | list[Ranking]:
     """What one update draws from: rows, or the rankings restricted to these rows (of two images or more)."""
     if labels.binary:
         return [int(i) for i in rows]
-    inside = set(rows.tolist())
-    kept = [[i for i in ranking if i in inside] for ranking in labels.rankings]
-    kept = [ranking for ranking in kept if len(ranking) > 1]
+    kept = _within(labels.rankings, rows)
     if not kept:
         raise NoJudgments("too few rankings to hold some out: rank more images with 'hfi ui'")
     return kept
@@ -217,9 +247,9 @@ def _loss(head: Head, x: Tensor, labels: Labels, items: list) -> Tensor:
     if labels.binary:
         y, count = (torch.from_numpy(np.asarray(v[items], dtype=np.float32)) for v in (labels.y, labels.count))
         return binary_loss(head(x[items]), y, count)
-    sizes = [len(ranking) for ranking in items]
-    flat = head(x[[i for ranking in items for i in ranking]])
-    return ranking_loss(flat.split(sizes))
+    flat = [_flat(ranking) for ranking in items]
+    r = head(x[[i for rows, _ in flat for i in rows]])
+    return ranking_loss(r.split([len(rows) for rows, _ in flat]), [place for _, place in flat])
 
 
 def _share(labels: Labels, batch: list, items: list) -> float:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session, aliased
 
 from hfi import __version__
@@ -38,7 +38,8 @@ class JudgmentRow:
 
 def current_judgments(s: Session, concept_slug: str, simulated: bool | None = None) -> list[JudgmentRow]:
     """Living judgments of a concept's own question, oldest first; of people only (False), of simulations only (True) or of both
-    (None). Left out are gold tasks, whose answers say something of people alone, comparing campaigns, and whoever withdrew."""
+    (None); after them, but for simulations alone, managers' decisions. Left out are gold tasks, whose answers say something of people
+    alone, comparing campaigns, and whoever withdrew."""
     owner = concept_row(s, concept_slug)
     ours = (m.Campaign.concept_id == owner.id, m.Campaign.question == owner.question, m.Task.kind != "gold")
     query = (
@@ -78,7 +79,6 @@ def current_judgments(s: Session, concept_slug: str, simulated: bool | None = No
 
 
 _SAID: Any = aliased(m.Judgment)
-_LATER_DECISION: Any = aliased(m.Adjudication)
 
 
 def _ties(ranks: list[int]) -> tuple[int, ...] | None:
@@ -87,15 +87,16 @@ def _ties(ranks: list[int]) -> tuple[int, ...] | None:
 
 
 def _adjudications(s: Session, owner: m.Concept, ours: Any, shown: dict[int, list[Any]]) -> list[JudgmentRow]:
-    newer: Any = select(func.max(_LATER_DECISION.id)).where(_LATER_DECISION.task_id == m.Adjudication.task_id).scalar_subquery()
+    """The last decision on each task by somebody who has not withdrawn."""
     query = (
         select(m.Adjudication, m.Annotator.pseudonym, m.Campaign.name)
         .join(m.Annotator, m.Annotator.id == m.Adjudication.annotator_id)
         .join(m.Task, m.Task.id == m.Adjudication.task_id)
         .join(m.Campaign, m.Campaign.id == m.Task.campaign_id)
-        .where(*ours, m.Adjudication.id == newer)
+        .where(*ours, m.Annotator.withdrawn_at.is_(None))
         .order_by(m.Adjudication.id)
     )
+    last = {row.task_id: (row, pseudonym, name) for row, pseudonym, name in s.execute(query)}
     return [
         JudgmentRow(
             verdict=row.verdict,
@@ -111,7 +112,7 @@ def _adjudications(s: Session, owner: m.Concept, ours: Any, shown: dict[int, lis
             created_at=row.created_at,
             adjudicated=True,
         )
-        for row, pseudonym, name in s.execute(query)
+        for row, pseudonym, name in sorted(last.values(), key=lambda found: found[0].id)
     ]
 
 
@@ -135,7 +136,7 @@ def _images_by_ranking(s: Session, concept_id: int) -> dict[int, list[Any]]:
         .join(m.Task, m.Task.id == m.Judgment.task_id)
         .join(m.Campaign, m.Campaign.id == m.Task.campaign_id)
         .where(m.Campaign.concept_id == concept_id)
-        .order_by(m.RankedImage.judgment_id, m.RankedImage.rank, m.RankedImage.shown_position)
+        .order_by(m.RankedImage.judgment_id, m.RankedImage.rank, m.Image.sha256)  # within a tie there is no order but the name's
     )
     return _grouped(s.execute(query))
 

@@ -1,4 +1,4 @@
-"""Packages that only some metrics need: imported when they are asked for, and missed in one line."""
+"""Packages that only some commands need: imported when they are asked for, and missed in one line."""
 
 import importlib
 from typing import Any

@@ -1,0 +1,168 @@
+"""Judgments with their images, as a folder that the `datasets` library reads without a network: `load_dataset(FOLDER)` gives the
+images with what people say of them together, `load_dataset(FOLDER, "judgments")` every judgment with its image.
+
+    README.md                the card: what was asked, by whom it was answered, what the columns mean
+    metadata.csv             every judgment, as `hfi.judgment_tables` writes them, the images by their path in the folder
+    images/SHA256.png        copies of the image store's files, which carry no metadata
+    images/metadata.jsonl    one line an image
+
+Both names are those that its `imagefolder` looks for; it reads all of a folder's parts as one kind, so both are of images.
+"""
+
+import json
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hfi.aggregate import decisions, mean_places, soft_labels
+from hfi.concepts import Concept
+from hfi.errors import HfiError
+from hfi.files import whole_folder
+from hfi.images import ImageStore
+from hfi.judgment_tables import to_csv
+from hfi.judgments import Judgment, JudgmentSet, judged_by_text
+from hfi.progress import Advance
+from hfi.store.models import BINARY_VERDICTS, RANKING_VERDICTS
+
+TABLE = "metadata.csv"
+VERDICTS = {"binary": BINARY_VERDICTS, "ranking": RANKING_VERDICTS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """What an export takes along beside verdicts. Prompts name what somebody tried to get, names who judged."""
+
+    prompts: bool
+    names: bool
+
+
+def write_folder(
+    folder: Path, judgments: JudgmentSet, source: str, concept: Concept, images: ImageStore, taken: Taken, advance: Advance
+) -> None:
+    """Whole or not at all; one image at a time is in memory. `source`: the hash that the card names. HfiError where the folder is
+    there already or cannot be written, and where an image is missing or was changed."""
+    if folder.exists():
+        raise HfiError(f"{folder} is there already: give another --out")
+    said = _together(judgments)
+    try:
+        with whole_folder(folder) as scratch:
+            (scratch / "images").mkdir()
+            with open(scratch / "images" / "metadata.jsonl", "w", encoding="utf-8") as metadata:
+                for sha, prompt in judgments.prompts.items():
+                    (scratch / "images" / f"{sha}.png").write_bytes(images.read(sha))
+                    about = {
+                        "file_name": f"{sha}.png",
+                        "sha256": sha,
+                        **said[sha],
+                        **({"prompt": prompt} if taken.prompts else {}),
+                    }
+                    metadata.write(json.dumps(about) + "\n")
+                    advance(1, "")
+            table = to_csv((_in_folder(j, taken.prompts) for j in judgments.judgments), image="file_name")
+            (scratch / TABLE).write_text(table, encoding="utf-8", newline="")
+            (scratch / "README.md").write_text(_card(judgments, source, concept, taken), encoding="utf-8")
+    except OSError as e:
+        raise HfiError(f"cannot write {folder}: {e.strerror or e}") from e
+
+
+def _in_folder(j: Judgment, prompts: bool) -> Judgment:
+    """Its images by their path in the folder."""
+    return replace(
+        j, images=tuple(f"images/{sha}.png" for sha in j.images), prompts=j.prompts if prompts else (None,) * len(j.prompts)
+    )
+
+
+def _together(judgments: JudgmentSet) -> dict[str, dict[str, object]]:
+    """What the line of each image says of it."""
+    labels = soft_labels(judgments) if judgments.question == "binary" else mean_places(judgments)
+    decided = {sha for images in decisions(judgments) for sha in images}
+    verdicts: dict[str, Counter[str]] = {sha: Counter() for sha in judgments.prompts}
+    for j in judgments.judgments:
+        for sha in j.images:
+            verdicts[sha][j.verdict] += not j.adjudicated
+    return {
+        sha: {
+            "y": labels[sha].y if sha in labels else None,
+            "count": labels[sha].count if sha in labels else 0,
+            **{verdict: found[verdict] for verdict in VERDICTS[judgments.question]},
+            "decided": sha in decided,
+        }
+        for sha, found in verdicts.items()
+    }
+
+
+_QUESTION = {"binary": "whether an image shows the concept", "ranking": "which of several images shows more of the concept"}
+_Y = {
+    "binary": "the share of the answers that see the concept in the image, 0 to 1; null where nobody answered",
+    "ranking": "the mean place in the rankings that hold the image, 1 the first and 0 the last; null where it was never ranked",
+}
+_CARD = """---
+pretty_name: Judgments of {slug}
+tags:
+- human-feedback
+- not-for-all-audiences
+configs:
+- config_name: images
+  data_files: images/*
+  default: true
+- config_name: judgments
+  data_files:
+  - metadata.csv
+  - images/*.png
+---
+
+# {title}
+
+{count} images and what was said of them: {judged_by}.
+Some may be disturbing: look at them with care, and pass them on only to people who have agreed to see them.
+{simulated}
+The question was {question}, by this guideline (as it is now; each judgment names the version that it was given under):
+
+{guideline}
+
+## images
+
+    datasets.load_dataset(FOLDER)
+
+| column | |
+|---|---|
+| `image` | the picture, `images/SHA256.png` |
+| `sha256` | of the picture's file; the same in every export |
+| `y` | {y} |
+| `count` | how many judgments stand behind `y` |
+| {verdicts} | how many people said so |
+| `decided` | a manager decided, in the place of the votes |
+{prompt}
+## judgments
+
+    datasets.load_dataset(FOLDER, "judgments")
+
+One row an image of a judgment, with the picture as `image`. Of a ranking, rows with the same `judgment` belong together, `rank` 1 is
+most of the concept and images of the same `rank` tie. `region` is where the concept is, [x, y, width, height] in parts of the image.
+`adjudicated` rows are a manager's decisions. `annotator` is {annotator}. A cell that begins with an apostrophe would be a formula
+without it. `hfi labels import FOLDER` takes the judgments and the images into another workspace.
+
+Made from the judgments with the hash `{sha256}`.
+"""
+
+
+def _card(judgments: JudgmentSet, source: str, concept: Concept, taken: Taken) -> str:
+    """The dataset card. Its head is read by machines: nothing that somebody wrote stands there but the concept's short name."""
+    simulated = sum(j.simulated for j in judgments.judgments)
+    share = (
+        f"\n**{simulated} of the {len(judgments.judgments)} judgments come from simulated annotators.**\n" if simulated else ""
+    )
+    return _CARD.format(
+        slug=concept.slug,
+        title=" ".join(concept.title.split()),
+        count=len(judgments.prompts),
+        judged_by=judged_by_text([judgments.judged_by]),
+        simulated=share,
+        question=_QUESTION[judgments.question],
+        guideline="\n".join(f"> {line}" for line in (concept.guideline.strip() or "(none was written)").splitlines()),
+        y=_Y[judgments.question],
+        verdicts=", ".join(f"`{verdict}`" for verdict in VERDICTS[judgments.question]),
+        prompt="| `prompt` | what the picture was made from |\n" if taken.prompts else "",
+        annotator="a person's name" if taken.names else "a pseudonym",
+        sha256=source,
+    )

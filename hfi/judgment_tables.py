@@ -1,0 +1,214 @@
+"""Judgments as tables: CSV, which spreadsheets read and other tools write, and Parquet. One row an image; those of a ranking share
+their number under 'judgment' and carry their ranks, equal where images tie (1, 2, 2, 4)."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from hfi.errors import HfiError
+from hfi.extras import bring
+from hfi.files import from_spreadsheet_cell, spreadsheet_cell, whole
+from hfi.judgments import Judgment, JudgmentSet, NotSound, changed, sound
+
+COLUMNS = ("judgment", "image", "verdict", "rank", "annotator", "simulated", "campaign", "time", "guideline_version",
+           "prompt", "comment", "elapsed_ms", "region", "adjudicated")  # fmt: skip
+MAX_ROWS = 5_000_000  # of a Parquet file: a small one can unpack to more than the memory holds
+
+
+def _rows(judgments: Iterable[Judgment]) -> Iterator[tuple[Any, ...]]:
+    """The values under COLUMNS."""
+    for number, j in enumerate(judgments, 1):
+        ranks: Sequence[int | None] = [None] * len(j.images)
+        if j.verdict == "ranked":
+            ranks = j.ranks or range(1, len(j.images) + 1)
+        for rank, image, prompt in zip(ranks, j.images, j.prompts, strict=True):
+            yield (
+                number, image, j.verdict, rank, j.annotator, j.simulated, j.campaign, j.time, j.guideline_version,
+                prompt, j.comment, j.elapsed_ms, j.region and list(j.region), j.adjudicated,
+            )  # fmt: skip
+
+
+# --- CSV ---
+
+
+def to_csv(judgments: Iterable[Judgment], image: str = "image") -> str:
+    """A text that a spreadsheet would run as a formula gets a leading apostrophe, which `from_csv` takes off again. `image` is what
+    its column is called."""
+    text = io.StringIO()
+    writer = csv.writer(text)  # lines end in CR LF, so that a lone CR or LF in a comment is quoted
+    writer.writerow([image if name == "image" else name for name in COLUMNS])
+    for row in _rows(judgments):
+        writer.writerow([spreadsheet_cell(_text(cell) or "") for cell in row])
+    return text.getvalue()
+
+
+def from_csv(text: str, source: str = "the file") -> tuple[Judgment, ...]:
+    """The judgments in a CSV file named `source`, written by `to_csv` or by hand. Needed are the columns image (or file_name, as the
+    datasets library calls it) and verdict, and for rankings judgment and rank. What is not given is empty, and the annotator
+    'imported'; `images` holds what the file says of them, which may be a file's name. HfiError naming the line of a mistake.
+    """
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+
+    def rows() -> Iterator[tuple[str, dict[str, str]]]:
+        for row in reader:
+            cells = {name: cell for name, cell in row.items() if name and isinstance(cell, str) and cell}
+            yield f"line {reader.line_num}", {_column(name): from_spreadsheet_cell(cell) for name, cell in cells.items()}
+
+    try:
+        _check_columns(map(_column, reader.fieldnames or ()), source)
+        return _judgments(rows(), source)
+    except csv.Error as e:
+        raise HfiError(f"{source} is not CSV: {e} after line {reader.line_num}") from None
+
+
+# --- Parquet ---
+
+
+def to_parquet(judgments: JudgmentSet, path: Path) -> None:
+    """Needs pyarrow. Concept, question and hash stand in the file's own metadata, under 'hfi'. HfiError where it cannot be written."""
+    pa, parquet = _pyarrow()
+    kinds = {
+        **dict.fromkeys(COLUMNS, pa.string()),
+        **dict.fromkeys(("judgment", "rank", "guideline_version", "elapsed_ms"), pa.int32()),
+        **dict.fromkeys(("simulated", "adjudicated"), pa.bool_()),
+        "time": pa.timestamp("ms", tz="UTC"),
+        "region": pa.list_(pa.float64()),
+    }
+    head = {"concept": judgments.concept, "question": judgments.question, "sha256": judgments.sha256}
+    columns = list(zip(*_rows(judgments.judgments), strict=True)) or [()] * len(COLUMNS)
+    given = dict(zip(COLUMNS, columns, strict=True))
+    given["time"] = tuple(datetime.fromisoformat(time) if time else None for time in given["time"])
+    schema = pa.schema([(name, kinds[name]) for name in COLUMNS], metadata={"hfi": json.dumps(head)})
+    table = pa.table([pa.array(given[name], kinds[name]) for name in COLUMNS], schema=schema)
+    try:
+        with whole(path) as scratch:
+            parquet.write_table(table, scratch)
+    except OSError as e:
+        raise HfiError(f"cannot write {path}: {e.strerror or e}") from e
+
+
+def from_parquet(path: Path) -> tuple[tuple[Judgment, ...], str | None]:
+    """The judgments in a Parquet file, written by `to_parquet` or with the columns that `from_csv` needs, and the concept that it
+    names, None where it names none. HfiError for a file that is none, a mistake in it, and one of `to_parquet` that was changed."""
+    _, parquet = _pyarrow()
+    try:
+        with parquet.ParquetFile(path) as file:
+            there, count = file.schema_arrow.names, file.metadata.num_rows
+            head = json.loads((file.schema_arrow.metadata or {}).get(b"hfi", b"null"))
+            rows = file.read([name for name in COLUMNS if name in there]).to_pylist() if count <= MAX_ROWS else []
+    except FileNotFoundError:
+        raise HfiError(f"no file {path}: check the path") from None
+    except Exception as e:  # what its decoders raise of a damaged file is not written down
+        raise HfiError(f"{path} is no Parquet file that can be read ({type(e).__name__}): check where it comes from") from None
+    if count > MAX_ROWS:
+        raise HfiError(f"{path} has {count:,} rows: at most {MAX_ROWS:,} are read")
+    _check_columns(there, str(path))
+    given = ({name: text for name, value in row.items() if (text := _text(value)) is not None} for row in rows)
+    found = _judgments(((f"row {n}", row) for n, row in enumerate(given, 1)), str(path))
+    if not isinstance(head, dict):
+        return found, None
+    concept, question = str(head.get("concept")), str(head.get("question"))
+    if JudgmentSet(concept, question, found).sha256 != head.get("sha256"):
+        raise changed(path)
+    return found, concept
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    return bring("pyarrow", "data", "Parquet"), bring("pyarrow.parquet", "data", "Parquet")
+
+
+# --- both ---
+
+
+def _text(value: Any) -> str | None:
+    """A value as a table of text has it; None for nothing."""
+    if value is None or value != value:  # NaN: how other tools write nothing among numbers
+        return None
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():  # how other tools write whole numbers beside nothing
+        return str(int(value))
+    if isinstance(value, datetime):
+        return (value.astimezone(UTC) if value.tzinfo else value).isoformat(timespec="milliseconds")
+    return json.dumps(value) if isinstance(value, list) else str(value)
+
+
+def _column(name: str) -> str:
+    return "image" if name == "file_name" else name
+
+
+def _check_columns(there: Iterable[str], source: str) -> None:
+    known = set(there)
+    missing = [name for name in ("image", "verdict") if name not in known]
+    if missing:
+        raise HfiError(f"{source} has no column {' and no column '.join(missing)}: give the columns image, verdict, annotator")
+
+
+def _judgments(rows: Iterable[tuple[str, dict[str, str]]], source: str) -> tuple[Judgment, ...]:
+    """Rows with the words for where they stand, put together by the number of their judgment."""
+    groups: dict[str, list[dict[str, str]]] = {}
+    places: dict[str, str] = {}
+    for place, row in rows:
+        number = row.get("judgment", place)
+        groups.setdefault(number, []).append(row)
+        places.setdefault(number, place)
+    found = []
+    for number, some in groups.items():
+        try:
+            found.append(sound(_from_rows(some)))
+        except (KeyError, NotSound) as e:
+            words = f"it has no {e.args[0]}" if isinstance(e, KeyError) else str(e)
+            raise HfiError(f"{source}, {places[number]}: {words}") from None
+    return tuple(found)
+
+
+def _from_rows(rows: Sequence[Mapping[str, str]]) -> Judgment:
+    first = rows[0]
+    if len({row.get("verdict") for row in rows}) > 1:
+        raise NotSound("the rows of one judgment have different verdicts")
+    ranks = None
+    if first["verdict"] == "ranked":
+        rows = sorted(rows, key=lambda row: (_number(row, "rank"), row["image"]))
+        ranks = tuple(_number(row, "rank") for row in rows)
+    found = Judgment(
+        tuple(row["image"] for row in rows),
+        tuple(row.get("prompt") for row in rows),
+        first["verdict"],
+        first.get("annotator", "imported"),
+        _truth(first, "simulated"),
+        first.get("campaign", ""),
+        first.get("time", ""),
+        _number(first, "guideline_version") if "guideline_version" in first else 1,
+        first.get("comment"),
+        _number(first, "elapsed_ms") if "elapsed_ms" in first else None,
+        ranks,
+        _region(first["region"]) if "region" in first else None,
+        _truth(first, "adjudicated"),
+    )
+    return replace(found, ranks=None) if ranks == tuple(range(1, len(rows) + 1)) else found
+
+
+def _number(row: Mapping[str, str], name: str) -> int:
+    try:
+        return int(row[name])
+    except ValueError:
+        raise NotSound(f"{name} is {row[name][:40]!r}: write a whole number") from None
+
+
+def _region(text: str) -> Any:
+    try:
+        return tuple(json.loads(text))
+    except (ValueError, TypeError, RecursionError):
+        raise NotSound(f"region is {text[:40]!r}: write [x, y, width, height] in parts of the image") from None
+
+
+def _truth(row: Mapping[str, str], name: str) -> bool:
+    said = row.get(name, "false").lower()
+    if said not in ("true", "false"):
+        raise NotSound(f"{name} is {said[:40]!r}: write true or false")
+    return said == "true"
