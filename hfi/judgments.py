@@ -258,7 +258,7 @@ def _check_ranks(j: Judgment) -> None:
 def _check_region(region: Any) -> None:
     if region is None:
         return
-    if isinstance(region, tuple) and len(region) == 4 and all(type(v) in (int, float) for v in region):
+    if isinstance(region, tuple) and len(region) == 4 and all(type(v) in (int, float) and 0 <= v < 2 for v in region):
         x, y, width, height = region
         if 0 <= x < x + width <= 1.0001 and 0 <= y < y + height <= 1.0001:
             return

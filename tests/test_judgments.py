@@ -21,7 +21,9 @@ from hfi.errors import HfiError, NoJudgments, NotFound
 from hfi.judgment_tables import COLUMNS, MAX_ROWS, from_csv, from_parquet, to_csv, to_parquet
 from hfi.judgments import Judgment, JudgmentSet, freeze, load, save, sound, to_jsonl
 from hfi.store import campaigns, judging
+from hfi.store import models as m
 from hfi.store import queries as q
+from hfi.store.imports import Given, add_judgments
 from hfi.store.session import Engine, writing
 from hfi.workspace import Workspace
 
@@ -79,6 +81,45 @@ def test_simulated_judgments_are_taken_only_when_asked_for(workspace: Workspace)
     found = {include: freeze(engine, "smoking", include) for include in ("exclude", "only", "include")}  # type: ignore[arg-type]
     assert [(len(s.judgments), s.simulated) for s in found.values()] == [(3, False), (3, True), (6, True)]
     assert {j.verdict for j in freeze(engine, "smoking").judgments} == {"shows"}
+
+
+def test_the_last_decision_stands_beside_the_votes(workspace: Workspace) -> None:
+    engine = workspace.engine()
+    judged(engine, (("Ann", False, "shows"), ("Bot", True, "shows")))
+
+    def decide(task_id: int, verdict: str) -> None:
+        with writing(engine) as s:
+            boss = q.ensure_annotator(s, "Boss").id
+            s.add(m.Adjudication(task_id=task_id, annotator_id=boss, verdict=verdict, note="seen", created_at=NOON))
+
+    def decided() -> list[tuple[str, str | None]]:
+        return [(j.verdict, j.comment) for j in freeze(engine, "smoking").judgments if j.adjudicated]
+
+    for verdict, found in (
+        ("clean", [("clean", "seen")]),
+        ("unsure", [("unsure", "seen")]),
+        ("undone", []),
+        ("clean", [("clean", "seen")]),
+    ):
+        decide(1, verdict)
+        assert decided() == found
+    decide(2, "ranked")
+    assert decided() == [("clean", "seen")]
+    everything = freeze(engine, "smoking", "include").judgments
+    assert [j.verdict for j in everything if not j.adjudicated] == ["shows"] * 6
+    assert not any(j.adjudicated for j in freeze(engine, "smoking", "only").judgments)
+
+
+def test_a_region_of_whole_numbers_is_the_same_in_every_format(workspace: Workspace, tmp_path: Path) -> None:
+    engine = workspace.engine()
+    judged(engine, ())
+    with writing(engine) as s:
+        add_judgments(s, "smoking", [Given("Ann", False, "shows", (f"{0:064x}",), NOON, region=(0, 0, 1, 1))])
+    found = freeze(engine, "smoking")
+    assert found.judgments[0].region == (0, 0, 1, 1)
+    to_parquet(found, tmp_path / "x.parquet")
+    assert from_parquet(tmp_path / "x.parquet")[0] == found.judgments
+    assert from_csv(to_csv(found.judgments)) == found.judgments
 
 
 def test_nothing_to_freeze_says_what_to_do(workspace: Workspace) -> None:
@@ -316,7 +357,7 @@ def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.
         ({"region": (0.5, 0.5, 0.6, 0.1)}, r"the region \(0.5, 0.5, 0.6, 0.1\) is not within the image"),
         ({"region": (0.5, 0.5, 0.0, 0.1)}, "not within the image"),
         ({"region": (0.0, 0.0, float("nan"), 0.1)}, "not within the image"),
-        ({"region": (0, 0, 10**400, 1)}, "not within the image"),
+        ({"region": (0.5, 0, 10**400, 1)}, "not within the image"),
         ({"region": (0.0, 0.0, 1.0)}, "not within the image"),
         ({"region": "all"}, "not within the image"),
     ],

@@ -72,7 +72,7 @@ def current_judgments(s: Session, concept_slug: str, simulated: bool | None = No
                 app_version=row.app_version,
                 created_at=row.created_at,
                 ranks=_ties([rank for *_, rank in pictures]) if row.id in ranked else None,
-                region=tuple(json.loads(row.region)) if row.region else None,
+                region=tuple(map(float, json.loads(row.region))) if row.region else None,
             )
         )
     return rows if simulated else rows + _adjudications(s, owner, ours, shown)
@@ -87,7 +87,8 @@ def _ties(ranks: list[int]) -> tuple[int, ...] | None:
 
 
 def _adjudications(s: Session, owner: m.Concept, ours: Any, shown: dict[int, list[Any]]) -> list[JudgmentRow]:
-    """The last decision on each task by somebody who has not withdrawn."""
+    """The last decision on each task by somebody who has not withdrawn. One that was taken back leaves the votes as they are, and so
+    does 'ranked', of which the table holds no order."""
     query = (
         select(m.Adjudication, m.Annotator.pseudonym, m.Campaign.name)
         .join(m.Annotator, m.Annotator.id == m.Adjudication.annotator_id)
@@ -113,6 +114,7 @@ def _adjudications(s: Session, owner: m.Concept, ours: Any, shown: dict[int, lis
             adjudicated=True,
         )
         for row, pseudonym, name in sorted(last.values(), key=lambda found: found[0].id)
+        if row.verdict not in ("undone", "ranked")
     ]
 
 
