@@ -8,46 +8,31 @@
 Only this computer is served (see `local`): there are no accounts yet, so the name given at the start is taken at its word.
 """
 
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import urlsplit
 
 import gradio as gr
-from fastapi import Depends, FastAPI, Form, HTTPException, Request
+from fastapi import FastAPI, Form, HTTPException, Request
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel, Field
 from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hfi import __version__
-from hfi.errors import HfiError, NotFound
-from hfi.store import campaigns, queries, record
+from hfi.errors import HfiError
+from hfi.store import queries
 from hfi.store.queries import Annotator
 from hfi.store.session import Engine, reading, writing
 from hfi.workspace import Workspace
 from ui import label
 from ui.identity import Identity, workspace_secret
-from ui.label import ASSETS, Desk
+from ui.label import ASSETS
 from ui.local import local
 
 PAGE = "/judge"
 HEAD = f"""<link rel="stylesheet" href="/assets/page.css?v={__version__}">
 <script defer src="/assets/label.js?v={__version__}"></script>"""
-
-
-class Judging(BaseModel):
-    """A judgment as the page sends it."""
-
-    token: str = Field(max_length=64)
-    verdict: str = Field(max_length=16)
-    once: str = Field(min_length=8, max_length=100)
-    ranking: list[int] | None = Field(None, max_length=100)
-    elapsed_ms: int | None = Field(None, ge=0, le=24 * 3600 * 1000)
-
-
-class Undoing(BaseModel):
-    done: int
 
 
 def build_app(
@@ -57,7 +42,6 @@ def build_app(
 
     `next_step`: the command that the page names when everything is judged.
     """
-    desk = Desk(engine, workspace.images, campaign_id, next_step)
     identity = Identity(engine, workspace_secret(workspace), annotator)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Guard, identity=identity)
@@ -65,10 +49,14 @@ def build_app(
     app.get("/favicon.ico")(lambda: FileResponse(ASSETS / "icon.svg"))
     app.get("/manifest.json")(lambda: {"name": "hfi"})
     _add_start(app, identity)
-    _add_api(app, desk, identity)
-    with reading(engine) as session:
-        concept = campaigns.campaign(session, campaign_id).concept
-        simulated = bool(record.current_judgments(session, concept, simulated=True))
+
+    def person(request: Request) -> Annotator:
+        found = identity.who(request)
+        if found is None:
+            raise HTTPException(401, "say who is judging first")
+        return found
+
+    label.add_routes(app, engine, workspace.images, person, next_step)
 
     def signed_in(request: Request) -> str | None:
         person = identity.who(request)
@@ -76,7 +64,7 @@ def build_app(
 
     return gr.mount_gradio_app(
         app,
-        label.build_page(desk, leave=annotator is None, simulated=simulated),
+        label.build_page(leave=annotator is None),
         path=PAGE,
         auth_dependency=signed_in,
         theme=gr.themes.Base(primary_hue="teal", neutral_hue="zinc", font=["system-ui", "sans-serif"], font_mono=["monospace"]),
@@ -161,35 +149,3 @@ def _add_start(app: FastAPI, identity: Identity) -> None:
         response = RedirectResponse("/", 303)
         identity.sign_out(response)
         return response
-
-
-def _add_api(app: FastAPI, desk: Desk, identity: Identity) -> None:
-    def person(request: Request) -> Annotator:
-        found = identity.who(request)
-        if found is None:
-            raise HTTPException(401, "say who is judging first")
-        return found
-
-    Person = Annotated[Annotator, Depends(person)]
-
-    @app.get("/api/state")
-    def state(person: Person) -> dict[str, Any]:
-        return label.state(desk, person)
-
-    @app.post("/api/judge")
-    def judge(person: Person, given: Judging) -> dict[str, Any]:
-        ranking, elapsed = given.ranking, given.elapsed_ms
-        return label.judge(desk, person, given.token, given.verdict, given.once, ranking=ranking, elapsed_ms=elapsed)
-
-    @app.post("/api/undo")
-    def undo(person: Person, given: Undoing) -> dict[str, Any]:
-        return label.undo(desk, person, given.done)
-
-    @app.get("/img/{token}/{position}")
-    def image(person: Person, token: str, position: int) -> Response:
-        png = label.image(desk, person, token, position)
-        return Response(png, media_type="image/png", headers={"Cache-Control": "private, no-store"})
-
-    @app.exception_handler(HfiError)
-    def refuse(request: Request, error: Exception) -> Response:
-        return JSONResponse({"detail": str(error)}, 404 if isinstance(error, NotFound) else 409)
