@@ -78,8 +78,10 @@ class Undoing(BaseModel):
 
 
 def state(desk: Desk, person: Annotator, campaign_id: int) -> dict[str, Any]:
-    """What the page shows to this person now; a task in hand stays the same, however often this is asked. NotFound where the campaign is
-    not theirs."""
+    """What the page shows to this person now; a task in hand stays the same, however often this is asked.
+
+    NotFound where the campaign is not theirs.
+    """
     with writing(desk.engine) as session:
         found = _state(desk, session, person, campaign_id)
         return {**found, "campaign": _about(session, campaign_id)}
@@ -88,7 +90,6 @@ def state(desk: Desk, person: Annotator, campaign_id: int) -> dict[str, Any]:
 def judge(desk: Desk, person: Annotator, answer: Answer) -> dict[str, Any]:
     """Keeps a judgment and gives the next state. HfiError where the answer cannot be taken; nothing is kept then."""
     with writing(desk.engine) as session:
-        campaign_id = campaign_of(session, answer.token, person.id)
         look = judging.Look(
             elapsed_ms=answer.elapsed_ms, filter=answer.filter, reveals=answer.reveals, revealed_ms=answer.revealed_ms
         )
@@ -105,7 +106,7 @@ def judge(desk: Desk, person: Annotator, answer: Answer) -> dict[str, Any]:
         )
         if not taken.duplicate:
             wellbeing.note(session, person.id, answer.verdict in wellbeing.HARMFUL)
-        return _state(desk, session, person, campaign_id)
+        return _state(desk, session, person, campaign_of(session, taken.judgment_id))
 
 
 def undo(desk: Desk, person: Annotator, campaign_id: int, done: int) -> dict[str, Any]:
@@ -126,7 +127,6 @@ def go_on(desk: Desk, person: Annotator, campaign_id: int) -> dict[str, Any]:
 def stop(desk: Desk, person: Annotator, campaign_id: int) -> dict[str, Any]:
     """Ends the person's shift, and says what they did."""
     with writing(desk.engine) as session:
-        _take_part(session, person, campaign_id)
         wellbeing.end_shift(session, person.id, "stop")
         return {**_without_task(desk, session, person, campaign_id, None), "stopped": True}
 
@@ -151,7 +151,6 @@ def _images(session: Session, person: Annotator, answer: Answer) -> list[int | l
 
 def _state(desk: Desk, session: Session, person: Annotator, campaign_id: int) -> dict[str, Any]:
     now = now_utc()
-    _take_part(session, person, campaign_id)
     resting = wellbeing.rest(session, person.id, now)
     claim = None if resting else judging.claim_next(session, campaign_id, person.id, now)
     if claim is None:
@@ -168,14 +167,10 @@ def _state(desk: Desk, session: Session, person: Annotator, campaign_id: int) ->
     }
 
 
-def _take_part(session: Session, person: Annotator, campaign_id: int) -> None:
-    """NotFound where the campaign is not this person's: nothing is said of it then."""
-    campaigns.participant(session, campaigns.campaign_row(session, campaign_id), person.id)
-
-
 def _without_task(
     desk: Desk, session: Session, person: Annotator, campaign_id: int, resting: wellbeing.Rest | None
 ) -> dict[str, Any]:
+    campaigns.participant(session, campaigns.campaign_row(session, campaign_id), person.id)  # before anything is said of it
     mine = judging.progress(session, campaign_id, person.id)
     about = campaigns.campaign(session, campaign_id)
     return {
@@ -280,7 +275,7 @@ def add_routes(
 
 
 def build_page(*, leave: bool) -> gr.Blocks:
-    """The page of all campaigns. `leave`: whether another person can take over. It holds no word and no task: the script asks for both."""
+    """The page of all campaigns. `leave`: whether another person can take over. Words and tasks are what its script asks for."""
     with gr.Blocks(title="hfi", fill_width=True, analytics_enabled=False) as page:
         gr.HTML(fill("judge", leave="" if leave else "hidden"), elem_id="hfi-judge", js_on_load=None, apply_default_css=False)
     return page

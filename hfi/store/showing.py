@@ -48,9 +48,9 @@ def found_disturbing(s: Session, claim: Claim) -> bool:
     return s.scalar(said.limit(1)) is not None
 
 
-def campaign_of(s: Session, token: str, annotator_id: int) -> int:
-    """The campaign of a task that is or was this annotator's; NotFound otherwise."""
-    return s.get_one(m.Task, assignment_of(s, token, annotator_id).task_id).campaign_id
+def campaign_of(s: Session, judgment_id: int) -> int:
+    """The campaign that a judgment is of."""
+    return s.get_one(m.Task, s.get_one(m.Judgment, judgment_id).task_id).campaign_id
 
 
 def simulations_judged(s: Session, concept_slug: str) -> bool:

@@ -1,7 +1,7 @@
 """How long people look at harmful images, and when they rest.
 
-A shift is a stretch of work: it goes on while somebody judges without a pause of five minutes. Breaks are asked for by its length and by
-the harmful images in it; a person may cut a break short. Limits of a day are hard, and a day is one of UTC.
+A shift is a stretch of work: it goes on while somebody judges without a pause of five minutes. Breaks are asked for by its length
+and by the harmful images in it; a person may cut a break short. Limits of a day are hard, and a day is one of UTC.
 """
 
 import json
@@ -198,7 +198,10 @@ def _stretch(s: Session, shift: m.Shift) -> Seen:
     """The shift with what came before midnight."""
     parts = [shift]
     before = select(m.Shift).where(m.Shift.annotator_id == shift.annotator_id, m.Shift.ended == "midnight")
-    while found := s.scalar(before.where(m.Shift.last_at == parts[-1].started_at)):
+    while parts[-1].started_at == _midnight(parts[-1].started_at):
+        found = s.scalar(before.where(m.Shift.last_at == parts[-1].started_at))
+        if found is None:
+            break
         parts.append(found)
     return _sum(parts)
 
