@@ -43,6 +43,7 @@ from hfi.store import campaigns, judging, queries
 from hfi.store.session import reading, writing
 from hfi.workspace import Workspace
 from ui import label
+from ui.pictures import Pictures
 
 LIGHT = ["--precision", "bfloat16", "--gradient-checkpointing", "--attention-slicing"]
 FAST = ["--batch-size", "4", "--save-every", "1", "--learning-rate", "0.001"]
@@ -327,12 +328,13 @@ def test_where_reward_and_people_disagree_people_are_asked_again(
     with writing(engine) as s:
         again = next(c for c in campaigns.campaigns(s, "fog") if c.name == "again")
         ann = queries.ensure_annotator(s, "Ann")
-    desk, asked = label.Desk(engine, home.images, again.id, ""), set()
-    while task := label.state(desk, ann)["task"]:
+    desk, asked = label.Desk(engine, Pictures(home.images)), set()
+    while task := label.state(desk, ann, again.id)["task"]:
         with reading(engine) as s:
             sha = judging.claim_of(s, task["token"], ann.id).images[0].sha256
         asked.add(sha)
-        label.judge(desk, ann, task["token"], "clean" if before[sha] == "shows" else "shows", f"again-{sha}")
+        verdict = "clean" if before[sha] == "shows" else "shows"
+        label.judge(desk, ann, label.Answer(token=task["token"], verdict=verdict, once=f"again-{sha}"))
     assert asked == shas
     after = soft_labels(freeze(engine, "fog"))
     assert {sha: after[sha].y for sha in shas} == {sha: float(before[sha] == "clean") for sha in shas}, "the later answer counts"

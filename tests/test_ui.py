@@ -1,36 +1,50 @@
-"""The labeling page's handlers, routes and command, on a temporary workspace. What a browser does with them: test_ui_browser.py."""
+"""The judging page's handlers, routes and command, on a temporary workspace. What a browser does with them: test_ui_browser.py."""
 
 import io
+import json
+import re
 import socket
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from sqlalchemy import text as sql
+from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from hfi.concepts import Concept
 from hfi.errors import HfiError, NotFound
+from hfi.images import ImageStore
 from hfi.judgments import freeze
 from hfi.simulate import Simulated
 from hfi.simulate import judge as simulate
 from hfi.store import campaigns, judging, people, record
 from hfi.store import queries as q
-from hfi.store.campaigns import Campaign
+from hfi.store import wellbeing as well
+from hfi.store.campaigns import Asking, Campaign
 from hfi.store.queries import Annotator
 from hfi.store.session import Engine, reading, writing
 from hfi.store.showing import shown_image
 from hfi.workspace import Workspace
-from ui import label
+from ui import label, messages, pictures
 from ui.app import build_app
-from ui.label import Desk
+from ui.label import Answer, Desk
+from ui.pictures import Pictures, encode
 
+CAMPAIGN = "/api/campaigns/1"
+STATE = f"{CAMPAIGN}/state"
 SECRET = "a prompt that must not reach the annotator"
 
 
-def fill(space: Workspace, question: str = "binary", images: int = 4, overlap: int = 3) -> tuple[Engine, Campaign]:
+def fill(
+    space: Workspace, question: str = "binary", images: int = 4, overlap: int = 3, asking: Asking | None = None
+) -> tuple[Engine, Campaign]:
     """A campaign about `images` plain squares, each of a colour of its own."""
     engine = space.engine()
     with writing(engine) as s:
@@ -42,7 +56,8 @@ def fill(space: Workspace, question: str = "binary", images: int = 4, overlap: i
                 key=f"{i:064}", sha256=sha, width=8, height=8, source="generated", prompt=SECRET, model="secret-model", seed=i
             )
             ids.append(q.add_image(s, about).id)
-        return engine, campaigns.ensure_campaign(s, "smoking", "people", image_ids=ids, overlap=overlap)
+        asking = asking or Asking(overlap=overlap)
+        return engine, campaigns.ensure_campaign(s, "smoking", "people", image_ids=ids, asking=asking)
 
 
 def person(engine: Engine, name: str = "Kim") -> Annotator:
@@ -55,10 +70,47 @@ def verdicts(engine: Engine) -> list[str]:
         return [row.verdict for row in record.current_judgments(s, "smoking")]
 
 
+class Seat:
+    """Somebody at the page of a campaign, by way of its handlers."""
+
+    def __init__(self, desk: Desk, campaign_id: int, name: str = "Kim") -> None:
+        self.desk, self.campaign_id, self.person = desk, campaign_id, person(desk.engine, name)
+        self.given = 0
+
+    def state(self) -> dict[str, Any]:
+        """Without what stays the same from task to task."""
+        return {key: value for key, value in self.whole().items() if key != "campaign"}
+
+    def whole(self) -> dict[str, Any]:
+        return label.state(self.desk, self.person, self.campaign_id)
+
+    def token(self) -> str:
+        return self.state()["task"]["token"]
+
+    def judge(self, verdict: str, token: str = "", once: str = "", **more: Any) -> dict[str, Any]:
+        self.given += 1
+        once = once or f"{self.person.name} {self.campaign_id} {self.given:8}"
+        return label.judge(self.desk, self.person, Answer(token=token or self.token(), verdict=verdict, once=once, **more))
+
+    def undo(self, done: int) -> dict[str, Any]:
+        return label.undo(self.desk, self.person, self.campaign_id, done)
+
+
 @pytest.fixture
-def desk(workspace: Workspace) -> Desk:
+def kim(workspace: Workspace) -> Seat:
     engine, campaign = fill(workspace)
-    return Desk(engine, workspace.images, campaign.id, "hfi reward --concept smoking")
+    return Seat(Desk(engine, Pictures(workspace.images), "hfi reward --concept {concept}"), campaign.id)
+
+
+def seat(space: Workspace, *args: Any, **options: Any) -> Seat:
+    engine, campaign = fill(space, *args, **options)
+    return Seat(Desk(engine, Pictures(space.images)), campaign.id)
+
+
+def top(client: TestClient) -> str:
+    """The page's HTML."""
+    parts = client.get("/judge/config").json()["components"]
+    return next(part["props"]["value"] for part in parts if part["props"].get("elem_id") == "hfi-judge")
 
 
 def app_client(space: Workspace, engine: Engine, only: Annotator | None = None) -> TestClient:
@@ -71,14 +123,6 @@ def client(workspace: Workspace) -> TestClient:
     return app_client(workspace, engine)
 
 
-def filled_in(client: TestClient, campaign: int = 1) -> str:
-    """What the judging page is filled with when it opens."""
-    body = {"fn_index": 0, "data": [], "session_hash": "x"}
-    answer = client.post(f"/judge/gradio_api/run/predict?campaign={campaign}", json=body)
-    assert answer.status_code == 200, answer.text
-    return "".join(answer.json()["data"])
-
-
 def enter(client: TestClient, name: str = "Kim") -> None:
     assert client.post("/enter", data={"name": name}).headers["location"] == "/judge/?campaign=1"
 
@@ -86,122 +130,333 @@ def enter(client: TestClient, name: str = "Kim") -> None:
 # --- handlers ---
 
 
-def test_judging_goes_through_every_image_and_ends_with_what_to_do_next(desk: Desk) -> None:
-    kim = person(desk.engine)
-    at = label.state(desk, kim)
-    assert (at["done"], at["total"]) == (0, 4)
+def test_judging_goes_through_every_image_and_ends_with_what_to_do_next(kim: Seat) -> None:
+    whole = kim.whole()
+    about = {"kind": "binary", "title": "Smoking", "ties": False, "simulated": False}
+    assert whole["campaign"] == {**about, "guideline": "<p>A <strong>cigarette</strong> is visible.</p>\n"}
+    at = kim.state()
+    assert (at["done"], at["total"], at["rest"]) == (0, 4, None)
     tokens = []
     for i, verdict in enumerate(("shows", "clean", "unsure", "disturbing")):
-        assert label.state(desk, kim) == at, "asking again changes nothing"
+        assert kim.state() == at, "asking again changes nothing"
         tokens.append(at["task"]["token"])
         ahead = at["ahead"]
-        at = label.judge(desk, kim, tokens[-1], verdict, f"answer {i}", elapsed_ms=1200)
+        at = kim.judge(verdict, tokens[-1], elapsed_ms=1200)
         assert at["done"] == i + 1
         assert at["task"] == ahead, "what was loaded ahead is what comes"
     assert len(set(tokens)) == 4
     assert at["task"] is None
     assert at["verdicts"] == {"shows": 1, "clean": 1, "unsure": 1, "disturbing": 1}
     assert at["next"] == "hfi reward --concept smoking"
-    assert [j.verdict for j in freeze(desk.engine, "smoking", "exclude").judgments] == ["shows", "clean", "unsure", "disturbing"]
+    assert (at["today"]["judgments"], at["today"]["harmful"]) == (4, 2)
+    assert [j.verdict for j in freeze(kim.desk.engine, "smoking", "exclude").judgments] == [
+        "shows",
+        "clean",
+        "unsure",
+        "disturbing",
+    ]
 
 
-def test_an_answer_sent_twice_counts_once_and_a_second_one_is_refused(desk: Desk) -> None:
-    kim = person(desk.engine)
-    token = label.state(desk, kim)["task"]["token"]
-    first = label.judge(desk, kim, token, "shows", "once-0001")
-    assert label.judge(desk, kim, token, "shows", "once-0001") == first
+def test_an_answer_sent_twice_counts_once_and_a_second_one_is_refused(kim: Seat) -> None:
+    token = kim.token()
+    first = kim.judge("shows", token, "once-0001")
+    assert kim.judge("shows", token, "once-0001") == first
     with pytest.raises(HfiError, match="judged this already"):
-        label.judge(desk, kim, token, "clean", "once-0002")
-    assert verdicts(desk.engine) == ["shows"]
+        kim.judge("clean", token, "once-0002")
+    assert verdicts(kim.desk.engine) == ["shows"]
+    with reading(kim.desk.engine) as s:
+        assert well.exposure(s, kim.person.id).total.judgments == 1, "looked at once"
 
 
-def test_undo_goes_back_to_the_first_and_a_replay_takes_back_no_more(desk: Desk) -> None:
-    kim = person(desk.engine)
+def test_undo_goes_back_to_the_first_and_a_replay_takes_back_no_more(kim: Seat) -> None:
     tokens = []
-    for i in range(3):
-        tokens.append(label.state(desk, kim)["task"]["token"])
-        label.judge(desk, kim, tokens[-1], "shows", f"answer {i}")
+    for _ in range(3):
+        tokens.append(kim.token())
+        kim.judge("shows", tokens[-1])
     for done in (3, 2, 1):
-        at = label.undo(desk, kim, done)
+        at = kim.undo(done)
         assert at["task"]["token"] == tokens[done - 1]
-        assert label.undo(desk, kim, done) == at
-    assert verdicts(desk.engine) == []
-    assert label.undo(desk, kim, 0)["done"] == 0
+        assert kim.undo(done) == at
+    assert verdicts(kim.desk.engine) == []
+    assert kim.undo(0)["done"] == 0
     again = []
-    for i in range(3):
-        again.append(label.state(desk, kim)["task"]["token"])
-        label.judge(desk, kim, again[-1], "clean", f"second {i}")
+    for _ in range(3):
+        again.append(kim.token())
+        kim.judge("clean", again[-1])
     assert again == tokens, "reopened tasks come back in the order in which they were judged"
-    assert verdicts(desk.engine) == ["clean"] * 3
+    assert verdicts(kim.desk.engine) == ["clean"] * 3
 
 
 def test_a_ranking_goes_by_places_and_is_kept_by_images(workspace: Workspace) -> None:
-    engine, campaign = fill(workspace, "ranking", images=10)
-    desk = Desk(engine, workspace.images, campaign.id, "")
-    kim = person(engine)
-    at = label.state(desk, kim)
+    kim = seat(workspace, "ranking", images=10)
+    at = kim.state()
     token = at["task"]["token"]
     assert len(at["task"]["images"]) == 5
-    with reading(engine) as s:
-        shown = [shown_image(s, token, kim.id, place) for place in range(5)]
-    for wrong in ([0, 1, 2, 3], [0, 1, 2, 3, 3], [0, 1, 2, 3, 7]):
+    with reading(kim.desk.engine) as s:
+        shown = [shown_image(s, token, kim.person.id, place) for place in range(5)]
+    for wrong in ([0, 1, 2, 3], [0, 1, 2, 3, 3], [0, 1, 2, 3, 7], [[0, 1], 2, 3, 4], [[], 0, 1, 2, 3, 4, 9]):
         with pytest.raises(HfiError):
-            label.judge(desk, kim, token, "ranked", "wrong order", ranking=wrong)
-    label.judge(desk, kim, token, "ranked", "the order", ranking=[4, 2, 0, 1, 3])
-    label.judge(desk, kim, label.state(desk, kim)["task"]["token"], "none", "none of them")
-    kept = freeze(engine, "smoking", "exclude").judgments
+            kim.judge("ranked", ranking=wrong)
+    kim.judge("ranked", ranking=[4, 2, [0], 1, 3])
+    kim.judge("none")
+    kept = freeze(kim.desk.engine, "smoking", "exclude").judgments
     assert kept[0].images == tuple(shown[i] for i in (4, 2, 0, 1, 3))
     assert [j.verdict for j in kept] == ["ranked", "none"]
 
 
+def test_ties_and_comparisons_where_the_campaign_has_them(workspace: Workspace) -> None:
+    kim = seat(workspace, images=6, asking=Asking(compare=True, ties=True))
+    about = kim.whole()["campaign"]
+    assert (about["kind"], about["ties"]) == ("compare", True)
+    shown = []
+    for ranking in ([[1], [0]], [[0, 1]]):
+        token = kim.token()
+        with reading(kim.desk.engine) as s:
+            shown.append([shown_image(s, token, kim.person.id, place) for place in range(2)])
+        kim.judge("ranked", ranking=ranking)
+    kim.judge("none")
+    with reading(kim.desk.engine) as s:
+        by_sha = {image.sha256: image.id for image in q.images(s)}
+    with kim.desk.engine.connect() as connection:
+        kept = connection.exec_driver_sql("SELECT image_id, rank FROM rankings ORDER BY id").all()
+    first, second = [[by_sha[sha] for sha in two] for two in shown]
+    assert [tuple(row) for row in kept] == [(first[1], 1), (first[0], 2), (second[0], 1), (second[1], 1)]
+
+
+def test_an_answer_keeps_how_it_was_looked_at_what_was_said_and_where(kim: Seat) -> None:
+    look = {"filter": "both", "reveals": 2, "revealed_ms": 1500, "elapsed_ms": 4000}
+    kim.judge("shows", comment="  =1+1 \u202e한국어\x00 ", region=[0.1, 0.2, 0.3, 0.4], **look)
+    for wrong in (
+        {"region": [0.5, 0.5, 0.6, 0.1]},
+        {"region": [0.1, 0.2, 0.3]},
+        {"region": [float("nan")] * 4},
+        {"comment": "x" * 2001},
+    ):
+        with pytest.raises(HfiError):
+            kim.judge("shows", **wrong)
+    with kim.desk.engine.connect() as connection:
+        (row,) = connection.exec_driver_sql("SELECT * FROM judgments").mappings().all()
+    assert {key: row[key] for key in look} == look
+    assert (row["comment"], json.loads(row["region"])) == ("=1+1 \u202e한국어", [0.1, 0.2, 0.3, 0.4])
+
+
 def test_two_people_at_once_get_different_images_where_one_judgment_is_enough(workspace: Workspace) -> None:
-    engine, campaign = fill(workspace, images=5, overlap=1)
-    desk = Desk(engine, workspace.images, campaign.id, "")
-    people = [person(engine, "Kim"), person(engine, "Lee")]
+    kim = seat(workspace, images=5, overlap=1)
+    people = [kim, Seat(kim.desk, kim.campaign_id, "Lee")]
     for i in range(5):
-        at = label.state(desk, people[i % 2])
-        if at["task"]:
-            label.judge(desk, people[i % 2], at["task"]["token"], "shows", f"answer {i}")
-    while task := label.state(desk, people[0])["task"]:
-        label.judge(desk, people[0], task["token"], "shows", f"rest {task['token']}")
-    with reading(engine) as s:
+        if people[i % 2].state()["task"]:
+            people[i % 2].judge("shows")
+    while kim.state()["task"]:
+        kim.judge("shows")
+    with reading(kim.desk.engine) as s:
         rows = record.current_judgments(s, "smoking")
     assert len(rows) == len({row.images for row in rows}) == 5
 
 
-def test_a_task_ahead_waits_behind_the_one_in_hand_and_its_lease_runs_out(desk: Desk) -> None:
-    kim, now = person(desk.engine), q.now_utc()
-    with writing(desk.engine) as s:
-        claim, ahead = judging.serve(s, desk.campaign_id, kim.id, now)
+def test_a_task_ahead_waits_behind_the_one_in_hand_and_its_lease_runs_out(kim: Seat) -> None:
+    who, now = kim.person.id, q.now_utc()
+    with writing(kim.desk.engine) as s:
+        claim, ahead = judging.serve(s, kim.campaign_id, who, now)
         assert claim is not None
         assert ahead is not None
-        assert judging.serve(s, desk.campaign_id, kim.id, now) == (claim, ahead)
-        assert judging.claim_next(s, desk.campaign_id, kim.id, now) == claim
+        assert judging.serve(s, kim.campaign_id, who, now) == (claim, ahead)
+        assert judging.claim_next(s, kim.campaign_id, who, now) == claim
     assert len(ahead.order) == 1
-    with writing(desk.engine) as s:
-        later, next_ = judging.serve(s, desk.campaign_id, kim.id, now + timedelta(days=1))
+    with writing(kim.desk.engine) as s:
+        later, next_ = judging.serve(s, kim.campaign_id, who, now + timedelta(days=1))
     assert later is not None
     assert next_ is not None
     assert (later.token, next_.token) == (claim.token, ahead.token), "expired ones are taken up again"
 
 
-def test_the_question_suits_any_title_and_does_not_depend_on_the_prompt() -> None:
-    for prompt in ("smoking", "smoking a cigarette"):
-        assert label.question(Concept("smoking", "Smoking", prompt=prompt)) == "Smoking: does this image show it?"
-    assert label.question(Concept("gun", "Gun")) == "Gun: does this image show it?"
-    assert label.question(Concept("brava", "Brava", question="ranking")).startswith("Brava: which image shows it most?")
-
-
-def test_what_was_too_disturbing_is_covered_when_it_comes_back(desk: Desk) -> None:
-    kim, lee = person(desk.engine), person(desk.engine, "Lee")
-    token = label.state(desk, kim)["task"]["token"]
-    assert not label.judge(desk, kim, token, "disturbing", "answer 0")["covered"]
-    label.judge(desk, kim, label.state(desk, kim)["task"]["token"], "shows", "answer 1")
-    assert not label.undo(desk, kim, 2)["covered"]
-    back = label.undo(desk, kim, 1)
+def test_what_was_too_disturbing_is_covered_when_it_comes_back(kim: Seat) -> None:
+    token = kim.token()
+    assert not kim.judge("disturbing")["covered"]
+    kim.judge("shows")
+    assert not kim.undo(2)["covered"]
+    back = kim.undo(1)
     assert (back["task"]["token"], back["covered"]) == (token, True)
-    assert label.state(desk, kim) == back
-    assert not label.state(desk, lee)["covered"], "what somebody else found says nothing to Lee"
+    assert kim.state() == back
+    assert not Seat(kim.desk, kim.campaign_id, "Lee").state()["covered"], "what somebody else found says nothing to Lee"
+
+
+def test_a_break_gives_no_task_keeps_what_was_on_its_way_and_may_be_cut_short(kim: Seat) -> None:
+    with writing(kim.desk.engine) as s:
+        well.set_wellbeing(s, well.Wellbeing(break_after=1, break_length_minutes=10))
+    first = kim.state()
+    ahead = first["ahead"]["token"]
+    at = kim.judge("shows")
+    assert (at["task"], at["rest"]["reason"], at["rest"]["may_end"]) == (None, "count", True)
+    assert 590 <= at["rest"]["seconds"] <= 600
+    assert kim.judge("clean", ahead)["rest"]["reason"] == "count"
+    assert verdicts(kim.desk.engine) == ["shows", "clean"]
+    at = label.go_on(kim.desk, kim.person, kim.campaign_id)
+    assert (at["rest"], at["done"]) == (None, 2)
+    assert at["task"] is not None
+    with writing(kim.desk.engine) as s:
+        well.set_wellbeing(s, well.Wellbeing(day_harmful=1))
+    assert label.go_on(kim.desk, kim.person, kim.campaign_id)["rest"]["reason"] == "day"
+    lee = Seat(kim.desk, kim.campaign_id, "Lee")
+    assert lee.state()["rest"] is None, "breaks are each person's own"
+
+
+def test_stopping_keeps_the_work_and_one_can_go_on(kim: Seat) -> None:
+    kim.judge("shows")
+    at = kim.token()
+    bye = label.stop(kim.desk, kim.person, kim.campaign_id)
+    assert (bye["stopped"], bye["task"], bye["done"], bye["today"]["judgments"]) == (True, None, 1, 1)
+    with reading(kim.desk.engine) as s:
+        assert well.rest(s, kim.person.id) is None
+    assert kim.token() == at
+
+
+def test_a_campaign_of_named_people_says_nothing_to_others_and_a_closed_one_gives_no_task(workspace: Workspace) -> None:
+    kim = seat(workspace, asking=Asking(access="named"))
+    for act in (kim.whole, lambda: kim.undo(0), lambda: label.stop(kim.desk, kim.person, kim.campaign_id),
+                lambda: label.go_on(kim.desk, kim.person, kim.campaign_id)):  # fmt: skip
+        with pytest.raises(NotFound, match="not yours"):
+            act()
+    with writing(kim.desk.engine) as s:
+        campaigns.name_participant(s, kim.campaign_id, kim.person.id)
+    token = kim.token()
+    with writing(kim.desk.engine) as s:
+        campaigns.set_state(s, kim.campaign_id, "closed")
+    at = kim.judge("shows", token)
+    assert (at["task"], at["closed"], at["done"]) == (None, True, 1), "what was in hand is still taken"
+    with pytest.raises(NotFound):
+        label.state(kim.desk, kim.person, 99)
+
+
+def test_a_guideline_is_shown_as_it_was_written_and_runs_nothing() -> None:
+    page = label.guideline_html(
+        "# Look\n\n<script>x</script> <img src=x onerror=y> ![a](http://b/c.png)\n\n[d](javascript:e) [f](https://g)"
+    )
+    assert "<h1>Look</h1>" in page
+    assert set(re.findall(r"<(\w+)", page)) == {"h1", "p", "a"}
+    links = re.findall(r"<a ([^>]*)>", page)
+    assert links == [f'href="{to}" target="_blank" rel="noopener noreferrer"' for to in ("http://b/c.png", "https://g")]
+
+
+def test_an_image_of_nobody_is_not_found(kim: Seat) -> None:
+    token = kim.token()
+    with pytest.raises(NotFound):
+        label.image(kim.desk, person(kim.desk.engine, "Lee"), token, 0)
+    assert label.image(kim.desk, kim.person, token, 0).data.startswith(b"\x89PNG")
+    assert label.image(kim.desk, kim.person, token, 0, "both", 3).data.startswith(b"\xff\xd8")
+
+
+# --- pictures ---
+
+
+def test_each_view_hides_what_it_says_and_no_more() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8))
+    seen = {view: Image.open(io.BytesIO(encode(image, view).data)) for view in pictures.VIEWS}
+    assert {one.size for one in seen.values()} == {image.size}
+    assert np.array_equal(np.asarray(seen["plain"]), np.asarray(image))
+    assert np.array_equal(np.asarray(seen["grey"]), np.asarray(image.convert("L")))
+    assert {view: one.mode for view, one in seen.items()} == {"plain": "RGB", "blur": "RGB", "grey": "L", "both": "L"}
+    roughness = [
+        np.asarray(Image.open(io.BytesIO(encode(image, "both", k).data))).astype(float).std() for k in pictures.STRENGTHS
+    ]
+    assert np.asarray(seen["grey"]).std() > 5 * roughness[0] > 5 * roughness[1] > 5 * roughness[2]
+    assert not any(set(one.info) - {"jfif", "jfif_version", "jfif_unit", "jfif_density"} for one in seen.values())
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 2000), (3000, 2)])
+def test_odd_sizes_are_blurred_too(size: tuple[int, int]) -> None:
+    for strength in pictures.STRENGTHS:
+        assert Image.open(io.BytesIO(encode(Image.new("RGB", size), "blur", strength).data)).size == size
+
+
+def test_pictures_are_kept_in_bounds_and_a_damaged_one_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ImageStore(tmp_path)
+    shas = [store.put(Image.effect_noise((64, 64), 50 + i)) for i in range(6)]
+    monkeypatch.setattr(pictures, "_KEPT_BYTES", 12_000)
+    kept = Pictures(store)
+    first = kept.get(shas[0])
+    assert kept.get(shas[0]) is first
+    for sha in shas:
+        kept.get(sha)
+    assert kept._bytes == sum(len(one.data) for one in kept._kept.values()) <= 12_000
+    assert kept.get(shas[0]) is not first
+    assert kept.get(shas[0]) == first
+    store.path(shas[1]).write_bytes(store.path(shas[2]).read_bytes())
+    with pytest.raises(HfiError, match="changed"):
+        kept.get(shas[1], "grey")
+
+
+# --- words ---
+
+
+def test_every_language_says_everything_and_fills_in_the_same() -> None:
+    assert messages.languages() == {"en": "English", "ko": "한국어"}
+    english = messages._read("en")
+    for lang in messages.languages():
+        words = messages._read(lang)
+        assert words.keys() == english.keys(), lang
+        for key, text in words.items():
+            assert set(re.findall(r"{(\w+)}", text)) == set(re.findall(r"{(\w+)}", english[key])), key
+            assert text.strip(), key
+    assert all(re.search("[가-힣]", text) for key, text in messages._read("ko").items() if not key.startswith("judge.key."))
+
+
+def test_every_word_that_the_page_asks_for_is_there_and_none_is_said_in_its_script() -> None:
+    words = messages.load("en")
+    page = (label.ASSETS / "judge.html").read_text("utf-8")
+    asked = set(re.findall(r'data-(?:say|label)="([^"]+)"', page))
+    scripts = {path.name: path.read_text("utf-8") for path in (label.ASSETS / "judge").glob("*.js")}
+    for text in scripts.values():
+        asked |= set(re.findall(r'say\("([\w.-]+)"', text))
+    assert len(asked) > 80
+    assert {key for key in asked if f"judge.{key}" not in words} == set()
+    for name, text in scripts.items():
+        said = re.sub(r"(^|\s)//.*", "", text)
+        assert not re.findall(r'"[A-Z][a-z]+ [a-z]', said), f"{name} says something in words of its own"
+    assert not re.findall(r">\s*[A-Z][a-z]+", page)
+
+
+@pytest.mark.parametrize("scheme", [":root", ".dark"])
+def test_what_is_written_can_be_read_in_the_light_and_in_the_dark(scheme: str) -> None:
+    css = (label.ASSETS / "page.css").read_text("utf-8")
+    block = re.search(rf"^{re.escape(scheme)} {{(.*?)}}", css, re.S | re.M)
+    assert block is not None
+    colours = dict(re.findall(r"--h-([\w-]+): (#[0-9a-f]{6})", block[1]))
+
+    def light(name: str) -> float:
+        parts = [int(colours[name][i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        red, green, blue = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    text = [(word, ground) for word in ("text", "dim", "main") for ground in ("bg", "card", "well")]
+    for word, ground in [
+        *text,
+        ("text", "soft"),
+        ("warn", "warn-bg"),
+        ("warn", "bg"),
+        ("main-text", "main"),
+        ("main-text", "main-hover"),
+    ]:
+        dark, bright = sorted((light(word), light(ground)))
+        assert (bright + 0.05) / (dark + 0.05) >= 4.5, f"{word} on {ground}"
+
+
+def accepts(header: str, cookie: str = "") -> str:
+    headers = [(b"accept-language", header.encode("latin-1")), (b"cookie", cookie.encode())]
+    return messages.language(Request({"type": "http", "headers": headers}))
+
+
+def test_the_language_is_the_one_chosen_else_the_browsers() -> None:
+    assert accepts("ko-KR,ko;q=0.9,en-US;q=0.8") == "ko"
+    assert accepts("fr, en;q=0.5, ko;q=0.7") == "ko"
+    assert accepts("ko;q=0, fr") == "en"
+    assert accepts("en", "hfi-lang=ko") == "ko"
+    assert accepts("ko", "hfi-lang=xx") == "ko"
+    assert accepts("") == "en"
+
+
+@given(st.text(st.characters(max_codepoint=255)))
+def test_no_header_breaks_the_choice_of_a_language(header: str) -> None:
+    assert accepts(header) in messages.languages()
 
 
 # --- routes ---
@@ -211,9 +466,9 @@ def test_nobody_without_a_name_sees_anything(client: TestClient) -> None:
     assert "Who is judging?" in client.get("/").text
     for path in ("/judge", "/judge/"):
         assert client.get(path).headers["location"] == "/"
-    assert client.get("/api/campaigns/1/state").status_code == 401
+    assert client.get(STATE).status_code == 401
     assert client.post("/api/judge", json={"token": "t", "verdict": "shows", "once": "12345678"}).status_code == 401
-    assert client.post("/api/campaigns/1/undo", json={"done": 0}).status_code == 401
+    assert client.post(f"{CAMPAIGN}/undo", json={"done": 0}).status_code == 401
     assert client.get("/img/t/0").status_code == 401
     for path in ("config", "gradio_api/info", "gradio_api/queue/data?session_hash=x"):
         assert client.get(f"/judge/{path}").status_code == 401, path
@@ -225,14 +480,14 @@ def test_a_name_opens_the_page_under_a_cookie_that_no_script_reads_and_nobody_ca
     cookie = client.post("/enter", data={"name": "  Kim "}).headers["set-cookie"]
     assert "HttpOnly" in cookie
     assert "SameSite=lax" in cookie
-    assert client.get("/api/campaigns/1/state").json()["person"] == "Kim"
+    assert client.get(STATE).json()["person"] == "Kim"
     assert client.get("/judge/?campaign=1").status_code == 200
     name, value = next(iter(client.cookies.items()))
     number, rest = value.split(".", 1)
     enter(client, "Lee")
     for forged in (f"{number}0.{rest}", f"{int(number) + 1}.{rest}", number, f"{number}.", f"{number}.é", "x.y", ""):
         client.cookies.set(name, forged)
-        assert client.get("/api/campaigns/1/state", headers={"cookie": f"{name}={forged}".encode()}).status_code == 401, forged
+        assert client.get(STATE, headers={"cookie": f"{name}={forged}".encode()}).status_code == 401, forged
 
 
 @pytest.mark.parametrize("name", ["", "   ", "x" * 81, "a simulation"])
@@ -258,18 +513,17 @@ def test_another_name_takes_over_only_where_none_was_given(workspace: Workspace)
     engine, _ = fill(workspace)
     shared = app_client(workspace, engine)
     enter(shared, "Lee")
-    assert 'action="/leave" >' in filled_in(shared)
+    assert 'action="/leave" >' in top(shared)
     assert shared.post("/leave").headers["location"] == "/"
-    assert shared.get("/api/campaigns/1/state").status_code == 401
+    assert shared.get(STATE).status_code == 401
     enter(shared, "Lee")
     own = app_client(workspace, engine, person(engine))
     own.cookies = shared.cookies
-    assert own.get("/api/campaigns/1/state").status_code == 401, "Lee is nobody on Kim's page"
+    assert own.get(STATE).status_code == 401, "Lee is nobody on Kim's page"
     assert own.get("/").headers["location"] == "/judge/?campaign=1"
-    assert 'action="/leave" hidden>' in filled_in(own)
-    assert own.get("/api/campaigns/1/state").json()["person"] == "Kim"
+    assert own.get(STATE).json()["person"] == "Kim"
     enter(own, "Lee")
-    assert own.get("/api/campaigns/1/state").json()["person"] == "Kim"
+    assert own.get(STATE).json()["person"] == "Kim"
 
 
 def test_images_go_to_the_one_who_has_the_task_and_carry_nothing_else(workspace: Workspace) -> None:
@@ -277,7 +531,7 @@ def test_images_go_to_the_one_who_has_the_task_and_carry_nothing_else(workspace:
     kim, lee = app_client(workspace, engine), app_client(workspace, engine)
     enter(kim, "Kim")
     enter(lee, "Lee")
-    at = kim.get("/api/campaigns/1/state").json()
+    at = kim.get(STATE).json()
     answer = kim.get(at["task"]["images"][0])
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "image/png"
@@ -295,15 +549,18 @@ def test_images_go_to_the_one_who_has_the_task_and_carry_nothing_else(workspace:
     assert lee.post("/api/judge", json=given).status_code == 404
     for path in (f"/img/{token}/1", f"/img/{token}/-1", "/img/nothing/0"):
         assert kim.get(path).status_code == 404, path
+    blurred = kim.get(f"/img/{token}/0?view=both&strength=3")
+    assert (blurred.headers["content-type"], blurred.headers["cache-control"]) == ("image/jpeg", "private, no-store")
+    for query in ("view=../x", "view=both&strength=4", "strength=x"):
+        assert kim.get(f"/img/{token}/0?{query}").status_code == 422, query
     assert kim.get("/img/..%2f..%2fhfi.db/0").status_code == 404
     assert verdicts(engine) == []
 
 
 def test_the_browser_learns_nothing_about_an_image(client: TestClient, workspace: Workspace) -> None:
     enter(client)
-    state = client.get("/api/campaigns/1/state")
+    state = client.get(STATE)
     seen = [client.get(path).text for path in ("/work", "/judge/?campaign=1", "/judge/config", "/judge/gradio_api/info")]
-    seen += [filled_in(client)]
     seen += [state.text, str(client.get(state.json()["task"]["images"][0]).headers)]
     with reading(workspace.engine()) as s:
         shas = [image.sha256 for image in q.images(s)]
@@ -316,9 +573,9 @@ def test_the_browser_learns_nothing_about_an_image(client: TestClient, workspace
 
 def test_only_this_computer_and_only_its_own_page_is_answered(client: TestClient) -> None:
     enter(client)
-    assert client.get("/api/campaigns/1/state", headers={"host": "evil.example"}).status_code == 421
-    assert client.get("/api/campaigns/1/state", headers={"host": "localhost:9000"}).status_code == 200
-    token = client.get("/api/campaigns/1/state").json()["task"]["token"]
+    assert client.get(STATE, headers={"host": "evil.example"}).status_code == 421
+    assert client.get(STATE, headers={"host": "localhost:9000"}).status_code == 200
+    token = client.get(STATE).json()["task"]["token"]
     given = {"token": token, "verdict": "shows", "once": "from-afar"}
     for origin in ("https://evil.example", "http://127.0.0.1:9999", "null"):
         assert client.post("/api/judge", json=given, headers={"origin": origin}).status_code == 403
@@ -328,13 +585,14 @@ def test_only_this_computer_and_only_its_own_page_is_answered(client: TestClient
 
 def test_answers_that_make_no_sense_are_refused_with_a_sentence(client: TestClient, workspace: Workspace) -> None:
     enter(client)
-    token = client.get("/api/campaigns/1/state").json()["task"]["token"]
+    token = client.get(STATE).json()["task"]["token"]
     good = {"token": token, "verdict": "shows", "once": "12345678", "elapsed_ms": 5}
     for change in ({"verdict": "undone"}, {"verdict": "ranked"}, {"ranking": [0]}, {"ranking": [3]}):
         answer = client.post("/api/judge", json={**good, **change})
         assert answer.status_code == 409, change
         assert len(answer.json()["detail"]) > 20
-    for change in ({"once": "short"}, {"elapsed_ms": -1}, {"token": "x" * 65}, {"ranking": ["a"]}, {"verdict": None}):
+    for change in ({"once": "short"}, {"elapsed_ms": -1}, {"token": "x" * 65}, {"ranking": ["a"]}, {"verdict": None},
+                   {"ranking": [[0, "b"]]}, {"filter": "sepia"}, {"reveals": -1}, {"region": [0, 0, 1, 1, 1]}):  # fmt: skip
         assert client.post("/api/judge", json={**good, **change}).status_code == 422, change
     assert verdicts(workspace.engine()) == []
 
@@ -353,11 +611,11 @@ def test_a_restart_signs_nobody_out_and_goes_on_at_the_same_image(workspace: Wor
     engine, _ = fill(workspace)
     before = app_client(workspace, engine)
     enter(before)
-    at = before.get("/api/campaigns/1/state").json()
+    at = before.get(STATE).json()
     at = before.post("/api/judge", json={"token": at["task"]["token"], "verdict": "shows", "once": "12345678"}).json()
     after = app_client(workspace, workspace.engine())
     after.cookies = before.cookies
-    assert after.get("/api/campaigns/1/state").json() == at
+    assert {key: value for key, value in after.get(STATE).json().items() if key != "campaign"} == at
     secret = workspace.path / ".ui-secret"
     assert secret.stat().st_mode & 0o077 == 0
 
@@ -367,13 +625,14 @@ def test_people_judge_what_simulations_judged_and_are_told(workspace: Workspace)
     with writing(engine) as s:
         ids = [image.id for image in q.images(s)]
         other = campaigns.ensure_campaign(s, "smoking", "simulated", image_ids=ids, overlap=1)
+
     client = app_client(workspace, engine)
     assert client.post("/enter", data={"name": "Kim"}).headers["location"] == "/work", "there are two to choose from"
-    assert 'class="hfi-banner" hidden' in filled_in(client)
+    assert client.get(STATE).json()["campaign"]["simulated"] is False
     simulate(engine, other.id, Simulated("simulated", 0, 0, 0), lambda sha: True, seed=0)
-    enter(client)
-    assert 'class="hfi-banner" >' in filled_in(client)
-    assert client.get("/api/campaigns/1/state").json()["total"] == 4
+    at = client.get(STATE).json()
+    assert at["campaign"]["simulated"] is True
+    assert at["total"] == 4
 
 
 # --- the command ---
@@ -424,11 +683,3 @@ def test_the_command_says_what_is_missing_before_it_starts(workspace: Workspace,
         q.add_concept(s, Concept("brava", "Brava", question="ranking"))
     assert "--concept" in error()
     assert "five" in error("--concept", "brava")
-
-
-def test_an_image_of_nobody_is_not_found(desk: Desk) -> None:
-    kim = person(desk.engine)
-    token = label.state(desk, kim)["task"]["token"]
-    with pytest.raises(NotFound):
-        label.image(desk, person(desk.engine, "Lee"), token, 0)
-    assert label.image(desk, kim, token, 0).startswith(b"\x89PNG")

@@ -11,28 +11,24 @@ Who may ask what is decided here and in identity.py, from a signed cookie; nothi
 
 import re
 from collections.abc import Callable, Collection
-from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import gradio as gr
-from fastapi import Depends, FastAPI, HTTPException, Path, Request
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
-from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hfi import __version__
-from hfi.errors import HfiError, NotFound
-from hfi.store import campaigns, judging
 from hfi.store.queries import Annotator
-from hfi.store.session import Engine, reading
+from hfi.store.session import Engine
 from hfi.workspace import Workspace
 from ui import label, pages
 from ui.identity import Identity, workspace_secret
-from ui.label import ASSETS, Desk
+from ui.label import ASSETS
 from ui.local import answers, local
 from ui.pages import MANAGE, PAGE
 
@@ -53,20 +49,6 @@ _NEEDED = re.compile(
 )
 
 
-class Judging(BaseModel):
-    """A judgment as the page sends it."""
-
-    token: str = Field(max_length=64)
-    verdict: str = Field(max_length=16)
-    once: str = Field(min_length=8, max_length=100)
-    ranking: list[int] | None = Field(None, max_length=100)
-    elapsed_ms: int | None = Field(None, ge=0, le=24 * 3600 * 1000)
-
-
-class Undoing(BaseModel):
-    done: int
-
-
 def build_app(
     workspace: Workspace, engine: Engine, *, host: str = "127.0.0.1", names: Collection[str] = (), only: Annotator | None = None
 ) -> FastAPI:
@@ -83,13 +65,9 @@ def build_app(
     app.get("/manifest.json")(lambda: {"name": "hfi"})
     pages.offer_consent(identity)
     pages.add_routes(app, identity)
-    _add_api(app, workspace, engine, judges(identity))
-
-    @app.exception_handler(HfiError)
-    def refuse(request: Request, error: Exception) -> Response:
-        return JSONResponse({"detail": str(error)}, 404 if isinstance(error, NotFound) else 409)
-
-    mount(app, label.build_page(engine, leave=only is None), PAGE, judging_name(identity), HEAD)
+    next_step = "" if identity.by_account() else "hfi reward --concept {concept}"
+    label.add_routes(app, engine, workspace.images, judges(identity), next_step)
+    mount(app, label.build_page(leave=only is None), PAGE, judging_name(identity), HEAD)
     # the managers' page: mount(app, manage.build_manage(...), MANAGE, managing_name(identity), ...)
     return app
 
@@ -238,36 +216,3 @@ def _netloc(origin: str) -> str:
         return urlsplit(origin).netloc
     except ValueError:
         return ""
-
-
-# --- what the judging page's script asks ---
-
-
-def _add_api(app: FastAPI, workspace: Workspace, engine: Engine, person: Callable[[Request], Annotator]) -> None:
-    Person = Annotated[Annotator, Depends(person)]
-    Number = Annotated[int, Path(ge=1, lt=2**31)]
-
-    def desk(campaign_id: int) -> Desk:
-        with reading(engine) as session:
-            concept = campaigns.campaign(session, campaign_id).concept
-        return Desk(engine, workspace.images, campaign_id, f"hfi reward --concept {concept}")
-
-    @app.get("/api/campaigns/{campaign_id}/state")
-    def state(person: Person, campaign_id: Number) -> dict[str, Any]:
-        return label.state(desk(campaign_id), person)
-
-    @app.post("/api/judge")
-    def judge(person: Person, given: Judging) -> dict[str, Any]:
-        with reading(engine) as session:
-            campaign_id = judging.claim_of(session, given.token, person.id).campaign_id
-        ranking, elapsed = given.ranking, given.elapsed_ms
-        return label.judge(desk(campaign_id), person, given.token, given.verdict, given.once, ranking=ranking, elapsed_ms=elapsed)
-
-    @app.post("/api/campaigns/{campaign_id}/undo")
-    def undo(person: Person, campaign_id: Number, given: Undoing) -> dict[str, Any]:
-        return label.undo(desk(campaign_id), person, given.done)
-
-    @app.get("/img/{token}/{position}")
-    def image(person: Person, token: str, position: int) -> Response:
-        png = label.image(Desk(engine, workspace.images, 0, ""), person, token, position)
-        return Response(png, media_type="image/png", headers={"Cache-Control": "private, no-store"})

@@ -1,98 +1,161 @@
-"""The labeling page: what it looks like, and what happens when somebody judges.
+"""The judging page: what it looks like, and what happens when somebody judges.
 
-The handlers take the annotator whom the server has identified; nothing that a browser sends says who is judging. A browser knows
-a task by its token and an image by its place in it: prompts, models, file names and database numbers stay on the server.
+One page for all campaigns; its script names the one it wants. The handlers take the annotator whom the server has identified; nothing
+that a browser sends says who is judging. A browser knows a task by its token and an image by its place in it: prompts, models, file
+names and database numbers stay on the server.
+
+    GET  /api/messages                 the page's words, in the reader's language
+    GET  /api/campaigns/ID/state       the question, and the task in hand
+    POST /api/judge                    a judgment
+    POST /api/campaigns/ID/undo        the last one back
+    POST /api/campaigns/ID/go-on       no more of this break
+    POST /api/campaigns/ID/stop        enough for today
+    GET  /img/TOKEN/P?view=both        image P of a task, for the annotator that has it
 """
 
-import io
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from functools import lru_cache
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import gradio as gr
+from fastapi import Depends, FastAPI, Query, Request
+from fastapi.responses import JSONResponse, Response
+from markdown_it import MarkdownIt
+from pydantic import BaseModel, Field
 
-from hfi.concepts import Concept
 from hfi.errors import HfiError, NotFound
 from hfi.images import ImageStore
-from hfi.store import campaigns, judging, people, queries, record
-from hfi.store.queries import Annotator
+from hfi.store import campaigns, judging, queries, wellbeing
+from hfi.store.queries import Annotator, now_utc
 from hfi.store.session import Engine, Session, reading, writing
-from hfi.store.showing import found_disturbing, shown_image
+from hfi.store.showing import campaign_of, found_disturbing, shown_image, simulations_judged
+from ui import messages
+from ui.pictures import Picture, Pictures, View
 
 ASSETS = Path(__file__).parent / "assets"
+_DAY_MS = 24 * 3600 * 1000
+
+Strength = Annotated[int, Query(ge=1, le=3)]
 
 
 @dataclass(frozen=True)
 class Desk:
-    """Where judging happens: one campaign of a workspace. `next_step` is the command that uses the judgments."""
+    """Where judging happens. `next_step`: the command that uses the judgments, with {concept} for the concept's name; "": none."""
 
     engine: Engine
-    images: ImageStore
-    campaign_id: int
-    next_step: str
+    pictures: Pictures
+    next_step: str = ""
+
+
+class Answer(BaseModel):
+    """A judgment as the page sends it. `ranking`: places of the shown images, most of the concept first, tied ones in a list. `once`
+    names this one answer: the same again adds nothing. The rest: see `hfi.store.models.Judgment`."""
+
+    token: str = Field(max_length=64)
+    verdict: str = Field(max_length=16)
+    once: str = Field(min_length=8, max_length=100)
+    ranking: list[int | Annotated[list[int], Field(max_length=100)]] | None = Field(None, max_length=100)
+    comment: str | None = Field(None, max_length=20_000)
+    region: list[float] | None = Field(None, max_length=4)
+    elapsed_ms: int | None = Field(None, ge=0, le=_DAY_MS)
+    filter: Literal["none", "blur", "grey", "both"] | None = None
+    reveals: int | None = Field(None, ge=0, le=100_000)
+    revealed_ms: int | None = Field(None, ge=0, le=_DAY_MS)
+
+
+class Undoing(BaseModel):
+    """`done`: how many the person had judged when they asked, so that a replay does nothing."""
+
+    done: int
 
 
 # --- handlers ---
 
 
-def state(desk: Desk, person: Annotator) -> dict[str, Any]:
-    """What the page shows to this person now; a task in hand stays the same, however often this is asked."""
-    with writing(desk.engine) as session:
-        return _state(desk, session, person)
+def state(desk: Desk, person: Annotator, campaign_id: int) -> dict[str, Any]:
+    """What the page shows to this person now; a task in hand stays the same, however often this is asked.
 
-
-def judge(
-    desk: Desk, person: Annotator, token: str, verdict: str, once: str, *,
-    ranking: list[int] | None = None, elapsed_ms: int | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """Keeps a judgment and gives the next state. `ranking`: places of the shown images, most of the concept first.
-
-    `once` names this one answer: the same again adds nothing. HfiError where the answer cannot be taken; nothing is kept then.
+    NotFound where the campaign is not theirs.
     """
     with writing(desk.engine) as session:
-        ids = None
-        if ranking is not None:
-            places = {image.position: image.image_id for image in judging.claim_of(session, token, person.id).images}
-            if not set(ranking) <= places.keys():
-                raise HfiError("a ranking names places of the images that are shown: reload the page")
-            ids = [places[place] for place in ranking]
-        judging.submit(session, token, person.id, verdict, once, ranking=ids, look=judging.Look(elapsed_ms=elapsed_ms))
-        return _state(desk, session, person)
+        found = _state(desk, session, person, campaign_id)
+        return {**found, "campaign": _about(session, campaign_id)}
 
 
-def undo(desk: Desk, person: Annotator, done: int) -> dict[str, Any]:
-    """Takes back this person's last judgment. `done`: how many they had judged when they asked, so that a replay does nothing."""
+def judge(desk: Desk, person: Annotator, answer: Answer) -> dict[str, Any]:
+    """Keeps a judgment and gives the next state. HfiError where the answer cannot be taken; nothing is kept then."""
     with writing(desk.engine) as session:
-        if judging.progress(session, desk.campaign_id, person.id).done == done:
-            judging.undo(session, desk.campaign_id, person.id)
-        return _state(desk, session, person)
+        look = judging.Look(
+            elapsed_ms=answer.elapsed_ms, filter=answer.filter, reveals=answer.reveals, revealed_ms=answer.revealed_ms
+        )
+        taken = judging.submit(
+            session,
+            answer.token,
+            person.id,
+            answer.verdict,
+            answer.once,
+            ranking=_images(session, person, answer),
+            comment=answer.comment,
+            region=answer.region,
+            look=look,
+        )
+        if not taken.duplicate:
+            wellbeing.note(session, person.id, answer.verdict in wellbeing.HARMFUL)
+        return _state(desk, session, person, campaign_of(session, taken.judgment_id))
 
 
-def image(desk: Desk, person: Annotator, token: str, position: int) -> bytes:
-    """PNG bytes of an image of a task that is or was this person's, encoded anew, so without metadata. NotFound otherwise."""
+def undo(desk: Desk, person: Annotator, campaign_id: int, done: int) -> dict[str, Any]:
+    """Takes back this person's last judgment in the campaign, if they had judged `done` until now."""
+    with writing(desk.engine) as session:
+        if judging.progress(session, campaign_id, person.id).done == done:
+            judging.undo(session, campaign_id, person.id)
+        return _state(desk, session, person, campaign_id)
+
+
+def go_on(desk: Desk, person: Annotator, campaign_id: int) -> dict[str, Any]:
+    """Ends a break early, unless a limit of the day asks for it."""
+    with writing(desk.engine) as session:
+        wellbeing.end_rest(session, person.id)
+        return _state(desk, session, person, campaign_id)
+
+
+def stop(desk: Desk, person: Annotator, campaign_id: int) -> dict[str, Any]:
+    """Ends the person's shift, and says what they did."""
+    with writing(desk.engine) as session:
+        wellbeing.end_shift(session, person.id, "stop")
+        return {**_without_task(desk, session, person, campaign_id, None), "stopped": True}
+
+
+def image(desk: Desk, person: Annotator, token: str, position: int, view: View = "plain", strength: int = 2) -> Picture:
+    """An image of a task that is or was this person's. NotFound otherwise."""
     with reading(desk.engine) as session:
         sha = shown_image(session, token, person.id, position)
-    buffer = io.BytesIO()
-    desk.images.load(sha).save(buffer, format="PNG", compress_level=1)
-    return buffer.getvalue()
+    return desk.pictures.get(sha, view, strength)
 
 
-def _state(desk: Desk, session: Session, person: Annotator) -> dict[str, Any]:
-    claim, ahead = judging.serve(session, desk.campaign_id, person.id)
+def _images(session: Session, person: Annotator, answer: Answer) -> list[int | list[int]] | None:
+    """The ranking by images, where the answer gives it by places."""
+    if answer.ranking is None:
+        return None
+    by_place = {one.position: one.image_id for one in judging.claim_of(session, answer.token, person.id).images}
+    try:
+        return [by_place[at] if isinstance(at, int) else [by_place[one] for one in at] for at in answer.ranking]
+    except KeyError:
+        raise HfiError("a ranking names places of the images that are shown: reload the page") from None
+
+
+def _state(desk: Desk, session: Session, person: Annotator, campaign_id: int) -> dict[str, Any]:
+    now = now_utc()
+    resting = wellbeing.rest(session, person.id, now)
+    claim, ahead = (None, None) if resting else judging.serve(session, campaign_id, person.id, now)
     if claim is None:
-        mine = judging.progress(session, desk.campaign_id, person.id)
-        return {
-            "person": person.name,
-            "task": None,
-            "ahead": None,
-            "done": mine.done,
-            "total": mine.total,
-            "verdicts": dict(mine.by_verdict),
-            "next": desk.next_step,
-        }
-    left = judging.left(session, campaigns.campaign_row(session, desk.campaign_id), person.id)
+        return _without_task(desk, session, person, campaign_id, resting)
+    left = judging.left(session, campaigns.campaign_row(session, campaign_id), person.id)
     return {
         "person": person.name,
         "task": _task(claim.token, len(claim.images)),
@@ -100,65 +163,124 @@ def _state(desk: Desk, session: Session, person: Annotator) -> dict[str, Any]:
         "ahead": ahead and _task(ahead.token, len(ahead.order)),
         "done": claim.done,
         "total": claim.done + left,
+        "rest": None,
     }
+
+
+def _without_task(
+    desk: Desk, session: Session, person: Annotator, campaign_id: int, resting: wellbeing.Rest | None
+) -> dict[str, Any]:
+    campaigns.participant(session, campaigns.campaign_row(session, campaign_id), person.id)  # before anything is said of it
+    mine = judging.progress(session, campaign_id, person.id)
+    about = campaigns.campaign(session, campaign_id)
+    return {
+        "person": person.name,
+        "task": None,
+        "ahead": None,
+        "done": mine.done,
+        "total": mine.total,
+        "verdicts": dict(mine.by_verdict),
+        "closed": about.state != "open",
+        "rest": resting and _rest(resting, now_utc()),
+        "today": asdict(wellbeing.exposure(session, person.id).today),
+        "next": desk.next_step.replace("{concept}", about.concept),
+    }
+
+
+def _rest(resting: wellbeing.Rest, now: datetime) -> dict[str, Any]:
+    left = max(1, round((resting.until - now).total_seconds()))  # the browser's clock may be wrong
+    return {"reason": resting.reason, "seconds": left, "may_end": resting.may_end}
 
 
 def _task(token: str, images: int) -> dict[str, Any]:
     return {"token": token, "images": [f"/img/{token}/{place}" for place in range(images)]}
 
 
+def _about(session: Session, campaign_id: int) -> dict[str, Any]:
+    """What stays the same from task to task. Asked for on every load, so that a new version of the guideline needs no restart."""
+    found = campaigns.campaign(session, campaign_id)
+    concept = queries.concept(session, found.concept)
+    return {
+        "kind": found.question,
+        "title": concept.title,
+        "guideline": guideline_html(concept.guideline),
+        "ties": found.ties,
+        "simulated": simulations_judged(session, found.concept),
+    }
+
+
+@lru_cache(maxsize=64)
+def guideline_html(text: str) -> str:
+    """Markdown as HTML. HTML in it is text, pictures are left out (they would be fetched from elsewhere), and links open a new page."""
+    return _MARKDOWN.render(text)
+
+
+def _open_elsewhere(renderer: Any, tokens: Any, at: int, options: Any, env: Any) -> str:
+    tokens[at].attrSet("target", "_blank")
+    tokens[at].attrSet("rel", "noopener noreferrer")
+    return renderer.renderToken(tokens, at, options, env)
+
+
+_MARKDOWN = MarkdownIt("js-default", {"html": False}).disable("image")
+_MARKDOWN.add_render_rule("link_open", _open_elsewhere)
+
+
+# --- routes ---
+
+
+def add_routes(
+    app: FastAPI, engine: Engine, images: ImageStore, person: Callable[[Request], Annotator], next_step: str = ""
+) -> None:
+    """Adds what the page's script asks for. `person` gives the annotator who sent a request, and refuses whoever is none."""
+    desk = Desk(engine, Pictures(images), next_step)
+    Person = Annotated[Annotator, Depends(person)]
+
+    @app.get("/api/messages")
+    def say(request: Request) -> dict[str, Any]:
+        lang = messages.language(request)
+        words = {key: text for key, text in messages.load(lang).items() if key.startswith("judge.")}
+        return {"lang": lang, "languages": messages.languages(), "words": words}
+
+    @app.get("/api/campaigns/{campaign_id}/state")
+    def get_state(person: Person, campaign_id: int) -> dict[str, Any]:
+        return state(desk, person, campaign_id)
+
+    @app.post("/api/judge")
+    def post_judge(person: Person, given: Answer) -> dict[str, Any]:
+        return judge(desk, person, given)
+
+    @app.post("/api/campaigns/{campaign_id}/undo")
+    def post_undo(person: Person, campaign_id: int, given: Undoing) -> dict[str, Any]:
+        return undo(desk, person, campaign_id, given.done)
+
+    @app.post("/api/campaigns/{campaign_id}/go-on")
+    def post_go_on(person: Person, campaign_id: int) -> dict[str, Any]:
+        return go_on(desk, person, campaign_id)
+
+    @app.post("/api/campaigns/{campaign_id}/stop")
+    def post_stop(person: Person, campaign_id: int) -> dict[str, Any]:
+        return stop(desk, person, campaign_id)
+
+    @app.get("/img/{token}/{position}")
+    def get_image(person: Person, token: str, position: int, view: View = "plain", strength: Strength = 2) -> Response:
+        found = image(desk, person, token, position, view, strength)
+        return Response(found.data, media_type=found.media_type, headers={"Cache-Control": "private, no-store"})
+
+    @app.exception_handler(HfiError)
+    def refuse(request: Request, error: Exception) -> Response:
+        return JSONResponse({"detail": str(error)}, 404 if isinstance(error, NotFound) else 409)
+
+
 # --- the page ---
 
 
-def build_page(engine: Engine, *, leave: bool) -> gr.Blocks:
-    """The page of the campaign in its address. `leave`: whether another person can take over."""
-
-    def fill_in(request: gr.Request) -> list[str]:
-        """Asked for on every load, so that a new version of the guideline needs no restart."""
-        with reading(engine) as session:
-            mine = campaigns.open_campaigns(session, people.find(session, str(request.username)).id)
-            campaign = next((c for c in mine if str(c.id) == request.query_params.get("campaign")), None)
-            if campaign is None:
-                raise NotFound("this campaign is not yours, or is closed")
-            concept = queries.concept(session, campaign.concept)
-            simulated = bool(record.current_judgments(session, concept.slug, simulated=True))
-        hint = "" if concept.question == "ranking" else "hidden"
-        return [
-            fill("top", title=concept.title, leave="" if leave else "hidden", simulated="" if simulated else "hidden"),
-            fill("question", question=question(concept), hint=hint),
-            fill(concept.question),
-            _guideline(concept),
-        ]
-
+def build_page(*, leave: bool) -> gr.Blocks:
+    """The page of all campaigns. `leave`: whether another person can take over. Words and tasks are what its script asks for."""
     with gr.Blocks(title="hfi", fill_width=True, analytics_enabled=False) as page:
-        top = _part("top")
-        with gr.Row(elem_id="hfi-main"):
-            with gr.Column(elem_id="hfi-left"):
-                gr.HTML(fill("stage"), elem_id="hfi-part-stage", js_on_load=None, apply_default_css=False)
-            with gr.Column(elem_id="hfi-right"):
-                asked, answers = _part("question"), _part("answers")
-                with gr.Accordion("Guideline", elem_id="hfi-guideline"):
-                    text = gr.Markdown(container=False)
-        parts = [top, asked, answers, text]
-        page.load(fill_in, None, parts, queue=False, show_progress="hidden", api_visibility="private")
+        gr.HTML(fill("judge", leave="" if leave else "hidden"), elem_id="hfi-judge", js_on_load=None, apply_default_css=False)
     return page
-
-
-def question(concept: Concept) -> str:
-    """The question in words that suit any title: 'Gun', 'Blood and gore', 'van Gogh'."""
-    if concept.question == "ranking":
-        return f"{concept.title}: which image shows it most? Put them in order."
-    return f"{concept.title}: does this image show it?"
-
-
-def _guideline(concept: Concept) -> str:
-    return concept.guideline or "*There is no guideline yet: answer as you see it.*"
 
 
 def fill(part: str, /, **values: str) -> str:
     """A piece of HTML from the assets, with its values escaped."""
     return Template((ASSETS / f"{part}.html").read_text("utf-8")).substitute({k: escape(v) for k, v in values.items()})
-
-
-def _part(name: str) -> gr.HTML:
-    return gr.HTML("", elem_id=f"hfi-part-{name}", js_on_load=None, apply_default_css=False)

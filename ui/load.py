@@ -250,7 +250,19 @@ def verify(engine: Engine, acknowledged: set[str], before: int = 0) -> dict[str,
 
 def table(results: Sequence[dict[str, Any]]) -> str:
     """The curve over the number of annotators."""
-    heads = ("annotators", "judgments", "a second", "median ms", "p95 ms", "p99 ms", "server MB", "errors", "lost", "twice", "too many")
+    heads = (
+        "annotators",
+        "judgments",
+        "a second",
+        "median ms",
+        "p95 ms",
+        "p99 ms",
+        "server MB",
+        "errors",
+        "lost",
+        "twice",
+        "too many",
+    )
     lines = ["  ".join(f"{head:>10}" for head in heads)]
     for r in results:
         megabytes = f"{r['memory'][0][1] / 1e6:.0f}-{max(b for _, b in r['memory']) / 1e6:.0f}"

@@ -37,7 +37,7 @@ def language(request: HTTPConnection) -> str:
 
 def _accepted(header: str) -> list[str]:
     """Codes of languages, the most wanted first: 'ko-KR,ko;q=0.9,en;q=0.8' -> ['ko', 'ko', 'en']."""
-    found = []
+    found: list[tuple[float, int, str]] = []
     for part in header.split(","):
         name, _, quality = part.partition(";")
         try:

@@ -1,0 +1,219 @@
+"""How long people look at harmful images, and when they rest.
+
+A shift is a stretch of work: it goes on while somebody judges without a pause of five minutes. Breaks are asked for by its length
+and by the harmful images in it; a person may cut a break short. Limits of a day are hard, and a day is one of UTC.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, time, timedelta
+from typing import Literal
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from hfi.errors import HfiError, UsageError
+from hfi.store import models as m
+from hfi.store.queries import now_utc
+
+PAUSE = timedelta(minutes=5)  # nobody judges for so long: the shift is over
+HARMFUL = ("shows", "disturbing", "ranked")  # verdicts on what was harmful to look at
+
+_KEY = "wellbeing"
+_GOES_ON = (None, "stop")  # whoever stops and comes back within the pause has not rested
+_RANGES = {
+    "break_minutes": (1, 480),
+    "break_after": (1, 10_000),
+    "break_length_minutes": (1, 120),
+    "day_minutes": (1, 1440),
+    "day_harmful": (1, 100_000),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wellbeing:
+    """What a manager asks for: a break of `break_length_minutes` after so many minutes of work, and after so many harmful images; at
+    most so many minutes and harmful images a day. None: no such break, no such limit. UsageError for a number out of range."""
+
+    break_minutes: int | None = 45
+    break_after: int | None = 30
+    break_length_minutes: int = 5
+    day_minutes: int | None = None
+    day_harmful: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, (least, most) in _RANGES.items():
+            value = getattr(self, name)
+            if value is None and name != "break_length_minutes":
+                continue
+            if type(value) is not int or not least <= value <= most:
+                raise UsageError(f"{name.replace('_', ' ')} of {value!r}: give a whole number from {least:,} to {most:,}")
+
+
+@dataclass(frozen=True)
+class Rest:
+    """No task for this person until then. `reason`: the shift's length (time) or its harmful images (count), which the person may
+    overrule, or a limit of the day, which nobody does."""
+
+    reason: Literal["time", "count", "day"]
+    until: datetime
+
+    @property
+    def may_end(self) -> bool:
+        return self.reason != "day"
+
+
+@dataclass(frozen=True)
+class Seen:
+    minutes: float
+    judgments: int
+    harmful: int
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """What somebody looked at, today in UTC and ever since."""
+
+    today: Seen
+    total: Seen
+
+
+# --- the rules ---
+
+
+def wellbeing(s: Session) -> Wellbeing:
+    """The rules of this workspace; the usual ones where none were set."""
+    row = s.scalar(select(m.Setting).where(m.Setting.key == _KEY))
+    if row is None:
+        return Wellbeing()
+    try:
+        return Wellbeing(**json.loads(row.value))
+    except (TypeError, ValueError, UsageError) as e:
+        raise HfiError(f"the setting {_KEY!r} in the database is damaged ({e}): set the breaks and limits anew") from e
+
+
+def set_wellbeing(s: Session, rules: Wellbeing) -> None:
+    row = s.scalar(select(m.Setting).where(m.Setting.key == _KEY))
+    if row is None:
+        row = m.Setting(key=_KEY)
+        s.add(row)
+    row.value, row.changed_at = json.dumps(asdict(rules)), now_utc()
+    s.flush()
+
+
+# --- shifts ---
+
+
+def note(s: Session, annotator_id: int, harmful: bool, now: datetime | None = None) -> None:
+    """Counts a judgment towards the running shift, or starts one. Call it in the transaction of the judgment."""
+    now = now or now_utc()
+    shift = _last(s, annotator_id)
+    if shift is None or not (_resting(shift, now) or _running(shift, now)):
+        if shift is not None and shift.ended is None:
+            shift.ended = "pause"
+        shift = _start(s, annotator_id, now)
+    elif shift.last_at < _midnight(now) and not _resting(shift, now):  # every shift is of one day; `_stretch` joins them again
+        shift.last_at, shift.ended = _midnight(now), "midnight"
+        shift = _start(s, annotator_id, _midnight(now))
+    if not _resting(shift, now):  # what was on its way when the break began is counted, and ends no break
+        shift.ended = None
+        shift.last_at = max(shift.last_at, now)
+    shift.judgments += 1
+    shift.harmful += int(harmful)
+    s.flush()
+
+
+def rest(s: Session, annotator_id: int, now: datetime | None = None) -> Rest | None:
+    """The rest that this person is to take now; a break that has become due begins with this call. Needs a writing session."""
+    now = now or now_utc()
+    rules = wellbeing(s)
+    shift = _last(s, annotator_id)
+    if shift is None:
+        return None
+    running = shift.ended is None and _running(shift, now)
+    if rules.day_minutes or rules.day_harmful:
+        seen = exposure(s, annotator_id, now).today
+        if _reached(seen.minutes, rules.day_minutes) or _reached(seen.harmful, rules.day_harmful):
+            if running:
+                shift.ended = "day"
+                s.flush()
+            return Rest("day", _midnight(now) + timedelta(days=1))
+    if shift.rest_until is not None and _resting(shift, now):
+        return Rest("count" if shift.ended == "count" else "time", shift.rest_until)
+    if running:
+        seen = _stretch(s, shift)
+        by_count = _reached(seen.harmful, rules.break_after)
+        if by_count or _reached(seen.minutes, rules.break_minutes):
+            found = Rest("count" if by_count else "time", now + timedelta(minutes=rules.break_length_minutes))
+            shift.ended, shift.rest_until = found.reason, found.until
+            s.flush()
+            return found
+    return None
+
+
+def end_rest(s: Session, annotator_id: int, now: datetime | None = None) -> None:
+    """The person goes on before the break is over. A limit of the day stays."""
+    now = now or now_utc()
+    shift = _last(s, annotator_id)
+    if shift is not None and _resting(shift, now):
+        shift.rest_until = now
+        s.flush()
+
+
+def end_shift(s: Session, annotator_id: int, reason: str, now: datetime | None = None) -> None:
+    """Closes the running shift, where there is one."""
+    shift = _last(s, annotator_id)
+    if shift is not None and shift.ended is None:
+        shift.ended = reason if _running(shift, now or now_utc()) else "pause"
+        s.flush()
+
+
+def exposure(s: Session, annotator_id: int, now: datetime | None = None) -> Exposure:
+    every = list(s.scalars(select(m.Shift).where(m.Shift.annotator_id == annotator_id)))
+    midnight = _midnight(now or now_utc())
+    return Exposure(_sum([one for one in every if one.started_at >= midnight]), _sum(every))
+
+
+def _last(s: Session, annotator_id: int) -> m.Shift | None:
+    query = select(m.Shift).where(m.Shift.annotator_id == annotator_id)
+    return s.scalar(query.order_by(m.Shift.last_at.desc(), m.Shift.id.desc()).limit(1))
+
+
+def _start(s: Session, annotator_id: int, at: datetime) -> m.Shift:
+    shift = m.Shift(annotator_id=annotator_id, started_at=at, last_at=at, judgments=0, harmful=0)
+    s.add(shift)
+    return shift
+
+
+def _running(shift: m.Shift, now: datetime) -> bool:
+    return shift.ended in _GOES_ON and now - shift.last_at < PAUSE
+
+
+def _resting(shift: m.Shift, now: datetime) -> bool:
+    return shift.rest_until is not None and now < shift.rest_until
+
+
+def _stretch(s: Session, shift: m.Shift) -> Seen:
+    """The shift with what came before midnight."""
+    parts = [shift]
+    before = select(m.Shift).where(m.Shift.annotator_id == shift.annotator_id, m.Shift.ended == "midnight")
+    while parts[-1].started_at == _midnight(parts[-1].started_at):
+        found = s.scalar(before.where(m.Shift.last_at == parts[-1].started_at))
+        if found is None:
+            break
+        parts.append(found)
+    return _sum(parts)
+
+
+def _sum(shifts: Sequence[m.Shift]) -> Seen:
+    minutes = sum((one.last_at - one.started_at).total_seconds() for one in shifts) / 60
+    return Seen(minutes, sum(one.judgments for one in shifts), sum(one.harmful for one in shifts))
+
+
+def _midnight(at: datetime) -> datetime:
+    return datetime.combine(at.astimezone(UTC).date(), time(), UTC)
+
+
+def _reached(value: float, limit: int | None) -> bool:
+    return limit is not None and value >= limit
