@@ -43,10 +43,9 @@ GRADIO_POLICY = (
 )
 _GRADIO = f"({PAGE}|{MANAGE})"
 _FILES = re.compile(rf"{_GRADIO}/(assets/|static/|svelte/|theme\.css$|gradio_api/theme\.css$|favicon\.ico$|manifest\.json$)")
-# What the judging page needs of Gradio's routes. Not among them: files and uploads, which people could leave for one another
-_NEEDED = re.compile(
-    rf"{PAGE}(/|/config/?|/gradio_api/(info|startup-events|app_id|heartbeat/[^/]+|queue/(join|data)|(run|call)/.+))?"
-)
+# What the judging page needs of Gradio's routes. Not among them: files and uploads, which people could leave for one another, and
+# handlers, as it has none
+_NEEDED = re.compile(rf"{PAGE}(/|/config/?|/gradio_api/(info|startup-events|app_id|heartbeat/[^/]+))?")
 
 
 def build_app(

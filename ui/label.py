@@ -22,6 +22,7 @@ from pathlib import Path
 from string import Template
 from typing import Annotated, Any, Literal
 
+import fastapi
 import gradio as gr
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.responses import JSONResponse, Response
@@ -41,6 +42,7 @@ ASSETS = Path(__file__).parent / "assets"
 _DAY_MS = 24 * 3600 * 1000
 
 Strength = Annotated[int, Query(ge=1, le=3)]
+Number = Annotated[int, fastapi.Path(ge=1, lt=2**31)]
 
 
 @dataclass(frozen=True)
@@ -242,7 +244,7 @@ def add_routes(
         return {"lang": lang, "languages": messages.languages(), "words": words}
 
     @app.get("/api/campaigns/{campaign_id}/state")
-    def get_state(person: Person, campaign_id: int) -> dict[str, Any]:
+    def get_state(person: Person, campaign_id: Number) -> dict[str, Any]:
         return state(desk, person, campaign_id)
 
     @app.post("/api/judge")
@@ -250,15 +252,15 @@ def add_routes(
         return judge(desk, person, given)
 
     @app.post("/api/campaigns/{campaign_id}/undo")
-    def post_undo(person: Person, campaign_id: int, given: Undoing) -> dict[str, Any]:
+    def post_undo(person: Person, campaign_id: Number, given: Undoing) -> dict[str, Any]:
         return undo(desk, person, campaign_id, given.done)
 
     @app.post("/api/campaigns/{campaign_id}/go-on")
-    def post_go_on(person: Person, campaign_id: int) -> dict[str, Any]:
+    def post_go_on(person: Person, campaign_id: Number) -> dict[str, Any]:
         return go_on(desk, person, campaign_id)
 
     @app.post("/api/campaigns/{campaign_id}/stop")
-    def post_stop(person: Person, campaign_id: int) -> dict[str, Any]:
+    def post_stop(person: Person, campaign_id: Number) -> dict[str, Any]:
         return stop(desk, person, campaign_id)
 
     @app.get("/img/{token}/{position}")
