@@ -6,7 +6,6 @@ that was acknowledged is there once, and no task has more answers than it asked 
 """
 
 import asyncio
-import json
 import os
 import random
 import signal
@@ -24,8 +23,8 @@ import numpy as np
 from PIL import Image
 from sqlalchemy import func, insert, select
 
+from hfi.bench.load import LoadConfig
 from hfi.concepts import Concept
-from hfi.config import check, option
 from hfi.store import campaigns, people, queries
 from hfi.store import models as m
 from hfi.store.judging import is_last
@@ -36,20 +35,6 @@ from hfi.workspace import Workspace
 PASSWORD = "load-load-load"
 CONCEPT = "load"
 _PICTURES = 100  # different ones behind all the images
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadConfig:
-    annotators: int = option(50, "people who judge at once", low=1)
-    images: int = option(20_000, "images of the campaign", low=1)
-    overlap: int = option(3, "people asked about each image", low=1)
-    judgments: int = option(5_000, "judgments to take in all", low=1)
-    kills: int = option(0, "how often the server is killed (SIGKILL) on the way", low=0)
-    pictures: bool = option(False, "load each picture, too, as the page does")
-    seed: int = option(0, "of verdicts and of the moments of the kills")
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 @dataclass
@@ -272,7 +257,3 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         )  # fmt: skip
         lines.append("  ".join(f"{cell!s:>10}" for cell in cells))
     return "\n".join(lines)
-
-
-def as_json(results: Sequence[dict[str, Any]]) -> str:
-    return json.dumps(list(results), indent=2)

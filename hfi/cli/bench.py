@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hfi.bench.load import LoadConfig
 from hfi.bench.speed import SpeedConfig, table
 from hfi.bench.speed import run as measure_speed
 from hfi.cli.options import JsonOption, WorkspaceOption, name_option, with_config
@@ -83,6 +84,29 @@ def speed(as_json: JsonOption = False, *, config: SpeedConfig) -> None:
     """Time, U-Net evaluations and memory of invert and erase, beside plain loops written down from the papers, on random models."""
     result = measure_speed(config)
     typer.echo(json.dumps(result) if as_json else table(result))
+
+
+@app.command()
+@with_config(LoadConfig)
+def load(
+    curve: Annotated[bool, typer.Option("--curve", help="1, 10, 50 and 100 annotators, one after the other.")] = False,
+    as_json: JsonOption = False,
+    *,
+    config: LoadConfig,
+) -> None:
+    """Many annotators at once on a labeling server of their own, as fast as it answers, killed now and then: how long each waits for
+    the next task, what the server holds in memory, and whether a judgment was lost or taken twice."""
+    from tempfile import TemporaryDirectory
+
+    from ui.load import run, table
+
+    results = []
+    for people in (1, 10, 50, 100) if curve else (config.annotators,):
+        with TemporaryDirectory(prefix="hfi-load-") as folder:
+            results.append(run(Path(folder) / "workspace", replace(config, annotators=people)))
+    typer.echo(json.dumps(results) if as_json else table(results))
+    if wrong := [r for r in results if r["errors"] or r["lost"] or r["duplicates"] or r["over_overlap"]]:
+        raise HfiError(f"{len(wrong)} of {len(results)} runs lost, repeated or refused judgments: see the table")
 
 
 def _chosen(plan: "Plan", names: list[str] | None) -> "Plan":
