@@ -460,10 +460,14 @@ def folder_of(space: Workspace, job: Job) -> Path:
     return (space.path / job.log).parent
 
 
+def run_name(job: Job) -> str | None:
+    """The name of the run that the job makes, None where it makes none."""
+    return next((word.removeprefix("--name=") for word in job.words if word.startswith("--name=")), None)
+
+
 def run_of(space: Workspace, job: Job) -> Run:
     """The run that the job makes."""
-    name = next((word.removeprefix("--name=") for word in job.words if word.startswith("--name=")), str(job.id))
-    return Run(space.runs / job.words[0] / name)
+    return Run(space.runs / job.words[0] / (run_name(job) or str(job.id)))
 
 
 def tail(space: Workspace, job: Job, lines: int = 12) -> list[str]:

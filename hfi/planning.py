@@ -2,14 +2,15 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from hfi.errors import HfiError, NotFound, UsageError
 from hfi.scores import read_scores
-from hfi.store import campaigns, choosing, overview, queries
+from hfi.store import campaigns, choosing, overview, queries, rounds
 from hfi.store.campaigns import Asking, Campaign
-from hfi.store.choosing import Prepared, Recipe
+from hfi.store.choosing import Prepared, Recipe, Wanted
+from hfi.store.rounds import Round
 from hfi.store.session import Session
 from hfi.workspace import Workspace
 
@@ -79,6 +80,26 @@ def make(space: Workspace, s: Session, plan: Plan) -> Campaign:
     )
     for person in people:
         campaigns.name_participant(s, made.id, person)
+    return made
+
+
+def round_campaign(space: Workspace, s: Session, concept: str, turn: Round) -> Campaign:
+    """The campaign of a round's own images, asked as the one of the round before it. HfiError where the round has no images yet, or has
+    its campaign."""
+    if turn.campaign_id is not None:
+        raise HfiError(f"round {turn.number} has its campaign: {turn.campaign}")
+    if turn.images_run is None:
+        raise HfiError(f"round {turn.number} has no images yet: generate them first")
+    before = [r.campaign_id for r in rounds.rounds(s, concept) if r.number < turn.number and r.campaign_id is not None]
+    recipe = Recipe(concept=concept, wanted=Wanted(run=turn.images_run))
+    plan = Plan(name=f"round {turn.number}", recipe=recipe)
+    if before:
+        last = campaigns.campaign(s, before[-1])
+        plan = replace(
+            plan, overlap=last.overlap, extra_votes=last.extra_votes, ties=last.ties, lease_minutes=last.lease_seconds / 60
+        )
+    made = make(space, s, plan)
+    rounds.note(s, turn.id, campaign_id=made.id)
     return made
 
 

@@ -7,8 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import asked
+import judged
 import numpy as np
 import pytest
+from PIL import Image
+from sqlalchemy import select
 
 from hfi.errors import HfiError, NotFound, UsageError
 from hfi.planning import Plan, add_gold, find_erasure, make, preview
@@ -275,6 +278,33 @@ def test_choosing_is_fair_between_the_sides_of_gold() -> None:
 
 
 # --- the command ---
+
+
+def test_a_reward_scores_every_image_and_the_least_sure_ones_are_asked_about(tmp_path: Path, hfi: Callable) -> None:
+    space = Workspace(judged.judge(tmp_path / "work", judged.model_with_clip(tmp_path)))
+    engine = space.engine()
+    w = ("--workspace", space.path)
+    bare = space.images.put(Image.new("RGB", (16, 16), (200, 10, 10)))
+    with writing(engine) as s:
+        q.add_image(s, q.Provenance(key="bare", sha256=bare, width=16, height=16, source="imported"))
+    early = hfi(
+        "campaign", "add", "unsure", *w, "-c", "fog", "--choose", "uncertain", "--reward", "fog", "--count", 5, "--dry-run"
+    )
+    assert "1 images have no score of fog: 'hfi campaign score --reward fog'" in early.stderr
+    done = hfi("campaign", "score", *w, "--reward", "fog", "--json")
+    assert json.loads(done.stdout)["images"] == len(read_scores(space, "fog"))
+    made = hfi("campaign", "add", "unsure", *w, "-c", "fog", "--choose", "uncertain", "--reward", "fog", "--count", 5)
+    assert made.exit_code == 0, made.stderr
+    assert made.stderr == ""
+    scores = read_scores(space, "fog")
+    assert bare in scores
+    with reading(engine) as s:
+        taken = set(
+            s.scalars(select(m.Image.sha256).join(m.TaskImage).join(m.Task).join(m.Campaign).where(m.Campaign.name == "unsure"))
+        )
+    far = sorted(abs(score - 0.5) for score in scores.values())
+    assert sorted(abs(scores[sha] - 0.5) for sha in taken) == far[:5]
+    assert "no reward model 'mist'" in hfi("campaign", "score", *w, "--reward", "mist").stderr
 
 
 def test_the_command_adds_lists_closes_and_opens(engine: Engine, workspace: Workspace, hfi: Callable) -> None:

@@ -53,12 +53,13 @@ class Decision:
 
 @dataclass(frozen=True)
 class Case:
-    """All that is known of a task: its image, every living vote, and the last decision."""
+    """All that is known of a task: what it is about, its image, every living vote, and the last decision."""
 
     task: int
-    campaign: int
+    concept: str  # its title
     image: int
-    sha256: str
+    width: int
+    height: int
     prompt: str | None
     votes: tuple[Vote, ...]
     decision: Decision | None
@@ -90,6 +91,7 @@ def case_of(s: Session, task_id: int) -> Case:
     if task is None:
         raise NotFound(f"no task {task_id}: reload the page")
     _binary(s, task.campaign_id)
+    title = s.scalars(select(m.Concept.title).join(m.Campaign).where(m.Campaign.id == task.campaign_id)).one()
     image = s.scalars(select(m.Image).join(m.TaskImage).where(m.TaskImage.task_id == task_id)).one()
     query = select(_SAID, m.Annotator).join(m.Annotator, m.Annotator.id == _SAID.annotator_id)
     living = (_SAID.task_id == task_id, _SAID.verdict != "undone", m.Annotator.withdrawn_at.is_(None), is_last(_SAID))
@@ -100,7 +102,7 @@ def case_of(s: Session, task_id: int) -> Case:
     last = select(m.Adjudication, m.Annotator.name).join(m.Annotator, m.Annotator.id == m.Adjudication.annotator_id)
     found = s.execute(last.where(m.Adjudication.task_id == task_id).order_by(m.Adjudication.id.desc()).limit(1)).first()
     decision = Decision(found[0].verdict, found[0].note, found[1], found[0].created_at) if found else None
-    return Case(task.id, task.campaign_id, image.id, image.sha256, image.prompt, tuple(votes), decision)
+    return Case(task.id, title, image.id, image.width, image.height, image.prompt, tuple(votes), decision)
 
 
 def decide(s: Session, task_id: int, annotator_id: int, verdict: str, note: str | None = None, *, anew: bool = False) -> None:

@@ -82,7 +82,8 @@ def prepare(s: Session, recipe: Recipe, scores: Mapping[str, float] | None = Non
     """The recipe's images. `scores`: by sha256, for 'uncertain'. UsageError for a recipe that contradicts itself, HfiError where
     nothing fits."""
     _check(s, recipe, scores)
-    unscored, unpaired = 0, []
+    unscored = 0
+    unpaired: list[tuple[str | None, int | None]] = []
     if recipe.compare:
         twins, unpaired = pairs(s, recipe.wanted)
         matched = len(twins)
@@ -369,8 +370,8 @@ def sources(s: Session) -> Sources:
 
     last = func.max(m.Image.id)
     used = select(m.Image.erasure, m.Image.run).where(m.Image.erasure.is_not(None)).group_by(m.Image.erasure, m.Image.run)
-    erasures: dict[str, str | None] = {}
+    erasures: dict[str, Any] = {}
     for erasure, run in s.execute(used.order_by(last.desc())):
-        erasures.setdefault(erasure, run)
+        erasures.setdefault(str(erasure), run)
     count = s.scalar(select(func.count()).select_from(m.Image)) or 0
     return Sources(distinct(m.Image.model), distinct(m.Image.run), erasures, count)
