@@ -26,7 +26,7 @@ from hfi import __version__
 from hfi.store.queries import Annotator
 from hfi.store.session import Engine
 from hfi.workspace import Workspace
-from ui import label, pages
+from ui import label, manage, pages
 from ui.identity import Identity, workspace_secret
 from ui.label import ASSETS
 from ui.local import answers, local
@@ -67,7 +67,8 @@ def build_app(
     next_step = "" if identity.by_account() else "hfi reward --concept {concept}"
     label.add_routes(app, engine, workspace.images, judges(identity), next_step)
     mount(app, label.build_page(leave=only is None), PAGE, judging_name(identity), HEAD)
-    # the managers' page: mount(app, manage.build_manage(...), MANAGE, managing_name(identity), ...)
+    manage.add_routes(app, workspace, engine, identity.who)
+    mount(app, manage.build_manage(workspace, engine, identity.who), MANAGE, managing_name(identity), manage.HEAD)
     return app
 
 

@@ -18,6 +18,7 @@ COMMANDS = {
     "generate": ("hfi.cli.generate", "generate", "Generate the images that people will judge."),
     "import": ("hfi.cli.import_", "import_", "Bring images of your own into the workspace."),
     "ui": ("hfi.cli.ui", "ui", "Judge images in the browser."),
+    "campaign": ("hfi.cli.campaign", "app", "Campaigns: which images people judge, how often, and who."),
     "user": ("hfi.cli.user", "app", "Who signs in to judge or to manage, and what they agree to."),
     "labels": ("hfi.cli.labels", "app", "Judgments: status, export, import."),
     "reward": ("hfi.cli.reward", "reward", "Train the reward model on the judgments."),

@@ -154,6 +154,7 @@ def generate(
                     scheduler="DDIM",
                     run=run.path.name,
                     erasure=identity(removals),
+                    guide=" ".join([guide, *against]) if guide else None,
                 )
                 with writing(engine) as session:
                     queries.add_image(session, made)

@@ -166,6 +166,14 @@ def set_state(s: Session, campaign_id: int, state: Literal["open", "closed"]) ->
     s.flush()
 
 
+def set_gold_every(s: Session, campaign_id: int, every: int) -> None:
+    """About one task in `every` is a gold task from now on; 0: none."""
+    if every < 0:
+        raise HfiError(f"a gold task in every {every}: give 0 or more")
+    campaign_row(s, campaign_id).gold_every = every
+    s.flush()
+
+
 # --- who takes part ---
 
 

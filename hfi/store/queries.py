@@ -102,6 +102,13 @@ def images(
     return [_image(row) for row in s.scalars(query)]
 
 
+def image(s: Session, image_id: int) -> Image:
+    row = s.get(m.Image, image_id)
+    if row is None:
+        raise NotFound(f"no image {image_id}")
+    return _image(row)
+
+
 def _image(row: m.Image) -> Image:
     return Image(id=row.id, **{name: getattr(row, name) for name in _PROVENANCE})
 

@@ -1,0 +1,97 @@
+"""What every handler of the managers' pages goes through: it runs for a manager, and for nobody else.
+
+Gradio runs a handler for whoever calls it by its number, whatever the page shows, so the role is looked up in every single call.
+"""
+
+import hashlib
+import hmac
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import gradio as gr
+from starlette.requests import Request
+
+from hfi.dashboard import Watch
+from hfi.errors import HfiError
+from hfi.store.queries import Annotator
+from hfi.store.session import Engine
+from hfi.workspace import Workspace
+from ui.identity import workspace_secret
+
+Who = Callable[
+    [Any], Any
+]  # an HTTP request -> whoever sent it, with `annotator` and `role` (`ui.identity.Person`); None for nobody
+NOT_YOURS = "Only managers may do this: sign in as one."
+MOST_WATCHES = 8
+
+
+@dataclass(frozen=True)
+class Office:
+    """A workspace, and how to tell who asks."""
+
+    workspace: Workspace
+    engine: Engine
+    who: Who
+    _watches: dict[int, Watch] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def manager(self, request: gr.Request | Request) -> Annotator | None:
+        """The manager who sent the request, None where it was not sent by one."""
+        person = self.who(request.request if isinstance(request, gr.Request) else request)
+        return person.annotator if person is not None and person.role == "manager" else None
+
+    def only(self, handle: Callable[..., Any]) -> Callable[..., Any]:
+        """A handler for Gradio from `handle(annotator, *values)`. What a user can mend comes up as a note on the page."""
+
+        def checked(request: gr.Request, *values: Any) -> Any:
+            person = self.manager(request)
+            if person is None:
+                raise gr.Error(NOT_YOURS, print_exception=False)
+            try:
+                return handle(person, *values)
+            except HfiError as e:
+                raise gr.Error(sentence(e), title="Not done", duration=12, print_exception=False) from None
+
+        checked.__name__ = getattr(handle, "__name__", "handle")
+        return checked
+
+    def when(self, trigger: Any, handle: Callable[..., Any], inputs: Any = None, outputs: Any = None, **more: Any) -> Any:
+        """Has `handle` run when something happens; `trigger` is a component's event, or a list of them. Queued, as Gradio shows the
+        note about a mistake for queued calls alone; as many at once as there are."""
+        settings: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private", **more}
+        if isinstance(trigger, list):
+            return gr.on(trigger, self.only(handle), inputs, outputs, **settings)
+        return trigger(self.only(handle), inputs, outputs, **settings)
+
+    def watch(self, campaign_id: int) -> Watch:
+        """The one for this campaign, kept between looks."""
+        with self._lock:
+            found = self._watches.pop(campaign_id, None) or Watch(campaign_id)
+            self._watches[campaign_id] = found
+            while len(self._watches) > MOST_WATCHES:
+                del self._watches[next(iter(self._watches))]
+            return found
+
+    def token(self, image_id: int) -> str:
+        """What names an image towards a manager's browser."""
+        return f"{image_id}-{self._signature(image_id)}"
+
+    def image_id(self, token: str) -> int | None:
+        """The image that a token names, None for a token that was not given out here."""
+        number, _, signature = token.partition("-")
+        if not (number.isascii() and number.isdecimal() and len(number) < 19):
+            return None
+        right = hmac.compare_digest(signature.encode(), self._signature(int(number)).encode())
+        return int(number) if right else None
+
+    def _signature(self, image_id: int) -> str:
+        secret = hashlib.sha256(b"manage images " + workspace_secret(self.workspace)).digest()
+        return hmac.new(secret, str(image_id).encode(), hashlib.sha256).hexdigest()[:32]
+
+
+def sentence(error: object) -> str:
+    """An error's line as a sentence."""
+    text = str(error)
+    return f"{text[:1].upper()}{text[1:]}."
