@@ -49,7 +49,7 @@ def test_a_newcomer_gets_to_the_first_image_by_keys_alone(browser, workspace: Wo
         for key in ("Space", "Tab", "Enter"):
             tab.keyboard.press(key)
         tab.wait_for_url("**/judge/?campaign=1")
-        tab.wait_for_selector('[data-verdict="skip"][aria-disabled="false"]')
+        tab.wait_for_selector('[data-answer="skip"][aria-disabled="false"]')
         assert said == [], "nothing is refused by the pages' own policy, and nothing asks for more"
         context.close()
 
