@@ -21,7 +21,7 @@ from judged import judge, model_with_clip
 from tiny import WIDTH
 
 from hfi.bench.page import _FAMILIES, table_columns, verdict
-from hfi.bench.plan import read_plan
+from hfi.bench.plan import Named, read_plan
 from hfi.bench.portraits import prepare
 from hfi.bench.tables import erasing
 from hfi.cli import app, main
@@ -156,6 +156,7 @@ def test_a_missing_published_file_is_named(tmp_path: Path) -> None:
         ('text = "a hat"', 'text = " "', r"\[concepts.fog\] has no text"),
         ('retain = "harmless.csv"', 'retain = "none.csv"', "no prompts file none.csv"),
         ("[attacks.ring-a-bell]", "[attacks.p4d]", "unknown attack 'p4d': choose relapse or ring-a-bell"),
+        ('token = "fog"', 'alone = "fog"', "has alone and no token"),
         ("[tables.fog]", '[tables.fog]\nattacks = ["p4d"]', r"\[tables.fog\] names the attack 'p4d': there are"),
         ("[measure]", "[measured]", "unknown 'measured': known are title, model"),
         ("[measure]", "[measure]\nseeds = 3", r"unknown 'seeds' in \[measure\]"),
@@ -212,6 +213,9 @@ def test_every_erasure_of_a_packaged_benchmark_is_a_command_that_hfi_takes(tmp_p
         holds = METHODS[words[words.index("--method") + 1]].holds
         assert ("--retain" in words) == holds
     assert sum("--token badge" in line for line in lines) == 2 * 6
+    assert {line.split()[line.split().index("--method") + 1] for line in lines if "--token badge-plain" in line} == {
+        method for method in METHODS if not METHODS[method].judged
+    }
 
 
 def test_the_workspace_for_portraits_is_made_by_the_commands_of_the_comparison(tmp_path: Path) -> None:
@@ -223,7 +227,7 @@ def test_the_workspace_for_portraits_is_made_by_the_commands_of_the_comparison(t
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare(tmp_path / "w", ["smoking"], until_judged, quick=True)
+        prepare(tmp_path / "w", [Named("smoking", "smoking a cigarette", "smoking")], until_judged, quick=True)
     assert [line.split()[0] for line in ran] == ["init", "concept", "generate"]
 
 

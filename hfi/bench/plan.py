@@ -12,6 +12,8 @@
     [concepts.nudity]                           # by the workspace's names
     text = "nudity"
     token = "nudity"                            # a learned token of the workspace, or a file; without one, text alone steers
+    alone = "nudity-plain"                      # one learned in plain sentences, for methods that put the concept alone (all but
+                                                # sdd-context); left out: token
 
     [methods.sld-max]                           # in the order of the table's rows
     [methods.esd-x]                             # settings as options of `hfi erase`, with underscores
@@ -55,11 +57,17 @@ _PLACES = ("detector", "features", "lpips")  # settings that may name files, beh
 
 @dataclass(frozen=True)
 class Named:
-    """A concept of the workspace, and what stands for it: words, and a learned token by name or file."""
+    """A concept of the workspace, and what stands for it: words, and a learned token by name or file, or two: one behind prompts,
+    one for methods that put the concept alone."""
 
     slug: str
     text: str
     token: str | None
+    alone: str | None = None
+
+    def learned(self, *, behind_prompts: bool) -> str | None:
+        """The token of a method that puts it behind the prompts of flagged images, or of one that puts it alone."""
+        return self.token if behind_prompts else self.alone or self.token
 
 
 @dataclass(frozen=True)
@@ -172,17 +180,23 @@ class _Reader:
 
     def concept(self, slug: str, about: Any) -> Named:
         where = f"concepts.{slug}"
-        self.known(where, about, ("text", "token"))
-        text, token = about.get("text"), about.get("token")
+        self.known(where, about, ("text", "token", "alone"))
+        text = about.get("text")
         if not isinstance(text, str) or not text.strip():
             raise UsageError(f"{self.path}: [{where}] has no text: give the words that name the concept")
         if named := placeholders(text):
             raise UsageError(
                 f"{self.path}: [{where}] has {named[0]} in its text: texts are words, a learned token is named by token"
             )
-        if token is not None and (self.path.parent / str(token)).is_file():  # not a folder that happens to be called so
-            token = str(self.path.parent / str(token))
-        return Named(slug, text.strip(), None if token is None else str(token))
+        if "alone" in about and "token" not in about:
+            raise UsageError(f"{self.path}: [{where}] has alone and no token: a single one is called token")
+        return Named(slug, text.strip(), self.learned(about.get("token")), self.learned(about.get("alone")))
+
+    def learned(self, token: Any) -> str | None:
+        """A token's name, or its file beside this one; not a folder that happens to be called so."""
+        if token is not None and (self.path.parent / str(token)).is_file():
+            return str(self.path.parent / str(token))
+        return None if token is None else str(token)
 
     def method(self, name: str, given: Any) -> dict[str, Any]:
         where = f"methods.{name}"

@@ -73,7 +73,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Bench:
-    """A plan and where it runs. `tokens`: the learned tokens by concept; `flagged`: images that people flagged and their prompts, by
+    """A plan and where it runs. `tokens`: what guides put, by concept; `flagged`: images that people flagged and their prompts, by
     concept, for attacks."""
 
     plan: Plan
@@ -129,7 +129,8 @@ def erasing(bench: Bench, table: Table) -> list[str]:
         line += f" --method {entry.method}"
         line += f" --name {bench.erasure(table, entry.method, entry.conditioning)}"
         for concept in table.concepts:
-            what = concept.token if entry.conditioning == "token" else concept.text
+            token = concept.learned(behind_prompts=METHODS[entry.method].judged)
+            what = token if entry.conditioning == "token" else concept.text
             line += f" --{entry.conditioning} {shlex.quote(str(what))}"
         for name, value in bench.plan.methods[entry.method].items():
             line += f" --{name.replace('_', '-')} {shlex.quote(str(value))}"

@@ -74,7 +74,7 @@ def portraits(
     name = "portraits-quick" if quick else "portraits"
     plan = read_plan(data_dir() / "bench" / f"{name}.toml")
     _chosen(plan, table)
-    prepare(workspace, [concept.slug for concept in plan.concepts], _child, quick=quick)
+    prepare(workspace, plan.concepts, _child, quick=quick)
     _run(plan, Workspace.open(workspace), name, table, as_json)
 
 
@@ -136,13 +136,17 @@ def _run(plan: "Plan", space: Workspace, name: str, only: list[str] | None, as_j
     todo = _chosen(plan, only)
     source = find_model(plan.model)
     content, folder = content_id(source), configurations(source)
-    tokens = {
-        c.slug: LearnedToken.load(find_file(space.tokens, c.token, "token", "hfi invert")) for c in plan.concepts if c.token
+    every = {
+        name: LearnedToken.load(find_file(space.tokens, name, "token", "hfi invert"))
+        for c in plan.concepts
+        for name in (c.token, c.alone)
+        if name
     }
-    for token in tokens.values():
+    for token in every.values():
         check_fits(token, text_widths(source), plan.model)
-    if len({token.placeholder for token in tokens.values()}) < len(tokens):
-        raise UsageError(f"two tokens share a placeholder: {', '.join(token.placeholder for token in tokens.values())}")
+    if len({token.placeholder for token in every.values()}) < len(every):
+        raise UsageError(f"two tokens share a placeholder: {', '.join(token.placeholder for token in every.values())}")
+    tokens = {c.slug: every[name] for c in plan.concepts if (name := c.learned(behind_prompts=False))}
     asked = "relapse" in plan.attacks or any(METHODS[m].judged for t in plan.tables for m in t.methods if m in METHODS)
     found = {c.slug: judged(space, c.slug, plan.simulated) for c in plan.concepts} if asked else {}  # type: ignore[arg-type]
     flagged = {
@@ -179,7 +183,7 @@ def _run(plan: "Plan", space: Workspace, name: str, only: list[str] | None, as_j
             }
             for t in plan.tables
         },
-        "tokens": {slug: token.content for slug, token in tokens.items()},
+        "tokens": {name: token.content for name, token in every.items()},
         "judgments": {slug: j.judgments.sha256 for slug, j in found.items()},
     }
     run = Run.start(space.runs, "bench", name, settings)
