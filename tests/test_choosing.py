@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from sqlalchemy import select
+from tiny import saved
 
 from hfi.errors import HfiError, NotFound, UsageError
 from hfi.planning import Plan, add_gold, find_erasure, make, preview
@@ -141,6 +142,14 @@ def test_pairs_differ_in_nothing_but_the_erasure(engine: Engine) -> None:
     assert made.question == "compare"
     assert made.tasks == 3
     assert {tuple(i for t, i in tasks if t == task) for task, _ in tasks} == set(twins)
+
+
+def test_a_guided_image_is_not_the_untouched_models(workspace: Workspace, hfi: Callable, tmp_path: Path) -> None:
+    words = ("--workspace", workspace.path, "--model", saved(tmp_path, "epsilon"), "--prompt", "a cat", "--steps", "2")
+    assert hfi("generate", *words).exit_code == 0
+    assert hfi("generate", *words, "--guide", "neg", "--against", "a hat", "--name", "guided").exit_code == 0
+    with reading(workspace.engine()) as s:
+        assert [image.guide for image in q.images(s)] == [None, "neg a hat"]
 
 
 def test_known_answers_are_decided_or_unanimous(engine: Engine) -> None:

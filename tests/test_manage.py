@@ -24,7 +24,7 @@ from starlette.testclient import TestClient
 import ui
 from hfi import jobs
 from hfi.judgments import freeze
-from hfi.store import adjudicating, campaigns, overview, people, rounds
+from hfi.store import adjudicating, campaigns, judging, overview, people, rounds
 from hfi.store import jobs as table
 from hfi.store import queries as q
 from hfi.store.campaigns import Asking, Campaign
@@ -428,13 +428,22 @@ def test_nothing_that_people_write_becomes_a_part_of_the_page(site: Site, tab: C
         s.execute(text("update annotators set name = name || :evil where not simulated"), {"evil": EVIL})
     evil = asked.campaign(site.engine, [a, b], name=EVIL, overlap=2)
     for name, verdict in (("Dan", "shows"), ("Eve", "clean")):
-        asked.answers(site.engine, evil, name, lambda claim, verdict=verdict: verdict)
+        with writing(site.engine) as s:
+            person = q.ensure_annotator(s, name)
+            claim = judging.claim_next(s, evil.id, person.id)
+            assert claim is not None
+            judging.submit(s, claim.token, person.id, verdict, f"{name} says", comment=EVIL, region=[0.25, 0.5, 0.5, 0.25])
     page = tab()
     for name in ("Overview", "Campaigns", "Decide", "Before and after", "Work"):
         go(page, name)
         page.wait_for_timeout(1500)
     go(page, "Decide")
-    see(page, "#m-stage", EVIL)
+    pick(page, "#m-decide-campaign", f"Smoking: {EVIL}")
+    page.wait_for_function("document.querySelectorAll('#m-stage .m-region').length === 2")
+    assert page.inner_text("#m-about").count(EVIL) == 3, "two comments and the prompt"
+    image, place = (page.locator(f"#m-stage {what}").first.bounding_box() for what in (".m-case img", ".m-region"))
+    assert place["x"] == pytest.approx(image["x"] + image["width"] / 4, abs=3)
+    assert place["y"] == pytest.approx(image["y"] + image["height"] / 2, abs=3)
     go(page, "Campaigns")
     see(page, "#m-campaigns", EVIL)
     assert page.evaluate("window.evil") is None

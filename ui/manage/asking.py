@@ -256,7 +256,7 @@ def _list(office: Office) -> str:
 def _row(c: Filling) -> list[object]:
     part = c.full / c.tasks if c.tasks else 0.0
     return [
-        Html(f'<b>{e(c.name)}</b><br><small class="m-dim">{e(c.title)}</small>'),
+        Html(f'<b>{e(c.name)}</b><small class="m-dim">{e(c.title)}</small>'),
         QUESTIONS[c.question],
         Html(f"{c.full:,} of {c.tasks:,} {bar(part, 'm-thin')}"),
         f"{c.answers:,} of {c.wanted:,}",

@@ -22,19 +22,23 @@ def build(office: Office, tab: gr.Tab) -> None:
         campaign = campaign_choice("m-decide-campaign")
         with gr.Column(min_width=240):
             robots = gr.Checkbox(label="Also what simulated annotators differ about", elem_id="m-robots")
-    stage = panel("m-stage")
-    with gr.Column(elem_id="m-decide-bar"):
-        text = gr.Textbox(label="Note", lines=1, max_length=2000, elem_id="m-note", placeholder="why (may be left empty)")
-        with gr.Row(elem_id="m-decide-keys"):
-            buttons = {
-                verdict: gr.Button(words, elem_id=f"m-decide-{verdict}", elem_classes="m-decide")
-                for verdict, words in (("shows", "Shows it"), ("clean", "Does not"), ("unsure", "Unsure"))
-            }
-            gr.Button("Reveal", elem_id="m-reveal", elem_classes="m-quiet")
-            back = gr.Button("Last decision", elem_id="m-back", elem_classes="m-quiet")
+    with gr.Row(elem_id="m-stage"):
+        with gr.Column(scale=3, min_width=320):
+            picture = panel("m-picture")
+        with gr.Column(scale=2, min_width=320):
+            about = panel("m-about")
+            text = gr.Textbox(label="Note", lines=1, max_length=2000, elem_id="m-note", placeholder="why (may be left empty)")
+            with gr.Row(elem_classes="m-decide-keys"):
+                buttons = {
+                    verdict: gr.Button(words, elem_id=f"m-decide-{verdict}", elem_classes="m-decide", min_width=90)
+                    for verdict, words in (("shows", "Shows it"), ("clean", "Does not"), ("unsure", "Unsure"))
+                }
+            with gr.Row(elem_classes="m-decide-keys"):
+                gr.Button("Reveal", elem_id="m-reveal", min_width=90)
+                back = gr.Button("Last decision", elem_id="m-back", min_width=90)
     task = gr.Textbox(visible=False)  # which case the page shows: what a click is about, whatever has come up since
     anew = gr.Checkbox(visible=False)
-    shown = [stage, task, anew, text]
+    shown = [picture, about, task, anew, text]
 
     def begin(person: Any, chosen: str | None, also: bool) -> list[Any]:
         known = campaign_choices(office, "binary")
@@ -62,7 +66,8 @@ def build(office: Office, tab: gr.Tab) -> None:
             if at >= len(past):
                 raise HfiError("there is no earlier decision in this campaign")
             found = adjudicating.case_of(s, past[at])
-            return [_case(office, found, ""), str(found.task), True, (found.decision.note if found.decision else "") or ""]
+            words = (found.decision.note if found.decision else "") or ""
+            return [_picture(office, found), _about(found, ""), str(found.task), True, words]
 
     office.when(tab.select, begin, [campaign, robots], [campaign, *shown])
     office.when([campaign.input, robots.input], first, [campaign, robots], shown)
@@ -78,40 +83,41 @@ def _first_disputed(office: Office, known: list[str]) -> str | None:
 
 
 def _next(office: Office, s: Session, campaign_id: int | None, also: bool) -> list[Any]:
-    """The worst case that nobody has decided: what to show, its task, that it is not decided anew, an empty note."""
+    """The worst case that nobody has decided: its picture, what is known, its task, that it is not decided anew, an empty note."""
     if campaign_id is None:
-        return [note("There is no campaign with yes and no yet.", "m-empty"), "", False, ""]
+        return [note("There is no campaign with yes and no yet.", "m-empty"), "", "", False, ""]
     left = adjudicating.disputed(s, campaign_id, None if also else False)
     if not left:
         done = len(adjudicating.decided(s, campaign_id))
         words = f"Nothing to decide: no open disagreement. {plural(done, 'image')} decided so far."
-        return [note(words, "m-empty m-all-decided"), "", False, ""]
+        return [note(words, "m-empty"), "", "", False, ""]
     found = adjudicating.case_of(s, left[0].task)
-    return [_case(office, found, f"{plural(len(left), 'disagreement')} left"), str(found.task), False, ""]
+    return [_picture(office, found), _about(found, f"{plural(len(left), 'disagreement')} left"), str(found.task), False, ""]
 
 
-def _case(office: Office, case: Case, left: str) -> str:
+def _picture(office: Office, case: Case) -> str:
     regions = "".join(_region(vote) for vote in case.votes if vote.region)
     image = hidden_image(f"/manage-img/{office.token(case.image)}", "The image people disagree about; press R to reveal it")
-    votes = "".join(_vote(vote) for vote in case.votes)
+    size = f"--w:{case.width};--h:{case.height}"
+    return Html(f'<figure class="m-case" data-case="{case.task}" style="{size}">{image}{regions}</figure>')
+
+
+def _about(case: Case, left: str) -> str:
     counts = {v: sum(vote.verdict == v for vote in case.votes) for v in ("shows", "clean")}
     total = sum(counts.values()) or 1
-    decided = ""
-    if case.decision:
-        d = case.decision
-        decided = note(
-            Html(f"Decided: <b>{e(WORDS[d.verdict].lower())}</b>, by {e(d.by)}. A new decision replaces it."), "m-good"
-        )
-    return join(
+    parts = [
+        Html(f'<p class="m-left">{e(left)}</p><h3>{e(case.concept)}: does this image show it?</h3>'),
         Html(
-            f'<div class="m-case" data-case="{case.task}"><figure class="m-figure" style="--w:{case.width};--h:{case.height}">'
-            f'{image}{regions}</figure><div class="m-about">'
-            f'<p class="m-left">{e(left)}</p><h3>{e(case.concept)}: does this image show it?</h3>'
-            f'<div class="m-sides"><span>{plural(counts["shows"], "says", "say")} it shows</span>'
-            f"{bar(counts['shows'] / total)}<span>{plural(counts['clean'], 'says', 'say')} it does not</span></div>{decided}"
-            f'<ul class="m-votes">{votes}</ul><p class="m-prompt"><small>Prompt</small> {e(case.prompt or "unknown")}</p></div></div>'
-        )
-    )
+            f'<div class="m-sides"><span>{plural(counts["shows"], "says", "say")} it shows</span>{bar(counts["shows"] / total)}'
+        ),
+        Html(f"<span>{plural(counts['clean'], 'says', 'say')} it does not</span></div>"),
+    ]
+    if d := case.decision:
+        words = f"Decided: <b>{e(WORDS[d.verdict].lower())}</b>, by {e(d.by)}. A new decision replaces it."
+        parts.append(note(Html(words), "m-good"))
+    parts.append(Html(f'<ul class="m-votes">{"".join(map(_vote, case.votes))}</ul>'))
+    parts.append(Html(f'<p class="m-prompt"><small>Prompt</small> {e(case.prompt or "unknown")}</p>'))
+    return join(*parts)
 
 
 def _vote(vote: Vote) -> str:
