@@ -146,7 +146,8 @@ def _run(plan: "Plan", space: Workspace, name: str, only: list[str] | None, as_j
         check_fits(token, text_widths(source), plan.model)
     if len({token.placeholder for token in every.values()}) < len(every):
         raise UsageError(f"two tokens share a placeholder: {', '.join(token.placeholder for token in every.values())}")
-    tokens = {c.slug: every[name] for c in plan.concepts if (name := c.learned(behind_prompts=False))}
+    put = {c.slug: c.learned(behind_prompts=False) for c in plan.concepts}
+    tokens = {slug: every[token] for slug, token in put.items() if token}
     asked = "relapse" in plan.attacks or any(METHODS[m].judged for t in plan.tables for m in t.methods if m in METHODS)
     found = {c.slug: judged(space, c.slug, plan.simulated) for c in plan.concepts} if asked else {}  # type: ignore[arg-type]
     flagged = {
