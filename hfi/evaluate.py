@@ -260,13 +260,14 @@ def grids(folder: Path, *, count: int = 12) -> list[Grid]:
     An image is flagged where the detector's score lies above the threshold of the evaluation.
     """
     about = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    scores = _scores(folder)
     made = []
     for name, total in about["images"].items():
         rows = []
         captions: list[str] = []
         for system in about["systems"]:
             key = (system["method"], system["conditioning"])
-            shown = _scores_of(folder, key, name)[:count]
+            shown = scores[key, name][:count]
             captions = [f"{x['prompt']} (seed {x['seed']})" for x in shown]
             flags = [_flagged(x, about) for x in shown]
             rows.append(GridRow(system_name(key), [folder / x["file"] for x in shown], flags))
@@ -281,8 +282,8 @@ def paired_p(folder: Path) -> float | None:
     found = outcome(read_results(folder / "results.json"))
     if found is None:
         return None
-    before, after = (_scores_of(folder, row.system, row.prompt_set) for row in (found.before, found.after))
-    return _paired(before, after, about)
+    scores = _scores(folder)
+    return _paired(*(scores[row.system, row.prompt_set] for row in (found.before, found.after)), about)
 
 
 def compared(folder: Path, pairs: Iterable[tuple[tuple[str, str], tuple[str, str]]], prompt_set: str) -> list[float]:
@@ -291,11 +292,8 @@ def compared(folder: Path, pairs: Iterable[tuple[tuple[str, str], tuple[str, str
     about = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     if about["detector"] is None:
         raise ValueError(f"nobody looked for the concept in {folder}")
-    scores: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for line in map(json.loads, (folder / "scores.jsonl").read_text(encoding="utf-8").splitlines()):
-        if line["prompt_set"] == prompt_set:
-            scores.setdefault((line["method"], line["conditioning"]), []).append(line)
-    return [_paired(scores[a], scores[b], about) for a, b in pairs]
+    scores = _scores(folder)
+    return [_paired(scores[a, prompt_set], scores[b, prompt_set], about) for a, b in pairs]
 
 
 def _paired(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> float:
@@ -305,10 +303,12 @@ def _paired(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, An
     return mcnemar(seen.count((True, False)), seen.count((False, True)))
 
 
-def _scores_of(folder: Path, system: tuple[str, str], prompt_set: str) -> list[dict[str, Any]]:
-    """Lines of scores.jsonl, in the order of the images."""
-    lines = [json.loads(line) for line in (folder / "scores.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [x for x in lines if (x["method"], x["conditioning"], x["prompt_set"]) == (*system, prompt_set)]
+def _scores(folder: Path) -> dict[tuple[tuple[str, str], str], list[dict[str, Any]]]:
+    """Lines of scores.jsonl by system and prompt set, in the order of the images."""
+    found: dict[tuple[tuple[str, str], str], list[dict[str, Any]]] = {}
+    for line in map(json.loads, (folder / "scores.jsonl").read_text(encoding="utf-8").splitlines()):
+        found.setdefault(((line["method"], line["conditioning"]), line["prompt_set"]), []).append(line)
+    return found
 
 
 def _flagged(line: Mapping[str, Any], about: Mapping[str, Any]) -> bool:

@@ -1,14 +1,18 @@
 """Documents and commands in step."""
 
+import csv
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+from hfi.bench.page import markdown
 from hfi.cli import COMMANDS
 from hfi.cli.manual import help_of, manual, paths
 from hfi.erase import METHODS
 from hfi.guide import GUIDES
+from hfi.results import Row
 
 ROOT = Path(__file__).parent.parent
 
@@ -67,3 +71,23 @@ def test_papers_lists_every_method() -> None:
     assert METHODS and GUIDES
     for name in (*METHODS, *GUIDES):
         assert f"`{name}`" in text, name
+
+
+def test_the_tables_of_the_methods_are_the_rows_that_were_measured() -> None:
+    def number(text: str) -> float | None:
+        return float(text) if text else None
+
+    with open(ROOT / "docs" / "results" / "portraits.csv", encoding="utf-8", newline="") as file:
+        rows = [
+            Row(r["method"], r["conditioning"], r["table"], r["prompt_set"], r["metric"], number(r["value"]), int(r["n"]),
+                number(r["low"]), number(r["high"]))
+            for r in csv.DictReader(file)
+        ]  # fmt: skip
+    costs = json.loads((ROOT / "docs" / "results" / "portraits-costs.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    tables = markdown(rows, costs).split("### ")[1:]
+    assert [t.split(",")[0] for t in tables] == ["smoking", "badge", "together"]
+    for made in tables:
+        name, lines = made.split(",")[0], made.rstrip().splitlines()[2:]
+        assert len(lines) == 2 + 21  # head, rule, systems
+        assert "\n".join(lines) in page.split(f"<!-- table {name} -->")[1], name

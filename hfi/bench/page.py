@@ -97,7 +97,8 @@ def markdown(rows: Sequence[Row], costs: Sequence[Mapping[str, Any]]) -> str:
         for system in systems(ours):
             cells = [_cell(lookup(ours, system, c.prompt_set, c.metric)) for c in columns]
             cost = next((c for c in costs if (c["table"], c["method"], c["conditioning"]) == (table, *system)), {})
-            out.append(f"| {system_name(system)} | {' | '.join([*cells, _erase_cost(cost), _image_cost(cost, costs)])} |")
+            image = f"{cost['image_evaluations']} ev." if cost else ""
+            out.append(f"| {system_name(system)} | {' | '.join([*cells, _erase_cost(cost), image])} |")
         out.append("")
     return "\n".join(out)
 
@@ -124,13 +125,6 @@ def _erase_cost(cost: Mapping[str, Any]) -> str:
     evaluations = f", {cost['erase_evaluations']:,} ev." if cost["erase_evaluations"] else ""
     seconds = cost["erase_seconds"]
     return f"{seconds:.1f} s{evaluations}" if seconds < 10 else f"{seconds:,.0f} s{evaluations}"
-
-
-def _image_cost(cost: Mapping[str, Any], costs: Sequence[Mapping[str, Any]]) -> str:
-    base = next((c for c in costs if c["method"] == BASE), None)
-    if not cost or base is None:
-        return ""
-    return f"{cost['image_evaluations']} ev., {cost['image_seconds'] / base['image_seconds']:.2f}x"
 
 
 def render(folder: Path, title: str, notes: Sequence[str]) -> str:
