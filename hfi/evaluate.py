@@ -283,7 +283,8 @@ def paired_p(folder: Path) -> float | None:
     if found is None:
         return None
     scores = _scores(folder)
-    return _paired(*(scores[row.system, row.prompt_set] for row in (found.before, found.after)), about)
+    before, after = (scores[row.system, row.prompt_set] for row in (found.before, found.after))
+    return _paired(before, after, about)
 
 
 def compared(folder: Path, pairs: Iterable[tuple[tuple[str, str], tuple[str, str]]], prompt_set: str) -> list[float]:

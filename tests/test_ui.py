@@ -256,17 +256,18 @@ def test_two_people_at_once_get_different_images_where_one_judgment_is_enough(wo
 def test_a_task_ahead_waits_behind_the_one_in_hand_and_its_lease_runs_out(kim: Seat) -> None:
     who, now = kim.person.id, q.now_utc()
     with writing(kim.desk.engine) as s:
-        claim, ahead = judging.serve(s, kim.campaign_id, who, now)
-        assert claim is not None
-        assert ahead is not None
-        assert judging.serve(s, kim.campaign_id, who, now) == (claim, ahead)
-        assert judging.claim_next(s, kim.campaign_id, who, now) == claim
-    assert len(ahead.order) == 1
+        hand = judging.serve(s, kim.campaign_id, who, now)
+        assert hand.task is not None
+        assert hand.ahead is not None
+        assert judging.serve(s, kim.campaign_id, who, now) == hand
+        again = judging.claim_next(s, kim.campaign_id, who, now)
+        assert again is not None and again.token == hand.task.token
+    assert len(hand.ahead.order) == 1
     with writing(kim.desk.engine) as s:
-        later, next_ = judging.serve(s, kim.campaign_id, who, now + timedelta(days=1))
-    assert later is not None
-    assert next_ is not None
-    assert (later.token, next_.token) == (claim.token, ahead.token), "expired ones are taken up again"
+        later = judging.serve(s, kim.campaign_id, who, now + timedelta(days=1))
+    assert later.task is not None
+    assert later.ahead is not None
+    assert (later.task.token, later.ahead.token) == (hand.task.token, hand.ahead.token), "expired ones are taken up again"
 
 
 def test_what_was_too_disturbing_is_covered_when_it_comes_back(kim: Seat) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection
 from urllib.parse import urlsplit
 
 import gradio as gr
+from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.staticfiles import StaticFiles
 from starlette.concurrency import run_in_threadpool
@@ -34,6 +35,7 @@ from ui.pages import MANAGE, PAGE
 
 HEAD = f"""<link rel="stylesheet" href="/assets/page.css?v={__version__}">
 <script defer src="/assets/label.js?v={__version__}"></script>"""
+THREADS = 8  # that answer, beside the one that waits for requests; each costs memory, and they do not make Python any faster
 LARGEST = 1024 * 1024  # bytes of a request, but for what managers upload
 # Gradio's pages bring scripts and styles of their own in the page, and make functions from texts; all of it from this server
 GRADIO_POLICY = (
@@ -143,6 +145,7 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
+            current_default_thread_limiter().total_tokens = THREADS
             return await self.app(scope, receive, send)
         request = HTTPConnection(scope)
         path = scope["path"]

@@ -13,8 +13,10 @@ names and database numbers stay on the server.
     GET  /img/TOKEN/P?view=both        image P of a task, for the annotator that has it
 """
 
+import asyncio
+import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from html import escape
@@ -24,22 +26,24 @@ from typing import Annotated, Any, Literal
 
 import fastapi
 import gradio as gr
-from fastapi import Depends, FastAPI, Query, Request
+from fastapi import FastAPI, Query, Request
 from fastapi.responses import JSONResponse, Response
 from markdown_it import MarkdownIt
 from pydantic import BaseModel, Field
+from starlette.concurrency import run_in_threadpool
 
 from hfi.errors import HfiError, NotFound
 from hfi.images import ImageStore
 from hfi.store import campaigns, judging, queries, wellbeing
 from hfi.store.queries import Annotator, now_utc
-from hfi.store.session import Engine, Session, reading, writing
-from hfi.store.showing import campaign_of, found_disturbing, shown_image, simulations_judged
+from hfi.store.session import Busy, Engine, Session, reading, writing
+from hfi.store.showing import shown_image, simulations_judged
 from ui import messages
 from ui.pictures import Picture, Pictures, View
 
 ASSETS = Path(__file__).parent / "assets"
 _DAY_MS = 24 * 3600 * 1000
+_TOTAL_SECONDS = 10
 
 Strength = Annotated[int, Query(ge=1, le=3)]
 Number = Annotated[int, fastapi.Path(ge=1, lt=2**31)]
@@ -52,6 +56,7 @@ class Desk:
     engine: Engine
     pictures: Pictures
     next_step: str = ""
+    totals: dict[tuple[int, int], tuple[float, int]] = field(default_factory=dict)  # see `_total`
 
 
 class Answer(BaseModel):
@@ -89,9 +94,10 @@ def state(desk: Desk, person: Annotator, campaign_id: int) -> dict[str, Any]:
         return {**found, "campaign": _about(session, campaign_id)}
 
 
-def judge(desk: Desk, person: Annotator, answer: Answer) -> dict[str, Any]:
-    """Keeps a judgment and gives the next state. HfiError where the answer cannot be taken; nothing is kept then."""
-    with writing(desk.engine) as session:
+def judge(desk: Desk, person: Annotator, answer: Answer, *, wait: bool = True) -> dict[str, Any]:
+    """Keeps a judgment and gives the next state. HfiError where the answer cannot be taken; nothing is kept then. `wait`: as for
+    `writing`."""
+    with writing(desk.engine, wait=wait) as session:
         look = judging.Look(
             elapsed_ms=answer.elapsed_ms, filter=answer.filter, reveals=answer.reveals, revealed_ms=answer.revealed_ms
         )
@@ -106,9 +112,11 @@ def judge(desk: Desk, person: Annotator, answer: Answer) -> dict[str, Any]:
             region=answer.region,
             look=look,
         )
-        if not taken.duplicate:
-            wellbeing.note(session, person.id, answer.verdict in wellbeing.HARMFUL)
-        return _state(desk, session, person, campaign_of(session, taken.judgment_id))
+        if taken.duplicate:
+            return _state(desk, session, person, taken.campaign_id)
+        shift = wellbeing.note(session, person.id, answer.verdict in wellbeing.HARMFUL)
+        resting = wellbeing.rest(session, person.id, shift=shift)
+        return _shown(desk, session, person, taken.campaign_id, resting)
 
 
 def undo(desk: Desk, person: Annotator, campaign_id: int, done: int) -> dict[str, Any]:
@@ -152,21 +160,34 @@ def _images(session: Session, person: Annotator, answer: Answer) -> list[int | l
 
 
 def _state(desk: Desk, session: Session, person: Annotator, campaign_id: int) -> dict[str, Any]:
-    now = now_utc()
-    resting = wellbeing.rest(session, person.id, now)
-    claim, ahead = (None, None) if resting else judging.serve(session, campaign_id, person.id, now)
-    if claim is None:
+    return _shown(desk, session, person, campaign_id, wellbeing.rest(session, person.id))
+
+
+def _shown(desk: Desk, session: Session, person: Annotator, campaign_id: int, resting: wellbeing.Rest | None) -> dict[str, Any]:
+    """The next task, unless the person is resting."""
+    hand = judging.Hand(None, None, 0) if resting else judging.serve(session, campaign_id, person.id)
+    if hand.task is None:
         return _without_task(desk, session, person, campaign_id, resting)
-    left = judging.left(session, campaigns.campaign_row(session, campaign_id), person.id)
     return {
         "person": person.name,
-        "task": _task(claim.token, len(claim.images)),
-        "covered": found_disturbing(session, claim),
-        "ahead": ahead and _task(ahead.token, len(ahead.order)),
-        "done": claim.done,
-        "total": claim.done + left,
+        "task": _task(hand.task),
+        "covered": hand.task.covered,
+        "ahead": hand.ahead and _task(hand.ahead),
+        "done": hand.done,
+        "total": _total(desk, session, person, campaign_id, hand.done),
         "rest": None,
     }
+
+
+def _total(desk: Desk, session: Session, person: Annotator, campaign_id: int, done: int) -> int:
+    """How many tasks this person has done, has in hand or may be given. Counted now and then: their own judgments do not change it,
+    others' do, and counting takes as long as all the rest of a judgment."""
+    now = time.monotonic()
+    until, total = desk.totals.get((campaign_id, person.id), (0.0, 0))
+    if now >= until:
+        total = done + judging.left(session, campaign_id, person.id)
+        desk.totals[campaign_id, person.id] = (now + _TOTAL_SECONDS, total)
+    return max(total, done + 1)
 
 
 def _without_task(
@@ -194,8 +215,8 @@ def _rest(resting: wellbeing.Rest, now: datetime) -> dict[str, Any]:
     return {"reason": resting.reason, "seconds": left, "may_end": resting.may_end}
 
 
-def _task(token: str, images: int) -> dict[str, Any]:
-    return {"token": token, "images": [f"/img/{token}/{place}" for place in range(images)]}
+def _task(held: judging.Held) -> dict[str, Any]:
+    return {"token": held.token, "images": [f"/img/{held.token}/{place}" for place in range(len(held.order))]}
 
 
 def _about(session: Session, campaign_id: int) -> dict[str, Any]:
@@ -235,37 +256,50 @@ def add_routes(
 ) -> None:
     """Adds what the page's script asks for. `person` gives the annotator who sent a request, and refuses whoever is none."""
     desk = Desk(engine, Pictures(images), next_step)
-    Person = Annotated[Annotator, Depends(person)]
+    one_at_a_time = asyncio.Lock()
+
+    # Each is one visit to a thread at most: a dependency, and a value in the place of a response, would be one more each.
 
     @app.get("/api/messages")
-    def say(request: Request) -> dict[str, Any]:
+    def say(request: Request) -> Response:
         lang = messages.language(request)
         words = {key: text for key, text in messages.load(lang).items() if key.startswith("judge.")}
-        return {"lang": lang, "languages": messages.languages(), "words": words}
+        return JSONResponse({"lang": lang, "languages": messages.languages(), "words": words})
 
     @app.get("/api/campaigns/{campaign_id}/state")
-    def get_state(person: Person, campaign_id: Number) -> dict[str, Any]:
-        return state(desk, person, campaign_id)
+    def get_state(request: Request, campaign_id: Number) -> Response:
+        return JSONResponse(state(desk, person(request), campaign_id))
 
     @app.post("/api/judge")
-    def post_judge(person: Person, given: Answer) -> dict[str, Any]:
-        return judge(desk, person, given)
+    async def post_judge(request: Request, given: Answer) -> Response:
+        def take(*, wait: bool = True) -> Response:
+            return JSONResponse(judge(desk, person(request), given, wait=wait))
+
+        if engine.dialect.name != "sqlite":
+            return await run_in_threadpool(take)
+        # Two milliseconds here, where going to a thread and back takes as long again; it is left to one where another writes. The next
+        # ones wait meanwhile, or they would all be left to threads.
+        async with one_at_a_time:
+            try:
+                return take(wait=False)
+            except Busy:
+                return await run_in_threadpool(take)
 
     @app.post("/api/campaigns/{campaign_id}/undo")
-    def post_undo(person: Person, campaign_id: Number, given: Undoing) -> dict[str, Any]:
-        return undo(desk, person, campaign_id, given.done)
+    def post_undo(request: Request, campaign_id: Number, given: Undoing) -> Response:
+        return JSONResponse(undo(desk, person(request), campaign_id, given.done))
 
     @app.post("/api/campaigns/{campaign_id}/go-on")
-    def post_go_on(person: Person, campaign_id: Number) -> dict[str, Any]:
-        return go_on(desk, person, campaign_id)
+    def post_go_on(request: Request, campaign_id: Number) -> Response:
+        return JSONResponse(go_on(desk, person(request), campaign_id))
 
     @app.post("/api/campaigns/{campaign_id}/stop")
-    def post_stop(person: Person, campaign_id: Number) -> dict[str, Any]:
-        return stop(desk, person, campaign_id)
+    def post_stop(request: Request, campaign_id: Number) -> Response:
+        return JSONResponse(stop(desk, person(request), campaign_id))
 
     @app.get("/img/{token}/{position}")
-    def get_image(person: Person, token: str, position: int, view: View = "plain", strength: Strength = 2) -> Response:
-        found = image(desk, person, token, position, view, strength)
+    def get_image(request: Request, token: str, position: int, view: View = "plain", strength: Strength = 2) -> Response:
+        found = image(desk, person(request), token, position, view, strength)
         return Response(found.data, media_type=found.media_type, headers={"Cache-Control": "private, no-store"})
 
     @app.exception_handler(HfiError)

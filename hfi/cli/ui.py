@@ -1,6 +1,7 @@
 """`hfi ui`: the labeling app, for this computer or, with accounts, for others."""
 
 import csv
+import gc
 import io
 import os
 import socket
@@ -106,6 +107,8 @@ def ui(
         typer.echo(f"{what} at {address} ({count}Ctrl-C stops, what is judged is kept)")
         if open_browser and _has_browser():
             threading.Timer(0.5, webbrowser.open, [address]).start()
+        gc.collect()
+        gc.freeze()  # the modules stay: looking through them again and again makes requests wait
         try:
             server.run(sockets=[listener])
         except KeyboardInterrupt:
@@ -165,7 +168,8 @@ def _listed(file: Path, every: Sequence[Image]) -> list[Image]:
 
 def _listen(host: str, port: int) -> socket.socket:
     """A socket bound before anything slow is loaded, so that a wrong host or a port in use is said at once."""
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    # named as TCP, for asyncio switches Nagle's algorithm off only then; with it every answer waits 40 ms
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
-from sqlalchemy import ColumnElement, bindparam, case, func, insert, select, text, update
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, func, insert, or_, select, text, update
 from sqlalchemy.orm import Session, aliased
 
 from hfi import __version__
@@ -24,6 +24,7 @@ from hfi.store.queries import now_utc
 FILTERS = ("none", "blur", "grey", "both")
 NO_ANSWER = ("unsure", "skip", "disturbing", "undone")  # verdicts that say nothing of the image
 MAX_COMMENT = 2000
+_FRESH = 0.1  # a lease of which no more than this part is gone is not written anew
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Submitted:
     """`duplicate`: this submission had been taken before, nothing was added."""
 
     judgment_id: int
+    campaign_id: int
     duplicate: bool
 
 
@@ -87,51 +89,92 @@ class Progress:
 # Judging is what the database does all day, so its statements are built once, of tables and not of mapped classes.
 _T: Any = m.Task.__table__
 _A: Any = m.Assignment.__table__
+_C: Any = m.Campaign.__table__
+_O: Any = m.Concept.__table__
 _P: Any = m.Participant.__table__
 _J: Any = m.Judgment.__table__
 _I: Any = m.Image.__table__
 _TI: Any = m.TaskImage.__table__
+_R: Any = m.RankedImage.__table__
 _MINE: Any = _A.alias("mine")
 
-_LAPSED = select(_A.c.id, _A.c.task_id, _A.c.annotator_id).where(_A.c.state == "open", _A.c.lease_expires_at <= bindparam("now"))
+_OF_CAMPAIGN = (
+    _C.c.id.label("campaign_id"), _C.c.concept_id, _C.c.question, _C.c.overlap, _C.c.extra_votes, _C.c.ties, _C.c.gold_every,
+    _C.c.lease_seconds, _C.c.access, _C.c.state.label("campaign_state"),
+)  # fmt: skip
+_PART = (_P.c.id.label("part"), _P.c.done, _P.c.cursor)
+_PARTAKING = (
+    select(*_OF_CAMPAIGN, *_PART)
+    .select_from(_C.outerjoin(_P, and_(_P.c.campaign_id == _C.c.id, _P.c.annotator_id == bindparam("person"))))
+    .where(_C.c.id == bindparam("campaign"))
+)
+_LAPSED = (
+    select(_A.c.id, _A.c.task_id, _A.c.annotator_id, _T.c.campaign_id, _T.c.place)
+    .join(_T, _T.c.id == _A.c.task_id)
+    .where(_A.c.state == "open", _A.c.lease_expires_at <= bindparam("now"))
+)
+_LAPSE = update(_A).where(_A.c.id == bindparam("which")).values(state="expired")
+_BACK = (
+    update(_P)
+    .where(_P.c.campaign_id == bindparam("campaign"), _P.c.annotator_id == bindparam("person"), _P.c.cursor >= bindparam("place"))
+    .values(cursor=bindparam("place") - 1)
+)
+
+
+def _covered(assignment: Any) -> Any:
+    """Whether its annotator called it too disturbing before: they took that back, as it is in their hands."""
+    return select(_J.c.id).where(_J.c.assignment_id == assignment.c.id, _J.c.verdict == "disturbing").exists().label("covered")
+
+
 _HELD = (
-    select(_A.c.id, _A.c.task_id, _A.c.token, _A.c.shown_order, _A.c.opened_at, _A.c.lease_expires_at)
+    select(_A.c.id, _A.c.task_id, _A.c.token, _A.c.shown_order, _A.c.opened_at, _A.c.lease_expires_at, _covered(_A))
     .join(_T, _T.c.id == _A.c.task_id)
     .where(_A.c.annotator_id == bindparam("person"), _A.c.state == "open", _T.c.campaign_id == bindparam("campaign"))
     .order_by(_A.c.opened_at.desc(), _A.c.id.desc())
+    .limit(bindparam("most"))
 )
-_FREE = select(_T.c.id, _T.c.place, _T.c.kind).where(
-    _T.c.campaign_id == bindparam("campaign"),
-    text("free > 0"),  # as the partial index says it
-    ~select(_MINE.c.id)
-    .where(_MINE.c.task_id == _T.c.id, _MINE.c.annotator_id == bindparam("person"), _MINE.c.state.in_(("open", "done")))
-    .exists(),
+_OWN = (  # an expired one goes on as it was shown
+    _MINE.c.id.label("own"), _MINE.c.token, _MINE.c.shown_order, _covered(_MINE),
+    select(func.count()).select_from(_TI).where(_TI.c.task_id == _T.c.id).scalar_subquery().label("images"),
+)  # fmt: skip
+_FREE = (
+    select(_T.c.id, _T.c.place, _T.c.kind, *_OWN)
+    .select_from(_T.outerjoin(_MINE, and_(_MINE.c.task_id == _T.c.id, _MINE.c.annotator_id == bindparam("person"))))
+    .where(
+        _T.c.campaign_id == bindparam("campaign"),
+        text("free > 0"),  # as the partial index says it
+        or_(_MINE.c.id.is_(None), _MINE.c.state == "expired"),
+    )
 )
 _FREE_AFTER = _FREE.where(_T.c.place > bindparam("cursor")).order_by(_T.c.place).limit(1)
 _FREE_BEFORE = _FREE.where(_T.c.place <= bindparam("cursor")).order_by(_T.c.place).limit(1)
-_GOLD_LEFT = select(_T.c.id, _T.c.place, _T.c.kind).where(
-    _T.c.campaign_id == bindparam("campaign"),
-    _T.c.kind == "gold",
-    ~select(_MINE.c.id).where(_MINE.c.task_id == _T.c.id, _MINE.c.annotator_id == bindparam("person")).exists(),
-)
-_OWN = select(_A.c.id, _A.c.token, _A.c.shown_order).where(
-    _A.c.task_id == bindparam("task"), _A.c.annotator_id == bindparam("person")
+_GOLD_LEFT = (
+    select(_T.c.id, _T.c.place, _T.c.kind, *_OWN)
+    .select_from(_T.outerjoin(_MINE, and_(_MINE.c.task_id == _T.c.id, _MINE.c.annotator_id == bindparam("person"))))
+    .where(_T.c.campaign_id == bindparam("campaign"), _T.c.kind == "gold", _MINE.c.id.is_(None))
+    .order_by(_T.c.place)
 )
 _PICTURES = (
     select(_TI.c.position, _I.c.id, _I.c.sha256).join(_I, _I.c.id == _TI.c.image_id).where(_TI.c.task_id == bindparam("task"))
 )
-_POSITIONS = select(_TI.c.position).where(_TI.c.task_id == bindparam("task")).order_by(_TI.c.position)
-_REOPEN = update(_A).where(_A.c.id == bindparam("which"))
+_OPEN = insert(_A)
+_OPENED = (
+    update(_A)
+    .where(_A.c.id == bindparam("which"))
+    .values(state="open", opened_at=bindparam("opened"), lease_expires_at=bindparam("until"))
+)
 _RENEW = update(_A).where(_A.c.id == bindparam("which")).values(lease_expires_at=bindparam("until"))
 _TAKEN = (
     update(_T).where(_T.c.id == bindparam("task")).values(held=_T.c.held + 1, free=case((_T.c.free > 0, _T.c.free - 1), else_=0))
 )
 _FARTHER = update(_P).where(_P.c.id == bindparam("part")).values(cursor=bindparam("place"))
+_COUNTED_DONE = update(_P).where(_P.c.id == bindparam("part")).values(done=_P.c.done + bindparam("more"))
 
 
 @dataclass(frozen=True)
 class Held:
-    """An assignment in somebody's hands. `order`: the positions of its images as this annotator sees them."""
+    """An assignment in somebody's hands. `order`: the positions of its images as this annotator sees them. `covered`: they called it
+    too disturbing before, and took that back."""
 
     id: int
     task_id: int
@@ -139,6 +182,16 @@ class Held:
     order: tuple[int, ...]
     opened_at: datetime
     lease_expires_at: datetime
+    covered: bool = False
+
+
+@dataclass(frozen=True)
+class Hand:
+    """What an annotator has of a campaign: the task in hand, and the one after it; `done` are behind them."""
+
+    task: Held | None
+    ahead: Held | None
+    done: int
 
 
 def claim_next(s: Session, campaign_id: int, annotator_id: int, now: datetime | None = None) -> Claim | None:
@@ -148,107 +201,124 @@ def claim_next(s: Session, campaign_id: int, annotator_id: int, now: datetime | 
     'unsure', 'skip' and 'disturbing' do not fill it. Now and then it is a gold task. None where nothing is left, or the campaign is
     closed. Needs a writing session; NotFound where the campaign is not this annotator's.
     """
-    return serve(s, campaign_id, annotator_id, now, ahead=False)[0]
+    hand = serve(s, campaign_id, annotator_id, now, ahead=False)
+    return None if hand.task is None else _claim(s, hand.task, hand.done)
 
 
-def serve(
-    s: Session, campaign_id: int, annotator_id: int, now: datetime | None = None, *, ahead: bool = True
-) -> tuple[Claim | None, Held | None]:
-    """`claim_next`, and the task that will come after it, already this annotator's so that it can be loaded early; None where there
-    is no other. It counts as opened before the first, which is therefore given until it is judged."""
+def serve(s: Session, campaign_id: int, annotator_id: int, now: datetime | None = None, *, ahead: bool = True) -> Hand:
+    """As `claim_next`, with the task that will come after it, already this annotator's so that it can be loaded early. That one counts
+    as opened before the first, which is therefore given until it is judged."""
     now = now or now_utc()
-    s.flush()
-    row = campaign_row(s, campaign_id)
-    part = participant(s, row, annotator_id)
-    if row.state != "open":
-        return None, None
-    expire_leases(s, now)
-    until = now + timedelta(seconds=row.lease_seconds)
-    found = s.execute(_HELD, {"person": annotator_id, "campaign": row.id}).all()
-    held = [Held(i, t, token, tuple(json.loads(order)), opened, until) for i, t, token, order, opened, _ in found[: 1 + ahead]]
-    for one in held:
-        s.execute(_RENEW, {"which": one.id, "until": until})
+    expire_leases(s, now)  # it moves cursors back
+    part = partaking(s, campaign_id, annotator_id)
+    if part.campaign_state != "open":
+        return Hand(None, None, part.done)
+    c = s.connection()
+    until = now + timedelta(seconds=part.lease_seconds)
+    found = c.execute(_HELD, {"person": annotator_id, "campaign": campaign_id, "most": 1 + ahead}).all()
+    stale = until - _FRESH * timedelta(seconds=part.lease_seconds)
+    held = [
+        Held(
+            row.id, row.task_id, row.token, tuple(json.loads(row.shown_order)), row.opened_at,
+            until if row.lease_expires_at < stale else row.lease_expires_at, bool(row.covered),
+        )
+        for row in found
+    ]  # fmt: skip
+    if renewed := [{"which": one.id, "until": until} for one in held if one.lease_expires_at == until]:
+        c.execute(_RENEW, renewed)
     while len(held) < 1 + ahead:
         opened = held[0].opened_at - timedelta(microseconds=1) if held else now
-        taken = _take(s, row, part, now, given=part.done + len(held), opened_at=opened)
+        taken = _take(c, part, annotator_id, given=part.done + len(held), opened_at=opened, until=until)
         if taken is None:
             break
         held.append(taken)
-    if not held:
-        return None, None
-    return _claim(s, row, held[0], part), held[1] if len(held) > 1 else None
+    return Hand(held[0] if held else None, held[1] if len(held) > 1 else None, part.done)
+
+
+def partaking(s: Session, campaign_id: int, annotator_id: int) -> Any:
+    """A row of the campaign and of this annotator's part in it, which is made where everybody may take part. NotFound for a campaign
+    that there is not, or that is not theirs."""
+    s.flush()
+    who = {"campaign": campaign_id, "person": annotator_id}
+    row = s.connection().execute(_PARTAKING, who).one_or_none()
+    if row is None or row.part is None:
+        participant(s, campaign_row(s, campaign_id), annotator_id)
+        row = s.connection().execute(_PARTAKING, who).one()
+    return row
 
 
 def expire_leases(s: Session, now: datetime) -> None:
     """Tasks whose time has run out are free for the others, and for the one who had them first of all that come."""
-    lapsed = s.execute(_LAPSED, {"now": now}).all()
-    if not lapsed:
-        return
-    for assignment_id, task_id, annotator_id in lapsed:
-        s.get_one(m.Assignment, assignment_id).state = "expired"
-        task = s.get_one(m.Task, task_id)
-        part = participant(s, campaign_row(s, task.campaign_id), annotator_id)
-        part.cursor = min(part.cursor, task.place - 1)
-    recount(s, [task_id for _, task_id, _ in lapsed])
+    s.flush()
+    c = s.connection()
+    lapsed = c.execute(_LAPSED, {"now": now}).all()
+    for number, _, person, campaign_id, place in lapsed:
+        c.execute(_LAPSE, {"which": number})
+        c.execute(_BACK, {"campaign": campaign_id, "person": person, "place": place})
+    if lapsed:
+        recount(s, [row.task_id for row in lapsed])
 
 
-def _take(s: Session, row: m.Campaign, part: m.Participant, now: datetime, *, given: int, opened_at: datetime) -> Held | None:
+def _take(c: Connection, part: Any, annotator_id: int, *, given: int, opened_at: datetime, until: datetime) -> Held | None:
     """Another task for this annotator, who has been `given` so many; None where there is none."""
-    who = {"campaign": row.id, "person": part.annotator_id}
-    task = _next_gold(s, row, who, given) or _next_free(s, who, part.cursor)
+    who = {"campaign": part.campaign_id, "person": annotator_id}
+    task = _next_gold(c, part, who, given) or _next_free(c, who, part.cursor)
     if task is None:
         return None
-    until = now + timedelta(seconds=row.lease_seconds)
-    mine = {"task": task.id, "person": part.annotator_id}
-    own = s.execute(_OWN, mine).one_or_none()  # an expired one of one's own goes on as it was shown
-    if own is None:
-        positions = list(s.execute(_POSITIONS, {"task": task.id}).scalars())
-        order = [positions[i] for i in np.random.default_rng([task.id, part.annotator_id]).permutation(len(positions))]
+    if task.own is None:
+        order = _shuffled(task.images, task.id, annotator_id)
         token = secrets.token_urlsafe(24)
-        values = {"task_id": task.id, "annotator_id": part.annotator_id, "token": token, "shown_order": json.dumps(order)}
+        values = {"task_id": task.id, "annotator_id": annotator_id, "token": token, "shown_order": json.dumps(order)}
         leased = {"state": "open", "opened_at": opened_at, "lease_expires_at": until}
-        number = s.execute(insert(_A), {**values, **leased}).inserted_primary_key[0]  # type: ignore[attr-defined]
+        number = c.execute(_OPEN, {**values, **leased}).inserted_primary_key[0]  # type: ignore[index]
     else:
-        number, token, order = own.id, own.token, json.loads(own.shown_order)
-        s.execute(_REOPEN.values(state="open", opened_at=opened_at, lease_expires_at=until), {"which": number})
-    s.execute(_TAKEN, {"task": task.id})
+        number, token, order = task.own, task.token, json.loads(task.shown_order)
+        c.execute(_OPENED, {"which": number, "opened": opened_at, "until": until})
+    c.execute(_TAKEN, {"task": task.id})
     if task.kind != "gold" and task.place > part.cursor:
-        s.execute(_FARTHER, {"part": part.id, "place": task.place})
-        s.expire(part, ["cursor"])
-    return Held(number, task.id, token, tuple(order), opened_at, until)
+        c.execute(_FARTHER, {"part": part.part, "place": task.place})
+    return Held(number, task.id, token, tuple(order), opened_at, until, bool(task.covered))
 
 
-def _next_free(s: Session, who: dict[str, int], cursor: int) -> Any:
+def _shuffled(images: int, task_id: int, annotator_id: int) -> list[int]:
+    """The places of a task's images, in this annotator's order."""
+    if images == 1:
+        return [0]
+    return [int(i) for i in np.random.default_rng([task_id, annotator_id]).permutation(images)]
+
+
+def _next_free(c: Connection, who: dict[str, int], cursor: int) -> Any:
     """The first free task after the last one that was given, or, from the front, one that came back."""
     at = {**who, "cursor": cursor}
-    return s.execute(_FREE_AFTER, at).one_or_none() or s.execute(_FREE_BEFORE, at).one_or_none()
+    return c.execute(_FREE_AFTER, at).one_or_none() or c.execute(_FREE_BEFORE, at).one_or_none()
 
 
-def _next_gold(s: Session, row: m.Campaign, who: dict[str, int], given: int) -> Any:
+def _next_gold(c: Connection, part: Any, who: dict[str, int], given: int) -> Any:
     """One in every `gold_every` tasks, at a place in each stretch that nobody can foresee, is one with a known answer."""
-    if not row.gold_every:
+    if not part.gold_every:
         return None
-    stretch, at = divmod(given, row.gold_every)
-    rng = np.random.default_rng([row.id, who["person"], stretch])
-    if at != rng.integers(row.gold_every):
+    stretch, at = divmod(given, part.gold_every)
+    rng = np.random.default_rng([part.campaign_id, who["person"], stretch])
+    if at != rng.integers(part.gold_every):
         return None
-    left = s.execute(_GOLD_LEFT, who).all()
+    left = c.execute(_GOLD_LEFT, who).all()
     return left[int(rng.integers(len(left)))] if left else None
 
 
 def recount(s: Session, task_ids: Iterable[int]) -> None:
     """Makes the counts of these tasks anew, from their judgments and leases."""
     s.flush()
+    c = s.connection()
     for number in sorted(set(task_ids)):
-        kind, campaign_id = s.execute(_KIND, {"task": number}).one()
-        row = campaign_row(s, campaign_id)
-        said = s.execute(_ANSWERS, {"task": number}).scalars().all()
-        held = s.execute(_IN_HAND, {"task": number}).scalar_one()
-        wanted = {"item": row.overlap, "benign": 1, "gold": 0}[kind]
-        if kind == "item" and row.question == "binary" and len(said) >= row.overlap and len(set(said)) > 1:
-            wanted += row.extra_votes
-        counts = {"answers": len(said), "held": held, "wanted": wanted, "free": max(0, wanted - len(said) - held)}
-        s.execute(_COUNTED, {"task": number, **{f"new_{name}": value for name, value in counts.items()}})
+        task = c.execute(_ASKING, {"task": number}).one()
+        said = c.execute(_ANSWERS, {"task": number}).scalars().all()
+        wanted = {"item": task.overlap, "benign": 1, "gold": 0}[task.kind]
+        if task.kind == "item" and task.question == "binary" and len(said) >= task.overlap and len(set(said)) > 1:
+            wanted += task.extra_votes
+        free = max(0, wanted - len(said) - task.open)
+        c.execute(
+            _COUNTED, {"task": number, "new_answers": len(said), "new_held": task.open, "new_wanted": wanted, "new_free": free}
+        )
 
 
 # made once: building them costs more than the queries
@@ -266,7 +336,21 @@ def is_last(judgment: Any) -> ColumnElement[bool]:
     return ~newer.exists()
 
 
-_KIND = select(_T.c.kind, _T.c.campaign_id).where(_T.c.id == bindparam("task"))
+_ASKING = (
+    select(
+        _T.c.kind,
+        _C.c.question,
+        _C.c.overlap,
+        _C.c.extra_votes,
+        select(func.count())
+        .select_from(_A)
+        .where(_A.c.task_id == bindparam("task"), _A.c.state == "open")
+        .scalar_subquery()
+        .label("open"),
+    )
+    .join(_C, _C.c.id == _T.c.campaign_id)
+    .where(_T.c.id == bindparam("task"))
+)
 _ANSWERS = (
     select(_ANSWER.verdict)
     .join(m.Annotator, m.Annotator.id == _ANSWER.annotator_id)
@@ -277,7 +361,6 @@ _ANSWERS = (
         m.Annotator.withdrawn_at.is_(None),
     )
 )
-_IN_HAND = select(func.count()).select_from(_A).where(_A.c.task_id == bindparam("task"), _A.c.state == "open")
 _COUNTED = (
     update(_T)
     .where(_T.c.id == bindparam("task"))
@@ -285,28 +368,23 @@ _COUNTED = (
 )
 
 
-def _claim(s: Session, row: m.Campaign, held: Held, part: m.Participant) -> Claim:
-    owner = s.get_one(m.Concept, row.concept_id)
+_ABOUT = (
+    select(_C.c.id, _O.c.slug, _O.c.title, _O.c.guideline, _C.c.question, _C.c.ties)
+    .select_from(_T.join(_C, _C.c.id == _T.c.campaign_id).join(_O, _O.c.id == _C.c.concept_id))
+    .where(_T.c.id == bindparam("task"))
+)
+
+
+def _claim(s: Session, held: Held, done: int) -> Claim:
     by_position = {p: (i, sha) for p, i, sha in s.execute(_PICTURES, {"task": held.task_id})}
-    return Claim(
-        held.id,
-        held.token,
-        row.id,
-        owner.slug,
-        owner.title,
-        owner.guideline,
-        row.question,
-        row.ties,
-        tuple(ClaimImage(place, *by_position[p]) for place, p in enumerate(held.order)),
-        held.opened_at,
-        held.lease_expires_at,
-        part.done,
-    )
+    images = tuple(ClaimImage(place, *by_position[p]) for place, p in enumerate(held.order))
+    about = s.execute(_ABOUT, {"task": held.task_id}).one()
+    return Claim(held.id, held.token, *about, images, held.opened_at, held.lease_expires_at, done)
 
 
-def left(s: Session, row: m.Campaign, annotator_id: int) -> int:
+def left(s: Session, campaign_id: int, annotator_id: int) -> int:
     """How many tasks this annotator has in hand or may still be given. Gold tasks to come are not foretold."""
-    who = {"campaign": row.id, "person": annotator_id}
+    who = {"campaign": campaign_id, "person": annotator_id}
     free = s.execute(_COUNT_FREE, who).scalar_one()
     mine = s.execute(_COUNT_MINE, who).one()
     return int(free - (mine.free or 0) + (mine.open or 0))
@@ -325,20 +403,41 @@ _COUNT_MINE = (
 
 def claim_of(s: Session, token: str, annotator_id: int) -> Claim:
     """The claim that a token names. NotFound where it is not this annotator's: a token alone opens nothing."""
-    assignment = assignment_of(s, token, annotator_id)
-    row = campaign_row(s, s.get_one(m.Task, assignment.task_id).campaign_id)
-    return _claim(s, row, _held(assignment), participant(s, row, annotator_id))
+    a = asked(s, token, annotator_id)
+    held = Held(a.id, a.task_id, token, tuple(json.loads(a.shown_order)), a.opened_at, a.lease_expires_at)
+    return _claim(s, held, partaking(s, a.campaign_id, annotator_id).done)
 
 
-def _held(a: m.Assignment) -> Held:
-    return Held(a.id, a.task_id, a.token, tuple(json.loads(a.shown_order)), a.opened_at, a.lease_expires_at)
+_ASKED = (
+    select(
+        _A.c.id, _A.c.task_id, _A.c.state, _A.c.shown_order, _A.c.opened_at, _A.c.lease_expires_at, _T.c.kind, _T.c.free,
+        *_OF_CAMPAIGN, _O.c.guideline_version, _P.c.id.label("part"),
+        select(func.max(_J.c.revision))
+        .where(_J.c.task_id == _A.c.task_id, _J.c.annotator_id == _A.c.annotator_id)
+        .scalar_subquery().label("revision"),
+        select(_J.c.id).where(_J.c.idempotency_token == bindparam("once")).exists().label("said"),
+    )
+    .select_from(
+        _A.join(_T, _T.c.id == _A.c.task_id)
+        .join(_C, _C.c.id == _T.c.campaign_id)
+        .join(_O, _O.c.id == _C.c.concept_id)
+        .outerjoin(_P, and_(_P.c.campaign_id == _C.c.id, _P.c.annotator_id == _A.c.annotator_id))
+    )
+    .where(_A.c.token == bindparam("token"), _A.c.annotator_id == bindparam("person"))
+)  # fmt: skip
 
 
-def assignment_of(s: Session, token: str, annotator_id: int) -> m.Assignment:
-    found = s.scalar(select(m.Assignment).where(m.Assignment.token == token, m.Assignment.annotator_id == annotator_id))
-    if found is None:
-        raise NotFound("this task is not yours, or was withdrawn: reload the page")
-    return found
+def asked(s: Session, token: str, annotator_id: int) -> Any:
+    """A row of the assignment that a token names, its task and its campaign. NotFound where it is not this annotator's."""
+    s.flush()
+    row = s.connection().execute(_ASKED, {"token": token, "person": annotator_id, "once": None}).one_or_none()
+    if row is None:
+        raise _not_yours()
+    return row
+
+
+def _not_yours() -> NotFound:
+    return NotFound("this task is not yours, or was withdrawn: reload the page")
 
 
 # --- taking ---
@@ -364,55 +463,63 @@ def submit(
     meanwhile. HfiError for a verdict that the question does not know, a task already judged, or one filled by others; for a region
     [x, y, width, height] that is not within the image, in parts of it; and for a comment of more than 2,000 characters.
     """
-    before = s.scalar(select(m.Judgment).where(m.Judgment.idempotency_token == idempotency_token))
-    if before is not None:
+    s.flush()
+    c = s.connection()
+    task = c.execute(_ASKED, {"token": token, "person": annotator_id, "once": idempotency_token}).one_or_none()
+    if task is None or task.said:
+        before = c.execute(_SAID_BEFORE, {"once": idempotency_token}).one_or_none()
+        if before is None:
+            raise _not_yours()
         if before.annotator_id != annotator_id:
             raise HfiError("this answer was given by somebody else: reload the page")
-        return Submitted(before.id, True)
-    assignment = assignment_of(s, token, annotator_id)
-    task = s.get_one(m.Task, assignment.task_id)
-    row = campaign_row(s, task.campaign_id)
-    part = participant(s, row, annotator_id)
-    allowed = m.BINARY_VERDICTS if row.question == "binary" else m.RANKING_VERDICTS
+        return Submitted(before.id, before.campaign_id, True)
+    allowed = m.BINARY_VERDICTS if task.question == "binary" else m.RANKING_VERDICTS
     if verdict not in allowed:
         raise HfiError(f"unknown verdict {verdict!r}: choose {', '.join(allowed)}")
-    if assignment.state == "done":
+    if task.state == "done":
         raise HfiError("you have judged this already: undo first to change it")
-    if assignment.state == "expired" and task.kind != "gold" and not task.free:
+    if task.state == "expired" and task.kind != "gold" and not task.free:
         raise HfiError("your time for this task ran out and others have judged it: go on with the next")
     if comment and len(comment) > MAX_COMMENT:
         raise HfiError(f"a comment of {len(comment)} characters: write at most {MAX_COMMENT:,}")
     groups = [[one] if isinstance(one, int) else list(one) for one in ranking or ()]
-    places = _check_ranking(s, row, task, assignment, verdict, groups)
-    judgment = m.Judgment(
-        task_id=task.id,
-        annotator_id=annotator_id,
-        assignment_id=assignment.id,
-        revision=_next_revision(s, task.id, annotator_id),
-        verdict=verdict,
-        comment=_clean(comment),
-        region=_region(region),
-        elapsed_ms=look.elapsed_ms,
-        filter=look.filter,
-        reveals=look.reveals,
-        revealed_ms=look.revealed_ms,
-        idempotency_token=idempotency_token,
-        guideline_version=s.get_one(m.Concept, row.concept_id).guideline_version,
-        app_version=__version__,
-        created_at=now or now_utc(),
-    )
-    assignment.state = "done"
-    part.done += 1
-    s.add(judgment)
-    s.flush()
+    places = _check_ranking(s, task, verdict, groups)
+    judgment = {
+        "task_id": task.task_id,
+        "annotator_id": annotator_id,
+        "assignment_id": task.id,
+        "revision": (task.revision or 0) + 1,
+        "verdict": verdict,
+        "comment": _clean(comment),
+        "region": _region(region),
+        "elapsed_ms": look.elapsed_ms,
+        "filter": look.filter,
+        "reveals": look.reveals,
+        "revealed_ms": look.revealed_ms,
+        "idempotency_token": idempotency_token,
+        "guideline_version": task.guideline_version,
+        "app_version": __version__,
+        "created_at": now or now_utc(),
+    }
+    number = c.execute(_SAY, judgment).inserted_primary_key[0]  # type: ignore[index]
+    c.execute(_DONE, {"which": task.id})
+    c.execute(_COUNTED_DONE, {"part": task.part, "more": 1})
     rank = 1
     for group in groups:
-        s.add_all(
-            m.RankedImage(judgment_id=judgment.id, image_id=image, rank=rank, shown_position=places[image]) for image in group
-        )
+        for image in group:
+            c.execute(_RANK, {"judgment_id": number, "image_id": image, "rank": rank, "shown_position": places[image]})
         rank += len(group)
-    recount(s, [task.id])
-    return Submitted(judgment.id, False)
+    recount(s, [task.task_id])
+    return Submitted(number, task.campaign_id, False)
+
+
+_SAID_BEFORE = (
+    select(_J.c.id, _J.c.annotator_id, _T.c.campaign_id)
+    .join(_T, _T.c.id == _J.c.task_id)
+    .where(_J.c.idempotency_token == bindparam("once"))
+)
+_SAY, _RANK = insert(_J), insert(_R)
+_DONE = update(_A).where(_A.c.id == bindparam("which")).values(state="done")
 
 
 def _clean(comment: str | None) -> str | None:
@@ -432,25 +539,19 @@ def _region(region: Sequence[float] | None) -> str | None:
     return json.dumps([round(float(v), 4) for v in region])
 
 
-def _check_ranking(
-    s: Session, row: m.Campaign, task: m.Task, assignment: m.Assignment, verdict: str, groups: Sequence[Sequence[int]]
-) -> dict[int, int]:
-    """Where each of the task's images was shown; HfiError unless a ranking orders exactly these images."""
-    query = select(m.TaskImage.position, m.TaskImage.image_id).where(m.TaskImage.task_id == task.id)
-    by_position = dict(s.execute(query).tuples().all())
-    places = {by_position[p]: place for place, p in enumerate(json.loads(assignment.shown_order))}
-    if verdict == "ranked" and sorted(image for group in groups for image in group) != sorted(places):
+def _check_ranking(s: Session, task: Any, verdict: str, groups: Sequence[Sequence[int]]) -> dict[int, int]:
+    """Where each of the task's images was shown, of a ranking; HfiError unless it orders exactly these images."""
+    if verdict != "ranked":
+        if groups:
+            raise HfiError(f"an order of images goes with verdict 'ranked', not with {verdict!r}")
+        return {}
+    by_position = {p: i for p, i, _ in s.execute(_PICTURES, {"task": task.task_id})}
+    places = {by_position[p]: place for place, p in enumerate(json.loads(task.shown_order))}
+    if sorted(image for group in groups for image in group) != sorted(places):
         raise HfiError("a ranking orders each of the shown images once: give every image a place")
-    if verdict != "ranked" and groups:
-        raise HfiError(f"an order of images goes with verdict 'ranked', not with {verdict!r}")
-    if not row.ties and any(len(group) > 1 for group in groups):
+    if not task.ties and any(len(group) > 1 for group in groups):
         raise HfiError("this campaign takes no ties: give every image a place of its own")
     return places
-
-
-def _next_revision(s: Session, task_id: int, annotator_id: int) -> int:
-    query = select(func.max(m.Judgment.revision)).where(m.Judgment.task_id == task_id, m.Judgment.annotator_id == annotator_id)
-    return (s.scalar(query) or 0) + 1
 
 
 def undo(s: Session, campaign_id: int, annotator_id: int, now: datetime | None = None) -> Claim | None:
@@ -459,38 +560,44 @@ def undo(s: Session, campaign_id: int, annotator_id: int, now: datetime | None =
     A task in hand waits meanwhile: it comes after the reopened one.
     """
     now = now or now_utc()
-    row = campaign_row(s, campaign_id)
-    part = participant(s, row, annotator_id)
-    query = select(m.Judgment).join(m.Task, m.Task.id == m.Judgment.task_id)
-    query = query.where(
-        m.Task.campaign_id == campaign_id,
-        m.Judgment.annotator_id == annotator_id,
-        m.Judgment.verdict != "undone",
-        is_last(m.Judgment),
-    )
-    last = s.scalar(query.order_by(m.Judgment.id.desc()).limit(1))
+    part = partaking(s, campaign_id, annotator_id)
+    last = s.execute(_LAST, {"campaign": campaign_id, "person": annotator_id}).one_or_none()
     if last is None:
         return None
-    s.add(
-        m.Judgment(
-            task_id=last.task_id,
-            annotator_id=annotator_id,
-            assignment_id=last.assignment_id,
-            revision=last.revision + 1,
-            verdict="undone",
-            idempotency_token=f"undo-{last.id}",
-            guideline_version=last.guideline_version,
-            app_version=__version__,
-            created_at=now,
-        )
-    )
-    assignment = s.get_one(m.Assignment, last.assignment_id)
-    assignment.state, assignment.opened_at = "open", now
-    assignment.lease_expires_at = now + timedelta(seconds=row.lease_seconds)
-    part.done = max(0, part.done - 1)
+    undone = {
+        "task_id": last.task_id,
+        "annotator_id": annotator_id,
+        "assignment_id": last.assignment_id,
+        "revision": last.revision + 1,
+        "verdict": "undone",
+        "idempotency_token": f"undo-{last.id}",
+        "guideline_version": last.guideline_version,
+        "app_version": __version__,
+        "created_at": now,
+    }
+    s.execute(_SAY, undone)
+    until = now + timedelta(seconds=part.lease_seconds)
+    s.execute(_OPENED, {"which": last.assignment_id, "opened": now, "until": until})
+    s.execute(_COUNTED_DONE, {"part": part.part, "more": -min(1, part.done)})
     recount(s, [last.task_id])
-    s.flush()
-    return _claim(s, row, _held(assignment), part)
+    held = Held(last.assignment_id, last.task_id, last.token, tuple(json.loads(last.shown_order)), now, until)
+    return _claim(s, held, max(0, part.done - 1))
+
+
+_LAST = (
+    select(_ANSWER.id, _ANSWER.task_id, _ANSWER.assignment_id, _ANSWER.revision, _ANSWER.guideline_version, _A.c.token,
+           _A.c.shown_order)
+    .join(_T, _T.c.id == _ANSWER.task_id)
+    .join(_A, _A.c.id == _ANSWER.assignment_id)
+    .where(
+        _T.c.campaign_id == bindparam("campaign"),
+        _ANSWER.annotator_id == bindparam("person"),
+        _ANSWER.verdict != "undone",
+        is_last(_ANSWER),
+    )
+    .order_by(_ANSWER.id.desc())
+    .limit(1)
+)  # fmt: skip
 
 
 # --- looking ---
@@ -498,7 +605,7 @@ def undo(s: Session, campaign_id: int, annotator_id: int, now: datetime | None =
 
 def progress(s: Session, campaign_id: int, annotator_id: int | None = None) -> Progress:
     """See `Progress`. For one annotator `total` counts the tasks they did and those they may still do."""
-    row = campaign_row(s, campaign_id)
+    campaign_row(s, campaign_id)
     living = (
         select(m.Judgment.verdict, func.count())
         .join(m.Task, m.Task.id == m.Judgment.task_id)
@@ -508,7 +615,7 @@ def progress(s: Session, campaign_id: int, annotator_id: int | None = None) -> P
     if annotator_id is not None:
         mine = dict(s.execute(living.where(m.Judgment.annotator_id == annotator_id)).tuples().all())
         done = sum(mine.values())
-        return Progress(done, done + left(s, row, annotator_id), mine, done)
+        return Progress(done, done + left(s, campaign_id, annotator_id), mine, done)
     by_verdict: dict[str, int] = dict(s.execute(living).tuples().all())
     tasks = select(m.Task.wanted, m.Task.answers, func.count()).where(m.Task.campaign_id == campaign_id, m.Task.kind != "gold")
     total = full = answers = 0

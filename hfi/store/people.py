@@ -10,10 +10,11 @@ import hmac
 import json
 import math
 import secrets
-import threading
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from sqlalchemy import bindparam, delete, exists, func, select, update
@@ -32,7 +33,9 @@ FIRST_WAIT, LAST_WAIT = 2, 15 * 60  # seconds
 _FORGET = timedelta(days=1)  # a name that nobody tried for so long starts anew
 _N, _R, _P = 2**14, 8, 1  # scrypt: 16 MB and some 50 ms
 _NOBODY = f"scrypt${_N}${_R}${_P}${'00' * 16}${'00' * 32}"  # no password has this hash
-_ONE = threading.Lock()  # one scrypt at a time: however many sign in, it is 16 MB
+# One scrypt at a time, and always in the same thread: however many sign in, it is 16 MB. In every thread that answers, the C library
+# would keep as much for good.
+_ONE = ThreadPoolExecutor(1, "scrypt")
 
 
 class SignInRefused(HfiError):
@@ -273,7 +276,8 @@ _STANDING = (  # built once, of tables: every request asks it
 
 def standing(s: Session, annotator_id: int) -> Standing | None:
     """None for an annotator that there is not."""
-    row = s.execute(_STANDING, {"person": annotator_id}).one_or_none()
+    s.flush()
+    row = s.connection().execute(_STANDING, {"person": annotator_id}).one_or_none()
     if row is None:
         return None
     return Standing(
@@ -303,8 +307,8 @@ def _fits(password: str, stored: str) -> bool:
 
 
 def _scrypt(words: str, salt: bytes, n: int, r: int, p: int) -> bytes:
-    with _ONE:
-        return hashlib.scrypt(words.encode("utf-8", "surrogatepass"), salt=salt, n=n, r=r, p=p, maxmem=2**26, dklen=32)
+    work = partial(hashlib.scrypt, salt=salt, n=n, r=r, p=p, maxmem=2**26, dklen=32)
+    return _ONE.submit(work, words.encode("utf-8", "surrogatepass")).result()
 
 
 # --- consent ---

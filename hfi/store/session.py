@@ -1,7 +1,8 @@
 """Engines and transactions. SQLite as it has to be set for several writers; any other database as SQLAlchemy has it."""
 
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -14,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from hfi.errors import HfiError, NoRoom
 
-__all__ = ["Engine", "Session", "connect", "reading", "writing"]
+__all__ = ["Busy", "Engine", "Session", "connect", "reading", "writing"]
 
 _BUSY_MS = 30_000
 _FULL = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")  # the second where a file beside the database cannot grow
@@ -30,7 +31,8 @@ def connect(url: str, *, create: bool = False) -> Engine:
                 raise HfiError(f"cannot open the database {file}: there is no folder {file.parent}; check HFI_DATABASE_URL")
             if not create and not file.exists():
                 raise HfiError(f"the database {file} is missing: {_restore(file)}, or make an empty one with 'hfi init'")
-        engine = create_engine(parsed)
+        # nobody waits for a connection while holding the turn to write; the last one used has its pages still in memory
+        engine = create_engine(parsed, max_overflow=-1, pool_use_lifo=True)
     except (ArgumentError, NoSuchModuleError, ValueError) as e:
         raise HfiError(
             f"{_hidden(url)} is no database URL: give one such as sqlite:////folder/hfi.db in HFI_DATABASE_URL, or unset it"
@@ -91,28 +93,61 @@ def _prepare_sqlite(connection: Any, record: Any) -> None:
 
 def _begin_sqlite(connection: Any) -> None:
     """A writer takes its lock at once: one that reads first and locks later fails at once when another wrote in between."""
-    read_only = connection.get_execution_options().get("hfi_read_only", False)
-    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+    options = connection.get_execution_options()
+    if options.get("hfi_wait", True):
+        connection.exec_driver_sql("BEGIN" if options.get("hfi_read_only") else "BEGIN IMMEDIATE")
+        return
+    driver = connection.connection.dbapi_connection
+    driver.execute("PRAGMA busy_timeout = 0")
+    try:
+        driver.execute("BEGIN IMMEDIATE")
+    except sqlite3.OperationalError as e:
+        if e.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+            raise
+        raise Busy from None
+    finally:
+        driver.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
+
+
+class Busy(Exception):
+    """Somebody else is writing, and the caller did not want to wait. Nothing has been done."""
 
 
 @contextmanager
-def writing(engine: Engine) -> Iterator[Session]:
+def writing(engine: Engine, *, wait: bool = True) -> Iterator[Session]:
     """A transaction that is committed at the end, or rolled back. Keep it short: on SQLite it is the only writer.
 
-    Threads of one process wait for one another here, in turn; SQLite would have them sleep and try again, some for long.
+    Threads of one process wait for one another here, in turn; SQLite would have them sleep and try again, some for long. Without
+    `wait`, Busy is raised where another one is writing to a SQLite database.
     """
-    turn = _turns.setdefault(engine, Lock()) if engine.dialect.name == "sqlite" else nullcontext()
-    with turn, sound(engine.url), Session(engine, expire_on_commit=False) as session, session.begin():
-        yield session
+    turn = _turns.setdefault(engine, Lock()) if engine.dialect.name == "sqlite" else Lock()
+    if not turn.acquire(blocking=wait):
+        raise Busy
+    try:
+        chosen = engine if wait else _with(engine, hfi_wait=False)
+        with sound(engine.url), Session(chosen, expire_on_commit=False) as session, session.begin():
+            yield session
+    finally:
+        turn.release()
 
 
 _turns: WeakKeyDictionary[Engine, Lock] = WeakKeyDictionary()
+_variants: WeakKeyDictionary[Engine, dict[str, Engine]] = WeakKeyDictionary()
+
+
+def _with(engine: Engine, **options: bool) -> Engine:
+    """The same engine and pool, with options; made once, which takes a while."""
+    known = _variants.setdefault(engine, {})
+    key = repr(options)
+    if key not in known:
+        known[key] = engine.execution_options(**options)
+    return known[key]
 
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Session]:
     """A consistent view that blocks nobody; nothing written in it is kept."""
-    with sound(engine.url), Session(engine.execution_options(hfi_read_only=True)) as session:
+    with sound(engine.url), Session(_with(engine, hfi_read_only=True)) as session:
         try:
             yield session
         finally:

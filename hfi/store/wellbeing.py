@@ -6,11 +6,12 @@ and by the harmful images in it; a person may cut a break short. Limits of a day
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, time, timedelta
-from typing import Literal
+from functools import lru_cache
+from typing import Any, Literal
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, insert, select, update
 from sqlalchemy.orm import Session
 
 from hfi.errors import HfiError, UsageError
@@ -72,6 +73,21 @@ class Seen:
 
 
 @dataclass(frozen=True)
+class Shift:
+    """A row of shifts, and the rules as the workspace has them."""
+
+    id: int
+    annotator_id: int
+    started_at: datetime
+    last_at: datetime
+    judgments: int
+    harmful: int
+    ended: str | None
+    rest_until: datetime | None
+    rules: str | None
+
+
+@dataclass(frozen=True)
 class Exposure:
     """What somebody looked at, today in UTC and ever since."""
 
@@ -81,14 +97,43 @@ class Exposure:
 
 # --- the rules ---
 
+# Every judgment asks these: statements built once, of tables and not of mapped classes.
+_SET: Any = m.Setting.__table__
+_S: Any = m.Shift.__table__
+_RULES = select(_SET.c.value).where(_SET.c.key == _KEY)
+_LAST = (
+    select(_S, _RULES.scalar_subquery().label("rules"))
+    .where(_S.c.annotator_id == bindparam("person"))
+    .order_by(_S.c.last_at.desc(), _S.c.id.desc())
+    .limit(1)
+)
+_BEFORE = select(_S).where(_S.c.annotator_id == bindparam("person"), _S.c.ended == "midnight", _S.c.last_at == bindparam("at"))
+_NOTED = (
+    update(_S)
+    .where(_S.c.id == bindparam("which"))
+    .values(
+        judgments=_S.c.judgments + 1, harmful=_S.c.harmful + bindparam("more"), last_at=bindparam("at"), ended=bindparam("end")
+    )
+)
+_ENDED = (
+    update(_S)
+    .where(_S.c.id == bindparam("which"))
+    .values(ended=bindparam("end"), last_at=bindparam("at"), rest_until=bindparam("until"))
+)
+
 
 def wellbeing(s: Session) -> Wellbeing:
     """The rules of this workspace; the usual ones where none were set."""
-    row = s.scalar(select(m.Setting).where(m.Setting.key == _KEY))
-    if row is None:
+    s.flush()
+    return _rules(s.execute(_RULES).scalar_one_or_none())
+
+
+@lru_cache(maxsize=8)
+def _rules(value: str | None) -> Wellbeing:
+    if value is None:
         return Wellbeing()
     try:
-        return Wellbeing(**json.loads(row.value))
+        return Wellbeing(**json.loads(value))
     except (TypeError, ValueError, UsageError) as e:
         raise HfiError(f"the setting {_KEY!r} in the database is damaged ({e}): set the breaks and limits anew") from e
 
@@ -105,39 +150,40 @@ def set_wellbeing(s: Session, rules: Wellbeing) -> None:
 # --- shifts ---
 
 
-def note(s: Session, annotator_id: int, harmful: bool, now: datetime | None = None) -> None:
-    """Counts a judgment towards the running shift, or starts one. Call it in the transaction of the judgment."""
+def note(s: Session, annotator_id: int, harmful: bool, now: datetime | None = None) -> Shift:
+    """Counts a judgment towards the running shift, or starts one; gives it as it is now. Call it in the transaction of the judgment."""
     now = now or now_utc()
     shift = _last(s, annotator_id)
+    more = int(harmful)
     if shift is None or not (_resting(shift, now) or _running(shift, now)):
         if shift is not None and shift.ended is None:
-            shift.ended = "pause"
-        shift = _start(s, annotator_id, now)
-    elif shift.last_at < _midnight(now) and not _resting(shift, now):  # every shift is of one day; `_stretch` joins them again
-        shift.last_at, shift.ended = _midnight(now), "midnight"
-        shift = _start(s, annotator_id, _midnight(now))
-    if not _resting(shift, now):  # what was on its way when the break began is counted, and ends no break
-        shift.ended = None
-        shift.last_at = max(shift.last_at, now)
-    shift.judgments += 1
-    shift.harmful += int(harmful)
-    s.flush()
+            _end(s, shift, "pause")
+        shift = _start(s, annotator_id, now, now, more)
+    elif not _resting(shift, now) and shift.last_at < _midnight(now):  # every shift is of one day; `_stretch` joins them again
+        _end(s, shift, "midnight", at=_midnight(now))
+        shift = _start(s, annotator_id, _midnight(now), now, more)
+    else:
+        shift = replace(shift, judgments=shift.judgments + 1, harmful=shift.harmful + more)
+        if not _resting(shift, now):  # what was on its way when the break began is counted, and ends no break
+            shift = replace(shift, last_at=max(shift.last_at, now), ended=None)
+        s.connection().execute(_NOTED, {"which": shift.id, "more": more, "at": shift.last_at, "end": shift.ended})
+    return shift
 
 
-def rest(s: Session, annotator_id: int, now: datetime | None = None) -> Rest | None:
-    """The rest that this person is to take now; a break that has become due begins with this call. Needs a writing session."""
+def rest(s: Session, annotator_id: int, now: datetime | None = None, *, shift: Shift | None = None) -> Rest | None:
+    """The rest that this person is to take now; a break that has become due begins with this call. Needs a writing session. `shift`:
+    what `note` gave."""
     now = now or now_utc()
-    rules = wellbeing(s)
-    shift = _last(s, annotator_id)
+    shift = shift or _last(s, annotator_id)
     if shift is None:
         return None
+    rules = _rules(shift.rules)
     running = shift.ended is None and _running(shift, now)
     if rules.day_minutes or rules.day_harmful:
         seen = exposure(s, annotator_id, now).today
         if _reached(seen.minutes, rules.day_minutes) or _reached(seen.harmful, rules.day_harmful):
             if running:
-                shift.ended = "day"
-                s.flush()
+                _end(s, shift, "day")
             return Rest("day", _midnight(now) + timedelta(days=1))
     if shift.rest_until is not None and _resting(shift, now):
         return Rest("count" if shift.ended == "count" else "time", shift.rest_until)
@@ -146,8 +192,7 @@ def rest(s: Session, annotator_id: int, now: datetime | None = None) -> Rest | N
         by_count = _reached(seen.harmful, rules.break_after)
         if by_count or _reached(seen.minutes, rules.break_minutes):
             found = Rest("count" if by_count else "time", now + timedelta(minutes=rules.break_length_minutes))
-            shift.ended, shift.rest_until = found.reason, found.until
-            s.flush()
+            _end(s, shift, found.reason, until=found.until)
             return found
     return None
 
@@ -157,56 +202,63 @@ def end_rest(s: Session, annotator_id: int, now: datetime | None = None) -> None
     now = now or now_utc()
     shift = _last(s, annotator_id)
     if shift is not None and _resting(shift, now):
-        shift.rest_until = now
-        s.flush()
+        _end(s, shift, shift.ended, until=now)
 
 
 def end_shift(s: Session, annotator_id: int, reason: str, now: datetime | None = None) -> None:
     """Closes the running shift, where there is one."""
     shift = _last(s, annotator_id)
     if shift is not None and shift.ended is None:
-        shift.ended = reason if _running(shift, now or now_utc()) else "pause"
-        s.flush()
+        _end(s, shift, reason if _running(shift, now or now_utc()) else "pause")
 
 
 def exposure(s: Session, annotator_id: int, now: datetime | None = None) -> Exposure:
-    every = list(s.scalars(select(m.Shift).where(m.Shift.annotator_id == annotator_id)))
+    every = s.execute(select(_S).where(_S.c.annotator_id == annotator_id)).all()
     midnight = _midnight(now or now_utc())
     return Exposure(_sum([one for one in every if one.started_at >= midnight]), _sum(every))
 
 
-def _last(s: Session, annotator_id: int) -> m.Shift | None:
-    query = select(m.Shift).where(m.Shift.annotator_id == annotator_id)
-    return s.scalar(query.order_by(m.Shift.last_at.desc(), m.Shift.id.desc()).limit(1))
+def _last(s: Session, annotator_id: int) -> Shift | None:
+    """This person's latest shift."""
+    s.flush()
+    row = s.connection().execute(_LAST, {"person": annotator_id}).one_or_none()
+    return None if row is None else Shift(**row._asdict())
 
 
-def _start(s: Session, annotator_id: int, at: datetime) -> m.Shift:
-    shift = m.Shift(annotator_id=annotator_id, started_at=at, last_at=at, judgments=0, harmful=0)
-    s.add(shift)
-    return shift
+def _start(s: Session, annotator_id: int, started: datetime, now: datetime, harmful: int) -> Shift:
+    """A shift with its first judgment."""
+    first = {"started_at": started, "last_at": now, "judgments": 1, "harmful": harmful}
+    s.connection().execute(insert(_S), {"annotator_id": annotator_id, **first})
+    found = _last(s, annotator_id)
+    assert found is not None
+    return found
 
 
-def _running(shift: m.Shift, now: datetime) -> bool:
+def _end(s: Session, shift: Shift, reason: str | None, *, at: datetime | None = None, until: datetime | None = None) -> None:
+    values = {"end": reason, "at": at or shift.last_at, "until": until or shift.rest_until}
+    s.connection().execute(_ENDED, {"which": shift.id, **values})
+
+
+def _running(shift: Shift, now: datetime) -> bool:
     return shift.ended in _GOES_ON and now - shift.last_at < PAUSE
 
 
-def _resting(shift: m.Shift, now: datetime) -> bool:
+def _resting(shift: Shift, now: datetime) -> bool:
     return shift.rest_until is not None and now < shift.rest_until
 
 
-def _stretch(s: Session, shift: m.Shift) -> Seen:
+def _stretch(s: Session, shift: Shift) -> Seen:
     """The shift with what came before midnight."""
-    parts = [shift]
-    before = select(m.Shift).where(m.Shift.annotator_id == shift.annotator_id, m.Shift.ended == "midnight")
+    parts: list[Any] = [shift]
     while parts[-1].started_at == _midnight(parts[-1].started_at):
-        found = s.scalar(before.where(m.Shift.last_at == parts[-1].started_at))
+        found = s.connection().execute(_BEFORE, {"person": shift.annotator_id, "at": parts[-1].started_at}).one_or_none()
         if found is None:
             break
         parts.append(found)
     return _sum(parts)
 
 
-def _sum(shifts: Sequence[m.Shift]) -> Seen:
+def _sum(shifts: Sequence[Any]) -> Seen:
     minutes = sum((one.last_at - one.started_at).total_seconds() for one in shifts) / 60
     return Seen(minutes, sum(one.judgments for one in shifts), sum(one.harmful for one in shifts))
 
