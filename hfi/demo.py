@@ -117,7 +117,7 @@ def simulate_judging(space: Workspace, concept: str = CONCEPT, made_by: str | No
     with writing(engine) as session:
         pictures = queries.images(session, run=made_by)
         campaign = campaigns.ensure_campaign(
-            session, concept, CAMPAIGN, image_ids=[p.id for p in pictures], overlap=len(ANNOTATORS)
+            session, concept, CAMPAIGN, image_ids=[p.id for p in pictures], asking=campaigns.Asking(overlap=len(ANNOTATORS))
         )
     if not pictures:
         raise HfiError(f"no images in {space.path}: remove the folder and start again")
@@ -125,12 +125,15 @@ def simulate_judging(space: Workspace, concept: str = CONCEPT, made_by: str | No
     shas = [p.sha256 for p in pictures]
     scores = detector([space.images.load(sha) for sha in shas])[concept]
     shows = dict(zip(shas, (scores > threshold_of(detector, concept)).tolist(), strict=True))
-    with reading(engine) as session:
+    with writing(engine) as session:
+        campaigns.set_state(session, campaign.id, "open")
         done = sum(judging.progress(session, campaign.id).by_verdict.values())
     total = campaign.tasks * len(ANNOTATORS)
     with progress("simulated annotators judging", total, "judgments", min(done, total)) as advance:
         for seed, annotator in enumerate(ANNOTATORS):
             judge(engine, campaign.id, annotator, shows.__getitem__, seed=seed, done=advance)
+    with writing(engine) as session:
+        campaigns.set_state(session, campaign.id, "closed")  # it is not offered to people
 
 
 def write_demo_report(space: Workspace, rows: list[Row]) -> Path:

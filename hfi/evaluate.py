@@ -173,8 +173,8 @@ def evaluate(
     by = Instruments(detector, backbone, features, lpips)
     _check(systems, concept, prompt_sets, detector, images)
     jobs = {name: plan(prompts, images, seed) for name, prompts in prompt_sets.items()}
-    for system in systems:
-        _sample_system(system, jobs, folder)
+    for i, system in enumerate(systems, 1):
+        _sample_system(system, jobs, folder, f"{i} of {len(systems)}")
 
     rows: list[Row] = []
     lines: list[dict[str, Any]] = []
@@ -399,14 +399,14 @@ def _file(folder: Path, system: System, name: str, i: int) -> Path:
     return folder / "images" / system.folder / name / f"{i:05d}.png"
 
 
-def _sample_system(system: System, jobs: Mapping[str, list[tuple[Prompt, int]]], folder: Path) -> None:
+def _sample_system(system: System, jobs: Mapping[str, list[tuple[Prompt, int]]], folder: Path, place: str) -> None:
     """Samples every image of the system that is not in `folder` yet."""
     missing = {name: _missing(system, name, job, folder) for name, job in jobs.items()}
     total = sum(len(job) for job in jobs.values())
     done = total - sum(len(m) for m in missing.values())
     if done == total:
         return
-    title = f"sampling {system_name((system.method, system.conditioning))}"
+    title = f"sampling {system_name((system.method, system.conditioning))}, {place}"
     with progress(title, total, "images", done) as advance:
         for name, todo in missing.items():
             if not todo:

@@ -116,7 +116,7 @@ def select(prompts: Sequence[Prompt], where: Mapping[str, str] | None = None, li
     where = where or {}
     known = {tag for prompt in prompts for tag in prompt.tags}
     if unknown := sorted(set(where) - known):
-        raise UsageError(f"no prompt has a {unknown[0]!r}: known are {', '.join(sorted(known)) or 'none'}, and limit")
+        raise UsageError(f"no prompt has a {unknown[0]!r}: known are {', '.join([*sorted(known), 'limit'])}")
     bounds = {tag: _range(tag, value) for tag, value in where.items() if ".." in value}
 
     def meets(prompt: Prompt, tag: str) -> bool:

@@ -41,7 +41,9 @@ def judge(path: Path, model: Path) -> Path:
         queries.add_concept(s, Concept("fog", "Fog", initial_word="cat", prompt="a dog"))
         queries.add_concept(s, Concept("mist", "Mist", initial_word="cat"))
         images = queries.images(s)
-        campaign = campaigns.ensure_campaign(s, "fog", "first", image_ids=[i.id for i in images], overlap=1)
+        campaign = campaigns.ensure_campaign(
+            s, "fog", "first", image_ids=[i.id for i in images], asking=campaigns.Asking(overlap=1)
+        )
         person = queries.ensure_annotator(s, "Ann")
     x = ClipBackbone.load(model / "clip").images([space.images.load(i.sha256) for i in images])
     first = np.linalg.svd(x - x.mean(0), full_matrices=False)[0][:, 0]

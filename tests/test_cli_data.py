@@ -558,7 +558,7 @@ def test_rankings_come_back(hfi: Hfi, workspace: Workspace, tmp_path: Path) -> N
         hfi("import", tmp_path / "p", "-w", path)
         hfi("concept", "add", "brava", "--question", "ranking", "-w", path)
     with writing(workspace.engine()) as s:
-        campaign = campaigns.ensure_campaign(s, "brava", "default", image_ids=[1, 2, 3, 4], group_size=4)
+        campaign = campaigns.ensure_campaign(s, "brava", "default", image_ids=[1, 2, 3, 4], asking=campaigns.Asking(group_size=4))
         ann = q.ensure_annotator(s, "Ann")
         claim = judging.claim_next(s, campaign.id, ann.id)
         assert claim
@@ -601,7 +601,7 @@ def test_status_counts_people_and_simulations_apart(hfi: Hfi, space: Workspace, 
     assert "none yet" in hfi("labels", "status", *w).stdout
     hfi("labels", "import", write(tmp_path / "l.csv", BY_HAND), "-c", "smoking", *w)
     with writing(space.engine()) as s:
-        campaign = campaigns.ensure_campaign(s, "smoking", "default", image_ids=[1, 2, 3], overlap=2)
+        campaign = campaigns.ensure_campaign(s, "smoking", "default", image_ids=[1, 2, 3], asking=campaigns.Asking(overlap=2))
         bot = q.ensure_annotator(s, "Bot", simulated=True)
         claim = judging.claim_next(s, campaign.id, bot.id)
         assert claim

@@ -379,7 +379,9 @@ def test_mistakes_of_reward(hfi: Hfi, space: Path, args: list[str], words: str) 
 def test_one_class_of_judgment_only(hfi: Hfi, space: Path) -> None:
     engine = Workspace.open(space).engine()
     with writing(engine) as s:
-        campaign = campaigns.ensure_campaign(s, "mist", "first", image_ids=[i.id for i in queries.images(s, limit=5)], overlap=1)
+        campaign = campaigns.ensure_campaign(
+            s, "mist", "first", image_ids=[i.id for i in queries.images(s, limit=5)], asking=campaigns.Asking(overlap=1)
+        )
         person = queries.ensure_annotator(s, "Ann")
         while claim := judging.claim_next(s, campaign.id, person.id):
             judging.submit(s, claim.token, person.id, "clean", f"m-{claim.token}")
@@ -537,7 +539,9 @@ def two_concepts(hfi: Hfi, space: Path) -> Path:
     engine = home.engine()
     fog = {sha: found.y for sha, found in soft_labels(freeze(engine, "fog")).items()}
     with writing(engine) as s:
-        campaign = campaigns.ensure_campaign(s, "mist", "m", image_ids=[i.id for i in queries.images(s)], overlap=1)
+        campaign = campaigns.ensure_campaign(
+            s, "mist", "m", image_ids=[i.id for i in queries.images(s)], asking=campaigns.Asking(overlap=1)
+        )
         person = queries.ensure_annotator(s, "Ann")
         while claim := judging.claim_next(s, campaign.id, person.id):
             verdict = "clean" if fog[claim.images[0].sha256] > 0.5 else "shows"
@@ -619,7 +623,9 @@ def test_a_ranking_question_goes_all_the_way(hfi: Hfi, space: Path, model: Path)
     with writing(engine) as s:
         queries.add_concept(s, Concept("haze", "Haze", initial_word="cat", question="ranking"))
         images = queries.images(s)
-        campaign = campaigns.ensure_campaign(s, "haze", "first", image_ids=[i.id for i in images], overlap=1)
+        campaign = campaigns.ensure_campaign(
+            s, "haze", "first", image_ids=[i.id for i in images], asking=campaigns.Asking(overlap=1)
+        )
         person = queries.ensure_annotator(s, "Ann")
     x = clip.images([home.images.load(i.sha256) for i in images])
     first = np.linalg.svd(x - x.mean(0), full_matrices=False)[0][:, 0]

@@ -91,7 +91,7 @@ def test_simulated_annotators_slip_at_their_stated_rates_and_the_same_way_twice(
             queries.add_image(session, queries.Provenance(key=sha, sha256=sha, width=1, height=1, source="imported")).id
             for sha in shas
         ]
-        campaign = campaigns.ensure_campaign(session, "smoking", "c", image_ids=ids, overlap=2)
+        campaign = campaigns.ensure_campaign(session, "smoking", "c", image_ids=ids, asking=campaigns.Asking(overlap=2))
     truth = {sha: i % 2 == 0 for i, sha in enumerate(shas)}
     assert judge(engine, campaign.id, sloppy, truth.__getitem__, seed=1) == 300
     assert judge(engine, campaign.id, sloppy, truth.__getitem__, seed=1) == 0

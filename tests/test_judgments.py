@@ -47,7 +47,7 @@ def judged(engine: Engine, people: tuple[tuple[str, bool, str], ...]) -> None:
         q.add_concept(s, Concept("smoking", "Smoking"))
         about = {"width": 8, "height": 8, "source": "generated"}
         ids = [q.add_image(s, q.Provenance(key=f"k{i}", sha256=f"{i:064x}", prompt=f"p{i}", **about)).id for i in range(3)]  # type: ignore[arg-type]
-        campaign = campaigns.ensure_campaign(s, "smoking", "default", image_ids=ids, overlap=9)
+        campaign = campaigns.ensure_campaign(s, "smoking", "default", image_ids=ids, asking=campaigns.Asking(overlap=9))
         for name, simulated, verdict in people:
             who = q.ensure_annotator(s, name, simulated)
             while (claim := judging.claim_next(s, campaign.id, who.id, NOON)) is not None:

@@ -291,7 +291,7 @@ def judged(space: Workspace, engine: Engine, names: tuple[str, ...], images: int
         for i in range(images):
             sha = space.images.put(Image.new("RGB", (8, 8), (i, 100, 200)))
             ids.append(q.add_image(s, q.Provenance(key=f"{i:064}", sha256=sha, width=8, height=8, source="generated")).id)
-        campaign = campaigns.ensure_campaign(s, "smoking", "people", image_ids=ids, overlap=overlap)
+        campaign = campaigns.ensure_campaign(s, "smoking", "people", image_ids=ids, asking=campaigns.Asking(overlap=overlap))
         for name in names:
             who = q.ensure_annotator(s, name)
             while claim := judging.claim_next(s, campaign.id, who.id):

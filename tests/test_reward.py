@@ -263,8 +263,8 @@ def test_rankings_that_order_nothing_are_no_evidence() -> None:
 @pytest.mark.parametrize(
     ("y", "words"),
     [
-        ([1.0] * 9, "every one of the 9 judged images shows the concept"),
-        ([0.0] * 9, "is clean"),
+        ([1.0] * 8 + [0.5], "of 9 judged images 8 show the concept, 0 are clean and 1 are undecided"),
+        ([0.0] * 9, "0 show the concept, 9 are clean, so"),
         ([1.0, 1.0, 0.0, 0.0, 0.0], "2 images show the concept and 3 are clean"),
     ],
 )

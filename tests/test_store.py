@@ -4,6 +4,7 @@ import gzip
 import shutil
 import sqlite3
 import threading
+import time
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from hfi.store import campaigns, judging, record
 from hfi.store import models as m
 from hfi.store import queries as q
 from hfi.store.migrate import check_current, status, upgrade
-from hfi.store.session import Engine, connect, reading, writing
+from hfi.store.session import Busy, Engine, connect, reading, writing
 from hfi.workspace import Workspace
 
 NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)
@@ -69,7 +70,9 @@ def fill(engine: Engine, images: int, *, overlap: int = 1, question: str = "bina
     with writing(engine) as s:
         q.add_concept(s, Concept("smoking", "Smoking", question=question))  # type: ignore[arg-type]
         made = [q.add_image(s, provenance(i)).id for i in range(images)]
-        return campaigns.ensure_campaign(s, "smoking", "default", image_ids=made, overlap=overlap, lease_seconds=lease)
+        return campaigns.ensure_campaign(
+            s, "smoking", "default", image_ids=made, asking=campaigns.Asking(overlap=overlap, lease_seconds=lease)
+        )
 
 
 def provenance(i: int) -> q.Provenance:
@@ -363,7 +366,7 @@ def test_a_campaign_takes_new_images_and_keeps_old_tasks(engine: Engine) -> None
         assert campaigns.ensure_campaign(s, "smoking", "default", image_ids=ids).tasks == 5
         assert judging.progress(s, campaign.id, ann.id) == judging.Progress(1, 5, {"shows": 1}, 1)
         with pytest.raises(HfiError, match="asks 1 people"):
-            campaigns.ensure_campaign(s, "smoking", "default", image_ids=ids, overlap=2)
+            campaigns.ensure_campaign(s, "smoking", "default", image_ids=ids, asking=campaigns.Asking(overlap=2))
         with pytest.raises(NotFound, match="known are smoking"):
             campaigns.ensure_campaign(s, "gore", "default", image_ids=ids)
         with pytest.raises(NotFound):
@@ -794,3 +797,25 @@ def test_a_file_that_is_no_database_is_said_and_a_password_is_not(tmp_path: Path
     with pytest.raises(HfiError) as told:
         connect("postgresql+nodriver://ann:secret@host/db")
     assert "secret" not in str(told.value)
+
+
+def test_who_does_not_want_to_wait_is_told_at_once_and_has_done_nothing(engine: Engine) -> None:
+    def add(name: str) -> None:
+        with writing(engine, wait=False) as s:
+            q.ensure_annotator(s, name)
+
+    add("Ann")
+    with writing(engine), pytest.raises(Busy):  # somebody else in this program
+        add("Bob")
+    with closing(sqlite3.connect(str(engine.url.database), isolation_level=None)) as other:  # and in another one
+        other.execute("BEGIN IMMEDIATE")
+        before = time.monotonic()
+        for _ in range(3):
+            with pytest.raises(Busy):
+                add("Bob")
+        assert time.monotonic() - before < 5  # busy_timeout is 30 s
+        other.execute("ROLLBACK")
+    add("Cem")
+    with reading(engine) as s:
+        assert sorted(s.scalars(select(m.Annotator.name))) == ["Ann", "Cem"]
+        assert s.connection().exec_driver_sql("PRAGMA busy_timeout").scalar_one() == 30_000

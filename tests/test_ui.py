@@ -4,7 +4,10 @@ import io
 import json
 import re
 import socket
+import sqlite3
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from sqlalchemy import text as sql
 from starlette.requests import Request
 from starlette.testclient import TestClient
 
+from hfi.cli.ui import _listen
 from hfi.concepts import Concept
 from hfi.errors import HfiError, NotFound
 from hfi.images import ImageStore
@@ -625,7 +629,7 @@ def test_people_judge_what_simulations_judged_and_are_told(workspace: Workspace)
     engine, _ = fill(workspace, overlap=1)
     with writing(engine) as s:
         ids = [image.id for image in q.images(s)]
-        other = campaigns.ensure_campaign(s, "smoking", "simulated", image_ids=ids, overlap=1)
+        other = campaigns.ensure_campaign(s, "smoking", "simulated", image_ids=ids, asking=campaigns.Asking(overlap=1))
 
     client = app_client(workspace, engine)
     assert client.post("/enter", data={"name": "Kim"}).headers["location"] == "/work", "there are two to choose from"
@@ -684,3 +688,25 @@ def test_the_command_says_what_is_missing_before_it_starts(workspace: Workspace,
         q.add_concept(s, Concept("brava", "Brava", question="ranking"))
     assert "--concept" in error()
     assert "five" in error("--concept", "brava")
+
+
+def test_a_judgment_waits_in_a_thread_while_another_program_writes(workspace: Workspace) -> None:
+    kim = seat(workspace)
+    body = {"token": kim.token(), "verdict": "shows", "once": "while another writes"}
+    with (
+        TestClient(build_app(workspace, kim.desk.engine), base_url="http://127.0.0.1:7860") as client,
+        closing(sqlite3.connect(str(kim.desk.engine.url.database), isolation_level=None)) as other,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        client.post("/enter", data={"name": "Kim"})
+        other.execute("BEGIN IMMEDIATE")
+        sent = pool.submit(client.post, "/api/judge", json=body)
+        assert client.get("/api/messages").status_code == 200, "the server answers others meanwhile"
+        assert not sent.done()
+        other.execute("ROLLBACK")
+        assert sent.result(timeout=20).json()["done"] == 1
+
+
+def test_the_server_listens_without_nagles_algorithm() -> None:
+    with closing(_listen("127.0.0.1", 0)) as listener:
+        assert listener.proto == socket.IPPROTO_TCP  # what asyncio looks at before it sets TCP_NODELAY

@@ -36,7 +36,7 @@ def fill(space: Workspace, *slugs: str, images: int = 4) -> Engine:
             ids.append(q.add_image(s, q.Provenance(key=f"{i:064}", sha256=sha, width=8, height=8, source="generated")).id)
         for slug in slugs:
             q.add_concept(s, Concept(slug, slug.capitalize()))
-            campaigns.ensure_campaign(s, slug, "people", image_ids=ids, overlap=3)
+            campaigns.ensure_campaign(s, slug, "people", image_ids=ids, asking=campaigns.Asking(overlap=3))
         people.add_account(s, "Ann", PASSWORD, "manager")
         people.add_account(s, "Bob", PASSWORD)
     return engine
@@ -196,7 +196,7 @@ def test_the_list_says_what_there_is_to_do_and_how_far_it_is(workspace: Workspac
         claim = judging.claim_next(s, 2, bob)
         assert claim is not None
         judging.submit(s, claim.token, bob, "shows", "gore 1")
-        campaigns.ensure_campaign(s, "gore", "again", image_ids=[1], overlap=1)
+        campaigns.ensure_campaign(s, "gore", "again", image_ids=[1], asking=campaigns.Asking(overlap=1))
     page = client.get("/work").text
     for words in ("4 of 4 done", "All done", "1 of 4 done", "Go on", "0 of 1 done", "again"):
         assert words in page, words

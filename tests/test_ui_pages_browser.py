@@ -25,7 +25,7 @@ def fill(space: Workspace, *slugs: str) -> None:
             ids.append(q.add_image(s, q.Provenance(key=f"{i:064}", sha256=sha, width=64, height=64, source="generated")).id)
         for slug in slugs:
             q.add_concept(s, Concept(slug, slug.capitalize()))
-            campaigns.ensure_campaign(s, slug, "people", image_ids=ids, overlap=3)
+            campaigns.ensure_campaign(s, slug, "people", image_ids=ids, asking=campaigns.Asking(overlap=3))
         people.add_account(s, "Ann", PASSWORD, "manager")
         people.add_account(s, "A name of " + "many " * 13, PASSWORD)
         people.set_contact(s, "Dr. Park, park@example.org")

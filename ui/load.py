@@ -211,7 +211,7 @@ def run(path: Path, config: LoadConfig) -> dict[str, Any]:
 
 
 def verify(engine: Engine, acknowledged: set[str], before: int = 0) -> dict[str, int]:
-    """lost: acknowledged, not in the database. unasked: in it, never acknowledged and not the last of anyone (a judgment whose
+    """lost: acknowledged, not in the database. unacknowledged: in it, never acknowledged and not the last of anyone (a judgment whose
     answer was cut off by a kill may be there once). duplicate: two living judgments of one person on a task. over: tasks with more
     answers, or more people, than they ask for."""
     with reading(engine) as s:

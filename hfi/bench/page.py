@@ -103,6 +103,19 @@ def markdown(rows: Sequence[Row], costs: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(out)
 
 
+def headlines(rows: Sequence[Row]) -> list[str]:
+    """A sentence for each table: what the best system leaves."""
+    found = []
+    for table in dict.fromkeys(row.concept for row in rows):
+        ours = [row for row in rows if row.concept == table]
+        best, harm = best_system(ours), harm_set(ours) or ""
+        before, after = (lookup(ours, s, harm, "concept_rate") if s else None for s in ((BASE, "none"), best))
+        if best and before and after:
+            shares = f"{before.text()} -> {after.text()} on {harm} prompts"
+            found.append(f"{table}: {shares} with {system_name(best)}, {_chosen(ours)}")
+    return found
+
+
 def _cell(row: Row | None) -> str:
     if row is None:
         return ""

@@ -119,7 +119,7 @@ def _chosen(plan: "Plan", names: list[str] | None) -> "Plan":
 
 def _run(plan: "Plan", space: Workspace, name: str, only: list[str] | None, as_json: bool) -> None:
     from hfi.bench.costs import costs
-    from hfi.bench.page import markdown, render
+    from hfi.bench.page import headlines, markdown, render
     from hfi.bench.tables import Bench, measure, write_tables
     from hfi.cli.common import check_writable, find_file, judged
     from hfi.cli.evaluate import backbone_reference, detector_spec
@@ -201,8 +201,11 @@ def _run(plan: "Plan", space: Workspace, name: str, only: list[str] | None, as_j
         typer.echo(json.dumps([asdict(row) for row in rows]))
         return
     typer.echo(markdown(rows, spent))
+    for line in headlines(rows):
+        typer.echo(line)
     if only is not None:
         return
+    typer.echo("")
     for file in ("report.html", "results.json", "results.csv", "tables.md"):
         typer.echo(run.path / file)
 

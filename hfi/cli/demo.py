@@ -1,6 +1,8 @@
 """`hfi demo`: the whole loop on the embedded model."""
 
 import shlex
+import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -28,4 +30,5 @@ def demo(
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     typer.echo(f"\n{SIMULATED}.")
     typer.echo(f"\n{report}\n{report.with_name('results.json')}\n{minutes} min {seconds} s")
-    typer.echo(f"\nNext: hfi ui --workspace {workspace}   judge the same images yourself")
+    program = "hfi" if shutil.which("hfi") else Path(sys.executable).with_name("hfi")
+    typer.echo(f"\nNext: {program} ui --workspace {workspace}   judge the same images yourself")

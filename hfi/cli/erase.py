@@ -121,7 +121,13 @@ def erase(
     *,
     model: ModelOption,
     concept: Annotated[str, typer.Option("--concept", "-c", help="The concept to remove; several with commas between them.")],
-    method: Annotated[str, typer.Option(help=f"How: {' or '.join(METHODS)}.")] = "sdd",
+    method: Annotated[
+        str,
+        typer.Option(
+            help=f"How: {' or '.join(METHODS)}. sdd is the paper's; sdd-context removes much more where prompts do not name the "
+            "concept, see docs/results.md."
+        ),
+    ] = "sdd",
     token: Annotated[
         list[str] | None,
         typer.Option(

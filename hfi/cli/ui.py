@@ -136,7 +136,9 @@ def _campaign(session: Session, concept: Concept, name: str, file: Path | None) 
         return known
     every = queries.images(session)
     ids = [image.id for image in (_listed(file, every) if file else every)]
-    found = campaigns.ensure_campaign(session, concept.slug, name, image_ids=ids, overlap=known.overlap if known else OVERLAP)
+    found = campaigns.ensure_campaign(
+        session, concept.slug, name, image_ids=ids, asking=campaigns.Asking(overlap=known.overlap if known else OVERLAP)
+    )
     if not found.tasks:
         few = f"{len(ids)} images are too few for ranking questions about five" if ids else "there are no images to judge"
         raise HfiError(f"{few}: make some with 'hfi generate', or bring your own with 'hfi import'")

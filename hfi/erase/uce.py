@@ -1,4 +1,4 @@
-"""UCE: Unified Concept Editing (Gandikota et al. 2024, equation 7), a closed form for all matrices that read the text.
+"""UCE: Unified Concept Editing (Gandikota et al., WACV 2024, equation 7), a closed form for all matrices that read the text.
 
 For W, keys or values of a cross-attention, with edited text states c_i, what they should be read as t_i, and kept states p_j:
 
@@ -7,7 +7,8 @@ For W, keys or values of a cross-attention, with edited text states c_i, what th
        = W (I + sum_i (t_i - c_i) v_i^T),     v_i = (sum c_i c_i^T + b sum p_j p_j^T + lambda I)^-1 c_i
 
 So W' = W E with one matrix E for every W: the text is edited before it is read. The change has rank N at most, the number of edited
-states, and a LoRA of that rank is exact. (The paper weighs the first sum too; only ratios of the weights matter, and its is 1.)
+states, and a LoRA of that rank is exact. (The paper weighs the first sum too; only ratios of the weights matter, and its is 1. What
+it writes v_i is W t_i here; lambda, which keeps the inverse bounded, is of the authors' code and not of the equation.)
 
     c_i  the states of the concept's text at its own tokens, one by one, and at the end-of-text token, which sums it up
     t_i  the states of the empty text at the same positions

@@ -2,7 +2,7 @@
 
     e  = e_0 + s_g (e_p - e_0 - g)                              (3)  in the warm-up steps without g
     g  = mu (e_s - e_0) + s_m nu                                (4), (7)
-    mu = min(1, s_S |e_p - e_s|) where e_p - e_s < lambda, else 0  (6)
+    mu = min(1, s_S |e_p - e_s|) where e_p - e_s < lambda, else 0  (6), in which max is printed
     nu <- beta nu + (1 - beta) g, from 0, warm-up included      (8)
 
 e_0, e_p, e_s: outputs for no prompt, for the prompt, and for the concepts' joined text; all products element by element, so an

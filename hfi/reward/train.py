@@ -163,10 +163,11 @@ def check_labels(labels: Labels) -> None:
         return
     shows, clean = int((labels.y > 0.5).sum()), int((labels.y < 0.5).sum())
     if not shows or not clean:
-        only = "shows the concept" if shows else "is clean"
+        split = len(labels.y) - shows - clean
         raise NoJudgments(
-            f"only one class of judgment: every one of the {len(labels.y)} judged images {only}, so a reward has nothing to tell "
-            "apart; judge images of the other kind too (generate some from harmless prompts)"
+            f"only one class of judgment: of {len(labels.y)} judged images {shows} show the concept, {clean} are clean"
+            f"{f' and {split} are undecided' if split else ''}, so a reward has nothing to tell apart; judge images of the other kind "
+            "too (generate some from harmless prompts)"
         )
     if min(shows, clean) < 3:
         raise NoJudgments(

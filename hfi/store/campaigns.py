@@ -51,28 +51,25 @@ class Asking:
 
 
 def ensure_campaign(
-    s: Session, concept_slug: str, name: str, *, image_ids: Sequence[int], seed: int = 0, overlap: int | None = None,
-    lease_seconds: int | None = None, group_size: int | None = None, asking: Asking | None = None,
-) -> Campaign:  # fmt: skip
+    s: Session, concept_slug: str, name: str, *, image_ids: Sequence[int], seed: int = 0, asking: Asking = Asking()
+) -> Campaign:
     """The concept's campaign of this name, made where there is none, with a task for each image that it has none for yet.
 
     New tasks come in an order shuffled by `seed`, after those that are there; benign images lie evenly between them. A ranking
     campaign groups `group_size` images a task; a rest smaller than that waits for more images. A comparing campaign takes its
     images in pairs, as they are given. HfiError where the campaign exists with another overlap, and for a gold answer that its
-    question does not know. `overlap`, `lease_seconds` and `group_size` stand for those of `asking`.
+    question does not know.
     """
-    given = {"overlap": overlap, "lease_seconds": lease_seconds, "group_size": group_size}
-    ask = asking or Asking(**{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
-    row = _row(s, concept_slug, name, ask)
+    row = _row(s, concept_slug, name, asking)
     held = select(m.TaskImage.image_id).join(m.Task).where(m.Task.campaign_id == row.id)
     known = set(s.scalars(held))
     last = s.scalar(select(func.max(m.Task.place)).where(m.Task.campaign_id == row.id))
     place = 0 if last is None else last + 1
     rng = np.random.default_rng([seed, place])
-    gold = {i: verdict for i, verdict in ask.gold.items() if i not in known}
-    benign = [i for i in dict.fromkeys(ask.benign) if i not in known and i not in gold]
+    gold = {i: verdict for i, verdict in asking.gold.items() if i not in known}
+    benign = [i for i in dict.fromkeys(asking.benign) if i not in known and i not in gold]
     fresh = [i for i in dict.fromkeys(image_ids) if i not in known and i not in gold and i not in benign]
-    size = {"binary": 1, "compare": 2}.get(row.question, ask.group_size)
+    size = {"binary": 1, "compare": 2}.get(row.question, asking.group_size)
     if row.question == "compare":
         groups = [fresh[i : i + 2] for i in range(0, len(fresh) - 1, 2)]
         groups = [groups[i] for i in rng.permutation(len(groups))]

@@ -1,6 +1,7 @@
 """What the program does with the database, as verbs. Each takes a session (`writing` or `reading`) and returns frozen dataclasses.
 
-Here: images, concepts and annotators. Beside it: campaigns.py, judging.py, showing.py, record.py (what was judged), people.py.
+Here: images, concepts and annotators. Beside it: campaigns.py, choosing.py (images for them), judging.py, showing.py, record.py (what
+was judged), adjudicating.py, overview.py, wellbeing.py, people.py, rounds.py, jobs.py, imports.py.
 """
 
 import secrets
