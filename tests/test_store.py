@@ -1,11 +1,13 @@
 """The store: its guards, its verbs, and migrations that lose nothing."""
 
+import gc
 import gzip
 import shutil
 import sqlite3
 import threading
 import time
 import unicodedata
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
@@ -819,3 +821,13 @@ def test_who_does_not_want_to_wait_is_told_at_once_and_has_done_nothing(engine: 
     with reading(engine) as s:
         assert sorted(s.scalars(select(m.Annotator.name))) == ["Ann", "Cem"]
         assert s.connection().exec_driver_sql("PRAGMA busy_timeout").scalar_one() == 30_000
+
+
+def test_an_engine_that_nobody_uses_any_more_goes(engine: Engine) -> None:
+    another = connect(str(engine.url))
+    with writing(another), reading(another) as s:
+        assert not list(s.scalars(select(m.Judgment)))
+    gone = weakref.ref(another)
+    del another, s
+    gc.collect()
+    assert gone() is None

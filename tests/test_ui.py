@@ -710,3 +710,10 @@ def test_a_judgment_waits_in_a_thread_while_another_program_writes(workspace: Wo
 def test_the_server_listens_without_nagles_algorithm() -> None:
     with closing(_listen("127.0.0.1", 0)) as listener:
         assert listener.proto == socket.IPPROTO_TCP  # what asyncio looks at before it sets TCP_NODELAY
+
+
+def test_a_page_cannot_take_the_names_that_the_server_gives(client: TestClient) -> None:
+    enter(client)
+    token = client.get(STATE).json()["task"]["token"]
+    for once in ("undo-1234", "import-12345678", f"simulated-{token}"):
+        assert client.post("/api/judge", json={"token": token, "verdict": "shows", "once": once}).status_code == 422

@@ -16,6 +16,7 @@ names and database numbers stay on the server.
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import lru_cache
@@ -29,7 +30,7 @@ import gradio as gr
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import JSONResponse, Response
 from markdown_it import MarkdownIt
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 from starlette.concurrency import run_in_threadpool
 
 from hfi.errors import HfiError, NotFound
@@ -73,6 +74,14 @@ class Answer(BaseModel):
     filter: Literal["none", "blur", "grey", "both"] | None = None
     reveals: int | None = Field(None, ge=0, le=100_000)
     revealed_ms: int | None = Field(None, ge=0, le=_DAY_MS)
+
+    @field_validator("once")
+    @classmethod
+    def _of_a_page(cls, once: str) -> str:
+        """What the server itself gives an undo, an import and a simulation cannot come from a page: it would stand in their way."""
+        if once.startswith(("undo-", "import-", "simulated-")):
+            raise ValueError("this name is taken")
+        return once
 
 
 class Undoing(BaseModel):
@@ -256,9 +265,13 @@ def add_routes(
 ) -> None:
     """Adds what the page's script asks for. `person` gives the annotator who sent a request, and refuses whoever is none."""
     desk = Desk(engine, Pictures(images), next_step)
-    one_at_a_time = asyncio.Lock()
+    turn = asyncio.Lock()
 
-    # Each is one visit to a thread at most: a dependency, and a value in the place of a response, would be one more each.
+    async def in_turn(work: Callable[[], dict[str, Any]]) -> Response:
+        """What writes waits here for its turn, and not in the few threads, which others need. Each is one visit to a thread: a
+        dependency, and a value in the place of a response, would be one more each."""
+        async with turn if engine.dialect.name == "sqlite" else nullcontext():
+            return JSONResponse(await run_in_threadpool(work))
 
     @app.get("/api/messages")
     def say(request: Request) -> Response:
@@ -267,35 +280,30 @@ def add_routes(
         return JSONResponse({"lang": lang, "languages": messages.languages(), "words": words})
 
     @app.get("/api/campaigns/{campaign_id}/state")
-    def get_state(request: Request, campaign_id: Number) -> Response:
-        return JSONResponse(state(desk, person(request), campaign_id))
+    async def get_state(request: Request, campaign_id: Number) -> Response:
+        return await in_turn(lambda: state(desk, person(request), campaign_id))
 
     @app.post("/api/judge")
     async def post_judge(request: Request, given: Answer) -> Response:
-        def take(*, wait: bool = True) -> Response:
-            return JSONResponse(judge(desk, person(request), given, wait=wait))
-
         if engine.dialect.name != "sqlite":
-            return await run_in_threadpool(take)
-        # Two milliseconds here, where going to a thread and back takes as long again; it is left to one where another writes. The next
-        # ones wait meanwhile, or they would all be left to threads.
-        async with one_at_a_time:
-            try:
-                return take(wait=False)
-            except Busy:
-                return await run_in_threadpool(take)
+            return await in_turn(lambda: judge(desk, person(request), given))
+        async with turn:
+            try:  # two milliseconds here, where going to a thread and back takes as long again
+                return JSONResponse(judge(desk, person(request), given, wait=False))
+            except Busy:  # another program writes, or a manager's page
+                return JSONResponse(await run_in_threadpool(lambda: judge(desk, person(request), given)))
 
     @app.post("/api/campaigns/{campaign_id}/undo")
-    def post_undo(request: Request, campaign_id: Number, given: Undoing) -> Response:
-        return JSONResponse(undo(desk, person(request), campaign_id, given.done))
+    async def post_undo(request: Request, campaign_id: Number, given: Undoing) -> Response:
+        return await in_turn(lambda: undo(desk, person(request), campaign_id, given.done))
 
     @app.post("/api/campaigns/{campaign_id}/go-on")
-    def post_go_on(request: Request, campaign_id: Number) -> Response:
-        return JSONResponse(go_on(desk, person(request), campaign_id))
+    async def post_go_on(request: Request, campaign_id: Number) -> Response:
+        return await in_turn(lambda: go_on(desk, person(request), campaign_id))
 
     @app.post("/api/campaigns/{campaign_id}/stop")
-    def post_stop(request: Request, campaign_id: Number) -> Response:
-        return JSONResponse(stop(desk, person(request), campaign_id))
+    async def post_stop(request: Request, campaign_id: Number) -> Response:
+        return await in_turn(lambda: stop(desk, person(request), campaign_id))
 
     @app.get("/img/{token}/{position}")
     def get_image(request: Request, token: str, position: int, view: View = "plain", strength: Strength = 2) -> Response:

@@ -32,7 +32,8 @@ def connect(url: str, *, create: bool = False) -> Engine:
             if not create and not file.exists():
                 raise HfiError(f"the database {file} is missing: {_restore(file)}, or make an empty one with 'hfi init'")
         # nobody waits for a connection while holding the turn to write; the last one used has its pages still in memory
-        engine = create_engine(parsed, max_overflow=-1, pool_use_lifo=True)
+        options: dict[str, Any] = {"max_overflow": -1, "pool_use_lifo": True} if file else {}
+        engine = create_engine(parsed, **options)
     except (ArgumentError, NoSuchModuleError, ValueError) as e:
         raise HfiError(
             f"{_hidden(url)} is no database URL: give one such as sqlite:////folder/hfi.db in HFI_DATABASE_URL, or unset it"
@@ -101,9 +102,7 @@ def _begin_sqlite(connection: Any) -> None:
     driver.execute("PRAGMA busy_timeout = 0")
     try:
         driver.execute("BEGIN IMMEDIATE")
-    except sqlite3.OperationalError as e:
-        if e.sqlite_errorcode != sqlite3.SQLITE_BUSY:
-            raise
+    except sqlite3.DatabaseError:  # of several kinds; who waits for it will see which
         raise Busy from None
     finally:
         driver.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
@@ -124,30 +123,22 @@ def writing(engine: Engine, *, wait: bool = True) -> Iterator[Session]:
     if not turn.acquire(blocking=wait):
         raise Busy
     try:
-        chosen = engine if wait else _with(engine, hfi_wait=False)
-        with sound(engine.url), Session(chosen, expire_on_commit=False) as session, session.begin():
+        with sound(engine.url), Session(engine, expire_on_commit=False) as session, session.begin():
+            if not wait:
+                session.connection(execution_options={"hfi_wait": False})
             yield session
     finally:
         turn.release()
 
 
 _turns: WeakKeyDictionary[Engine, Lock] = WeakKeyDictionary()
-_variants: WeakKeyDictionary[Engine, dict[str, Engine]] = WeakKeyDictionary()
-
-
-def _with(engine: Engine, **options: bool) -> Engine:
-    """The same engine and pool, with options; made once, which takes a while."""
-    known = _variants.setdefault(engine, {})
-    key = repr(options)
-    if key not in known:
-        known[key] = engine.execution_options(**options)
-    return known[key]
 
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Session]:
     """A consistent view that blocks nobody; nothing written in it is kept."""
-    with sound(engine.url), Session(_with(engine, hfi_read_only=True)) as session:
+    with sound(engine.url), Session(engine) as session:
+        session.connection(execution_options={"hfi_read_only": True})
         try:
             yield session
         finally:

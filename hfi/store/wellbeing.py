@@ -251,7 +251,7 @@ def _stretch(s: Session, shift: Shift) -> Seen:
     """The shift with what came before midnight."""
     parts: list[Any] = [shift]
     while parts[-1].started_at == _midnight(parts[-1].started_at):
-        found = s.connection().execute(_BEFORE, {"person": shift.annotator_id, "at": parts[-1].started_at}).one_or_none()
+        found = s.connection().execute(_BEFORE, {"person": shift.annotator_id, "at": parts[-1].started_at}).first()
         if found is None:
             break
         parts.append(found)
