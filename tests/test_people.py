@@ -19,6 +19,7 @@ from hfi.store import queries as q
 from hfi.store.people import SignInRefused, check_password
 from hfi.store.session import Engine, reading, writing
 from hfi.workspace import Workspace
+from ui.app import build_app
 
 NOON = datetime(2026, 11, 27, 12, tzinfo=UTC)
 GOOD, OTHER = "correct horse battery", "another password"
@@ -379,11 +380,21 @@ def test_the_command_keeps_accounts(workspace: Workspace, hfi: Callable, tmp_pat
 
 def test_the_command_sets_what_people_agree_to(workspace: Workspace, hfi: Callable, tmp_path: Path) -> None:
     here = ("--workspace", workspace.path)
-    assert "no consent text yet" in hfi("user", "consent", *here).errors[0]
+    with writing(workspace.engine()) as s:
+        q.add_concept(s, Concept("smoking", "Smoking"))
+    ours = hfi("user", "consent", *here).stdout
+    with writing(workspace.engine()) as s:
+        assert people.consent_text(s) is None, "printing sets nothing"
+        people.add_account(s, "Ann", GOOD, "manager")
+    build_app(workspace, workspace.engine())
+    with reading(workspace.engine()) as s:
+        offered = people.consent_text(s)
+    assert offered is not None
+    assert (ours, "Smoking" in ours) == (f"{offered.body}\n", True), "what a server offers when it starts"
     (file := tmp_path / "consent.md").write_text(
         "<!-- en -->\nYou will see harm.\n<!-- ko -->\n해로운 이미지가 보입니다.\n", encoding="utf-8"
     )
-    assert "version 1" in hfi("user", "consent", file, "--contact", " Dr. Park \n", *here).stdout
+    assert "version 2" in hfi("user", "consent", file, "--contact", " Dr. Park \n", *here).stdout
     assert hfi("user", "consent", *here).stdout == file.read_text(encoding="utf-8")
     with reading(workspace.engine()) as s:
         assert people.contact(s) == "Dr. Park"
