@@ -241,7 +241,7 @@ def words(s: Session, space: Workspace, command: str, given: Mapping[str, Any]) 
         value = given.get(field.name)
         if value is None or (isinstance(value, str) and not value.strip()):
             if field.needed:
-                mistakes.append(f"{field.label.lower()} is missing")
+                mistakes.append(f"“{field.label}” is empty: {_wanted(field)}")
             continue
         try:
             found.append(f"{field.flag}={_checked(s, space, field, value)}")
@@ -252,6 +252,15 @@ def words(s: Session, space: Workspace, command: str, given: Mapping[str, Any]) 
     if str(given.get("prompts", "")).startswith("twins:"):  # each image has its own row and its own seed
         found = [word for word in found if not word.startswith("--images-per-prompt=")]
     return found
+
+
+def _wanted(field: Field) -> str:
+    """What to do about a value that is needed."""
+    if field.kind == "file":
+        return f"choose one, or make one first, with the step “{field.label}”"
+    if field.kind == "prompts":
+        return "choose where they come from, or type them"
+    return "choose one at the top" if field.kind == "concept" else "give one"
 
 
 def _checked(s: Session, space: Workspace, field: Field, value: Any) -> str:

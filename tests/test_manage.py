@@ -1,6 +1,7 @@
 """The managers' pages: nobody else gets anything from them, and managers get their work done in a real browser."""
 
 import io
+import json
 import os
 import shutil
 import socket
@@ -167,6 +168,35 @@ def test_the_same_calls_do_something_for_a_manager(site: Site) -> None:
     assert NOT_YOURS in refused.text
 
 
+@pytest.mark.parametrize(
+    ("button", "words"),
+    [
+        ("m-close", "No campaign is chosen: choose one, or make one below."),
+        ("m-open", "No campaign is chosen: choose one, or make one below."),
+        ("m-make", "The campaign has no name: give it one"),
+        ("m-decide-shows", "No image is shown: choose a campaign in which people disagree."),
+        ("m-back", "No campaign is chosen: choose one."),
+        ("m-invite", "Nobody is chosen: choose who is to judge."),
+        ("m-set-password", "Choose somebody who has an account."),
+        ("m-go-invert", "“Reward” is empty: choose one, or make one first, with the step “Reward”."),
+        ("m-stop", "No job is running."),
+    ],
+)
+def test_a_button_with_nothing_to_act_on_says_what_to_do(workspace: Workspace, button: str, words: str) -> None:
+    engine = workspace.engine()
+    asked.concept(engine)
+    with writing(engine) as s:
+        site = Site(workspace, engine, [], None, q.ensure_annotator(s, "Grace"))  # type: ignore[arg-type]
+    app, blocks = site.app()
+    (pressed,) = [i for i, block in blocks.blocks.items() if block.elem_id == button]
+    number = next(i for i, fn in blocks.fns.items() if (pressed, "click") in fn.targets)
+    data = [getattr(block, "value", None) for block in blocks.fns[number].inputs]
+    got = TestClient(app, headers={"x-role": "manager"}).post(
+        "/manage/gradio_api/run/predict", json={"fn_index": number, "data": data, "session_hash": "abc"}
+    )
+    assert words in json.loads(got.text)["error"], got.text
+
+
 def test_the_page_itself_holds_nothing_of_the_workspace(site: Site) -> None:
     client = site.client("manager")
     for path in ("/manage/", "/manage/config", "/manage/gradio_api/info"):
@@ -320,7 +350,7 @@ def test_a_campaign_is_looked_at_made_watched_and_closed(site: Site, tab: Callab
     assert "5 images" in page.inner_text("#m-preview")
     assert names(site.engine) == ["people"], "a look makes nothing"
     page.click("#m-make")
-    page.wait_for_selector("text=The name is ''")
+    page.wait_for_selector("text=The campaign has no name: give it one")
     page.fill("#m-name input, #m-name textarea", "second look")
     page.click("#m-make")
     see(page, "#m-made", "Campaign “second look” is there, with 5 tasks")
