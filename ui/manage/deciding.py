@@ -95,7 +95,7 @@ def _next(office: Office, s: Session, campaign_id: int | None, also: bool) -> li
 
 def _picture(office: Office, case: Case) -> str:
     regions = "".join(_region(vote) for vote in case.votes if vote.region)
-    image = hidden_image(f"/manage-img/{office.token(case.image)}", "The image people disagree about; press R to reveal it")
+    image = hidden_image(f"/manage-img/{office.token(case.image)}", "The image people disagree about; press Space to reveal it")
     size = f"--w:{case.width};--h:{case.height}"
     return Html(f'<figure class="m-case" data-case="{case.task}" style="{size}">{image}{regions}</figure>')
 
