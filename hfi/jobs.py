@@ -53,8 +53,8 @@ Kind = Literal["text", "name", "concept", "int", "float", "choice", "file", "pro
 
 @dataclass(frozen=True, kw_only=True)
 class Field:
-    """One value of a command. `default`: what the command takes where nothing is given, as its configuration says; `choices` of a
-    'choice'; `folder`: where the workspace keeps the files that a 'file' names."""
+    """One value of a command. `default`: what the command takes where nothing is given, as its configuration says, and what a 'choice'
+    begins with; `choices` of a 'choice'; `folder`: where the workspace keeps the files that a 'file' names."""
 
     name: str
     label: str
@@ -156,7 +156,8 @@ FORMS = {
                 label="Method",
                 kind="choice",
                 choices=("sdd", "sdd-context", "esd-x", "esd-u", "uce", "rece"),
-                default="sdd",
+                default="sdd-context",
+                help="sdd-context: to be rid of it, also where prompts do not name it; sdd: as in its paper, to compare with, removes little",
             ),
             Field(name="token", label="Token", kind="file", folder="tokens", help="that stands for the concept"),
             Field(name="text", label="Or words for the concept"),
