@@ -412,7 +412,8 @@ def test_disagreements_are_decided_by_keys(site: Site, tab: Callable) -> None:
     page.mouse.move(5, 5)
     page.wait_for_timeout(400)
     assert "blur" in blur(page)
-    page.keyboard.press("r")
+    assert "Space" in page.get_attribute("#m-stage .m-case img", "alt")
+    page.keyboard.press("Space")  # as on the judging page; the tab that was clicked is not pressed again
     page.wait_for_function("getComputedStyle(document.querySelector('#m-stage .m-cover img')).filter === 'none'")
     first = shown(page)
     page.keyboard.press("j")
@@ -424,6 +425,9 @@ def test_disagreements_are_decided_by_keys(site: Site, tab: Callable) -> None:
     assert shown(page) == second, "letters in the note decide nothing"
     page.click("#m-decide-clean")
     next_case(page, second)
+    page.keyboard.press("Space")
+    page.wait_for_function("document.querySelector('#m-stage.m-revealed')")
+    assert len(decisions(site)) == 2, "nor is the button"
     assert page.input_value("#m-note textarea, #m-note input") == ""
     page.evaluate("document.activeElement.blur()")
     third = shown(page)
@@ -515,6 +519,10 @@ def test_rounds_and_jobs_from_the_page(site: Site, tab: Callable) -> None:
     page = tab()
     go(page, "Work")
     see(page, "#m-rounds", "No round yet")
+    page.click("#m-start-round")
+    page.wait_for_selector("text=Choose the images of a run, or a campaign: only after an erasure")
+    with reading(site.engine) as s:
+        assert rounds.rounds(s, "smoking") == []
     pick(page, "#m-round-run", "round-1")
     pick(page, "#m-round-campaign", "people")
     page.click("#m-start-round")
@@ -529,7 +537,8 @@ def test_rounds_and_jobs_from_the_page(site: Site, tab: Callable) -> None:
     with writing(site.engine) as s:
         s.execute(text("update annotators set withdrawn_at = '2026-01-01 00:00:00' where name in ('Ann', 'Bob', 'Cem')"))
     page.click("#m-go-reward")
-    see(page, "#m-work-said", "Job 1 has started")
+    see(page, "#m-job", "Job 1: Reward: smoking-1")
+    assert page.inner_text("#m-work-said").strip() == "", "what was said of the round is no more"
     page.set_default_timeout(600_000)  # a job is nice to everybody else
     see(page, "#m-job", "failed")
     see(page, "#m-job", "no judgments of 'smoking'")
