@@ -17,7 +17,7 @@ from hfi.store import campaigns, judging, people, record
 from hfi.store import models as m
 from hfi.store import queries as q
 from hfi.store.people import SignInRefused, check_password
-from hfi.store.session import Engine, reading, writing
+from hfi.store.session import Engine, Session, reading, writing
 from hfi.workspace import Workspace
 from ui.app import build_app
 
@@ -38,6 +38,12 @@ def engine(workspace: Workspace) -> Engine:
 def the(engine: Engine, name: str) -> int:
     with reading(engine) as s:
         return people.find(s, name).id
+
+
+def agreed(s: Session, annotator_id: int) -> bool:
+    found = people.standing(s, annotator_id)
+    assert found is not None
+    return found.agreed
 
 
 def may_enter(engine: Engine, name: str, password: str, now: datetime | None = None) -> bool:
@@ -240,16 +246,16 @@ def test_a_new_text_is_asked_for_again_and_the_same_is_not(engine: Engine) -> No
     bob = the(engine, "Bob")
     with writing(engine) as s:
         assert people.consent_text(s) is None
-        assert not people.needs_consent(s, bob)
+        assert agreed(s, bob)
         assert people.set_consent_text(s, "You may see **harm**.\n") == 1
-        assert people.needs_consent(s, bob)
+        assert not agreed(s, bob)
         for _ in range(2):
             people.agree(s, bob, 1)
-        assert not people.needs_consent(s, bob)
+        assert agreed(s, bob)
         assert people.set_consent_text(s, "You may see **harm**.") == 1
-        assert not people.needs_consent(s, bob)
+        assert agreed(s, bob)
         assert people.set_consent_text(s, "You will see harm.") == 2
-        assert people.needs_consent(s, bob)
+        assert not agreed(s, bob)
     for wrong in (1, 3, 0):
         with pytest.raises(HfiError, match="read it once more"), writing(engine) as s:
             people.agree(s, bob, wrong)

@@ -132,7 +132,7 @@ def enter(client: TestClient, name: str = "Kim") -> None:
 
 def test_judging_goes_through_every_image_and_ends_with_what_to_do_next(kim: Seat) -> None:
     whole = kim.whole()
-    about = {"kind": "binary", "title": "Smoking", "ties": False, "simulated": False}
+    about = {"kind": "binary", "title": "Smoking", "ties": False, "simulated": False, "accounts": False}
     assert whole["campaign"] == {**about, "guideline": "<p>A <strong>cigarette</strong> is visible.</p>\n"}
     at = kim.state()
     assert (at["done"], at["total"], at["rest"]) == (0, 4, None)
