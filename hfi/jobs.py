@@ -157,7 +157,7 @@ FORMS = {
                 kind="choice",
                 choices=("sdd", "sdd-context", "esd-x", "esd-u", "uce", "rece"),
                 default="sdd-context",
-                help="sdd-context: to be rid of it, also where prompts do not name it; sdd: as in its paper, to compare with, removes little",
+                help="sdd-context: to be rid of it, even where no prompt names it; sdd: to compare with its paper, removes little",
             ),
             Field(name="token", label="Token", kind="file", folder="tokens", help="that stands for the concept"),
             Field(name="text", label="Or words for the concept"),

@@ -537,7 +537,7 @@ def test_rounds_and_jobs_from_the_page(site: Site, tab: Callable) -> None:
     with writing(site.engine) as s:
         s.execute(text("update annotators set withdrawn_at = '2026-01-01 00:00:00' where name in ('Ann', 'Bob', 'Cem')"))
     page.click("#m-go-reward")
-    see(page, "#m-job", "Job 1: Reward: smoking-1")
+    see(page, "#m-job", "Reward: smoking-1 (job 1)")
     assert page.inner_text("#m-work-said").strip() == "", "what was said of the round is no more"
     page.set_default_timeout(600_000)  # a job is nice to everybody else
     see(page, "#m-job", "failed")

@@ -305,7 +305,7 @@ def _job(office: Office, job: Job) -> str:
     curve = _curve(office, job)
     return join(
         Html(
-            f'<div class="m-job"><h3>Job {job.id}: {e(_title(job))}</h3><div class="m-cards m-cards-small">{"".join(cards)}</div>'
+            f'<div class="m-job"><h3>{e(_title(job))} (job {job.id})</h3><div class="m-cards m-cards-small">{"".join(cards)}</div>'
         ),
         lost if job.state == "lost" else "",
         Html(f'<div class="m-chart">{curve}</div>' if curve else ""),
