@@ -53,8 +53,8 @@ Kind = Literal["text", "name", "concept", "int", "float", "choice", "file", "pro
 
 @dataclass(frozen=True, kw_only=True)
 class Field:
-    """One value of a command. `default`: what the command takes where nothing is given, as its configuration says; `choices` of a
-    'choice'; `folder`: where the workspace keeps the files that a 'file' names."""
+    """One value of a command. `default`: what the command takes where nothing is given, as its configuration says, and what a 'choice'
+    begins with; `choices` of a 'choice'; `folder`: where the workspace keeps the files that a 'file' names."""
 
     name: str
     label: str
@@ -156,7 +156,8 @@ FORMS = {
                 label="Method",
                 kind="choice",
                 choices=("sdd", "sdd-context", "esd-x", "esd-u", "uce", "rece"),
-                default="sdd",
+                default="sdd-context",
+                help="sdd-context: to be rid of it, even where no prompt names it; sdd: to compare with its paper, removes little",
             ),
             Field(name="token", label="Token", kind="file", folder="tokens", help="that stands for the concept"),
             Field(name="text", label="Or words for the concept"),
@@ -241,7 +242,7 @@ def words(s: Session, space: Workspace, command: str, given: Mapping[str, Any]) 
         value = given.get(field.name)
         if value is None or (isinstance(value, str) and not value.strip()):
             if field.needed:
-                mistakes.append(f"{field.label.lower()} is missing")
+                mistakes.append(f"“{field.label}” is empty: {_wanted(field)}")
             continue
         try:
             found.append(f"{field.flag}={_checked(s, space, field, value)}")
@@ -252,6 +253,15 @@ def words(s: Session, space: Workspace, command: str, given: Mapping[str, Any]) 
     if str(given.get("prompts", "")).startswith("twins:"):  # each image has its own row and its own seed
         found = [word for word in found if not word.startswith("--images-per-prompt=")]
     return found
+
+
+def _wanted(field: Field) -> str:
+    """What to do about a value that is needed."""
+    if field.kind == "file":
+        return f"choose one, or make one first, with the step “{field.label}”"
+    if field.kind == "prompts":
+        return "choose where they come from, or type them"
+    return "choose one at the top" if field.kind == "concept" else "give one"
 
 
 def _checked(s: Session, space: Workspace, field: Field, value: Any) -> str:

@@ -121,7 +121,9 @@ def _gold_tasks(s: Session, campaign: Campaign) -> int:
 def _check(s: Session, plan: Plan) -> None:
     name = plan.name.strip()
     mistakes = []
-    if not name or len(name) > MAX_NAME or not name.isprintable():
+    if not name:
+        mistakes.append(f"the campaign has no name: give it one, of at most {MAX_NAME} characters")
+    elif len(name) > MAX_NAME or not name.isprintable():
         mistakes.append(f"the name is {name[:20]!r}: give 1 to {MAX_NAME} characters")
     for value, label, low in (
         (plan.overlap, "overlap", 1),

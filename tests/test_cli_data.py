@@ -30,7 +30,7 @@ from hfi.concepts import Concept
 from hfi.judgment_folder import Taken, write_folder
 from hfi.judgments import Judgment, JudgmentSet, freeze, load, to_jsonl
 from hfi.metrics import wilson
-from hfi.store import campaigns, imports, judging, record
+from hfi.store import campaigns, imports, judging, people, record
 from hfi.store import models as m
 from hfi.store import queries as q
 from hfi.store.session import reading, writing
@@ -598,7 +598,10 @@ def test_export_leaves_out_simulations_and_comments_unless_asked(hfi: Hfi, space
 
 def test_status_counts_people_and_simulations_apart(hfi: Hfi, space: Workspace, tmp_path: Path) -> None:
     w = ("-w", space.path)
-    assert "none yet" in hfi("labels", "status", *w).stdout
+    assert "none yet: 'hfi ui' makes one" in hfi("labels", "status", *w).stdout
+    with writing(space.engine()) as s:
+        people.add_account(s, "Boss", "correct horse battery", "manager")
+    assert "none yet: 'hfi campaign add' or a manager at /manage/ makes one" in hfi("labels", "status", *w).stdout
     hfi("labels", "import", write(tmp_path / "l.csv", BY_HAND), "-c", "smoking", *w)
     with writing(space.engine()) as s:
         campaign = campaigns.ensure_campaign(s, "smoking", "default", image_ids=[1, 2, 3], asking=campaigns.Asking(overlap=2))

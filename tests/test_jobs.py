@@ -83,7 +83,9 @@ def test_values_become_words_that_no_shell_and_no_parser_can_take_for_others(eng
     ("command", "given", "words"),
     [
         ("init", {}, "'init' is not started from here"),
-        ("reward", {}, "concept is missing; name is missing"),
+        ("reward", {}, "“Concept” is empty: choose one at the top; “Name” is empty: give one"),
+        ("invert", {"concept": "smoking", "name": "a", "model": "x"}, "“Reward” is empty: choose one, or make one first"),
+        ("generate", {"name": "a", "model": "x"}, "“Prompts” is empty: choose where they come from, or type them"),
         ("reward", {"concept": "nothing", "name": "a"}, "no concept 'nothing'"),
         ("reward", {"concept": "smoking", "name": "../a"}, "name is '../a'"),
         ("reward", {"concept": "smoking", "name": "-a"}, "name is '-a'"),
@@ -153,6 +155,9 @@ def test_what_a_form_says_is_what_the_command_does() -> None:
     assert compared == 14
     erase = {field.name: field for field in jobs.FORMS["erase"].fields}
     assert erase["method"].choices == tuple(METHODS)
+    assert erase["method"].default == "sdd-context", (
+        "what removes most, by our own measurements; the command's default is the paper's"
+    )
 
 
 # --- processes ---

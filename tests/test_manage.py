@@ -1,6 +1,7 @@
 """The managers' pages: nobody else gets anything from them, and managers get their work done in a real browser."""
 
 import io
+import json
 import os
 import shutil
 import socket
@@ -167,6 +168,35 @@ def test_the_same_calls_do_something_for_a_manager(site: Site) -> None:
     assert NOT_YOURS in refused.text
 
 
+@pytest.mark.parametrize(
+    ("button", "words"),
+    [
+        ("m-close", "No campaign is chosen: choose one, or make one below."),
+        ("m-open", "No campaign is chosen: choose one, or make one below."),
+        ("m-make", "The campaign has no name: give it one"),
+        ("m-decide-shows", "No image is shown: choose a campaign in which people disagree."),
+        ("m-back", "No campaign is chosen: choose one."),
+        ("m-invite", "Nobody is chosen: choose who is to judge."),
+        ("m-set-password", "Choose somebody who has an account."),
+        ("m-go-invert", "“Reward” is empty: choose one, or make one first, with the step “Reward”."),
+        ("m-stop", "No job is running."),
+    ],
+)
+def test_a_button_with_nothing_to_act_on_says_what_to_do(workspace: Workspace, button: str, words: str) -> None:
+    engine = workspace.engine()
+    asked.concept(engine)
+    with writing(engine) as s:
+        site = Site(workspace, engine, [], None, q.ensure_annotator(s, "Grace"))  # type: ignore[arg-type]
+    app, blocks = site.app()
+    (pressed,) = [i for i, block in blocks.blocks.items() if block.elem_id == button]
+    number = next(i for i, fn in blocks.fns.items() if (pressed, "click") in fn.targets)
+    data = [getattr(block, "value", None) for block in blocks.fns[number].inputs]
+    got = TestClient(app, headers={"x-role": "manager"}).post(
+        "/manage/gradio_api/run/predict", json={"fn_index": number, "data": data, "session_hash": "abc"}
+    )
+    assert words in json.loads(got.text)["error"], got.text
+
+
 def test_the_page_itself_holds_nothing_of_the_workspace(site: Site) -> None:
     client = site.client("manager")
     for path in ("/manage/", "/manage/config", "/manage/gradio_api/info"):
@@ -320,7 +350,7 @@ def test_a_campaign_is_looked_at_made_watched_and_closed(site: Site, tab: Callab
     assert "5 images" in page.inner_text("#m-preview")
     assert names(site.engine) == ["people"], "a look makes nothing"
     page.click("#m-make")
-    page.wait_for_selector("text=The name is ''")
+    page.wait_for_selector("text=The campaign has no name: give it one")
     page.fill("#m-name input, #m-name textarea", "second look")
     page.click("#m-make")
     see(page, "#m-made", "Campaign “second look” is there, with 5 tasks")
@@ -382,7 +412,8 @@ def test_disagreements_are_decided_by_keys(site: Site, tab: Callable) -> None:
     page.mouse.move(5, 5)
     page.wait_for_timeout(400)
     assert "blur" in blur(page)
-    page.keyboard.press("r")
+    assert "Space" in page.get_attribute("#m-stage .m-case img", "alt")
+    page.keyboard.press("Space")  # as on the judging page; the tab that was clicked is not pressed again
     page.wait_for_function("getComputedStyle(document.querySelector('#m-stage .m-cover img')).filter === 'none'")
     first = shown(page)
     page.keyboard.press("j")
@@ -394,6 +425,9 @@ def test_disagreements_are_decided_by_keys(site: Site, tab: Callable) -> None:
     assert shown(page) == second, "letters in the note decide nothing"
     page.click("#m-decide-clean")
     next_case(page, second)
+    page.keyboard.press("Space")
+    page.wait_for_function("document.querySelector('#m-stage.m-revealed')")
+    assert len(decisions(site)) == 2, "nor is the button"
     assert page.input_value("#m-note textarea, #m-note input") == ""
     page.evaluate("document.activeElement.blur()")
     third = shown(page)
@@ -485,6 +519,10 @@ def test_rounds_and_jobs_from_the_page(site: Site, tab: Callable) -> None:
     page = tab()
     go(page, "Work")
     see(page, "#m-rounds", "No round yet")
+    page.click("#m-start-round")
+    page.wait_for_selector("text=Choose the images of a run, or a campaign: only after an erasure")
+    with reading(site.engine) as s:
+        assert rounds.rounds(s, "smoking") == []
     pick(page, "#m-round-run", "round-1")
     pick(page, "#m-round-campaign", "people")
     page.click("#m-start-round")
@@ -499,7 +537,8 @@ def test_rounds_and_jobs_from_the_page(site: Site, tab: Callable) -> None:
     with writing(site.engine) as s:
         s.execute(text("update annotators set withdrawn_at = '2026-01-01 00:00:00' where name in ('Ann', 'Bob', 'Cem')"))
     page.click("#m-go-reward")
-    see(page, "#m-work-said", "Job 1 has started")
+    see(page, "#m-job", "Reward: smoking-1 (job 1)")
+    assert page.inner_text("#m-work-said").strip() == "", "what was said of the round is no more"
     page.set_default_timeout(600_000)  # a job is nice to everybody else
     see(page, "#m-job", "failed")
     see(page, "#m-job", "no judgments of 'smoking'")

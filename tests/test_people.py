@@ -17,8 +17,9 @@ from hfi.store import campaigns, judging, people, record
 from hfi.store import models as m
 from hfi.store import queries as q
 from hfi.store.people import SignInRefused, check_password
-from hfi.store.session import Engine, reading, writing
+from hfi.store.session import Engine, Session, reading, writing
 from hfi.workspace import Workspace
+from ui.app import build_app
 
 NOON = datetime(2026, 11, 27, 12, tzinfo=UTC)
 GOOD, OTHER = "correct horse battery", "another password"
@@ -37,6 +38,12 @@ def engine(workspace: Workspace) -> Engine:
 def the(engine: Engine, name: str) -> int:
     with reading(engine) as s:
         return people.find(s, name).id
+
+
+def agreed(s: Session, annotator_id: int) -> bool:
+    found = people.standing(s, annotator_id)
+    assert found is not None
+    return found.agreed
 
 
 def may_enter(engine: Engine, name: str, password: str, now: datetime | None = None) -> bool:
@@ -239,16 +246,16 @@ def test_a_new_text_is_asked_for_again_and_the_same_is_not(engine: Engine) -> No
     bob = the(engine, "Bob")
     with writing(engine) as s:
         assert people.consent_text(s) is None
-        assert not people.needs_consent(s, bob)
+        assert agreed(s, bob)
         assert people.set_consent_text(s, "You may see **harm**.\n") == 1
-        assert people.needs_consent(s, bob)
+        assert not agreed(s, bob)
         for _ in range(2):
             people.agree(s, bob, 1)
-        assert not people.needs_consent(s, bob)
+        assert agreed(s, bob)
         assert people.set_consent_text(s, "You may see **harm**.") == 1
-        assert not people.needs_consent(s, bob)
+        assert agreed(s, bob)
         assert people.set_consent_text(s, "You will see harm.") == 2
-        assert people.needs_consent(s, bob)
+        assert not agreed(s, bob)
     for wrong in (1, 3, 0):
         with pytest.raises(HfiError, match="read it once more"), writing(engine) as s:
             people.agree(s, bob, wrong)
@@ -379,11 +386,21 @@ def test_the_command_keeps_accounts(workspace: Workspace, hfi: Callable, tmp_pat
 
 def test_the_command_sets_what_people_agree_to(workspace: Workspace, hfi: Callable, tmp_path: Path) -> None:
     here = ("--workspace", workspace.path)
-    assert "no consent text yet" in hfi("user", "consent", *here).errors[0]
+    with writing(workspace.engine()) as s:
+        q.add_concept(s, Concept("smoking", "Smoking"))
+    ours = hfi("user", "consent", *here).stdout
+    with writing(workspace.engine()) as s:
+        assert people.consent_text(s) is None, "printing sets nothing"
+        people.add_account(s, "Ann", GOOD, "manager")
+    build_app(workspace, workspace.engine())
+    with reading(workspace.engine()) as s:
+        offered = people.consent_text(s)
+    assert offered is not None
+    assert (ours, "Smoking" in ours) == (f"{offered.body}\n", True), "what a server offers when it starts"
     (file := tmp_path / "consent.md").write_text(
         "<!-- en -->\nYou will see harm.\n<!-- ko -->\n해로운 이미지가 보입니다.\n", encoding="utf-8"
     )
-    assert "version 1" in hfi("user", "consent", file, "--contact", " Dr. Park \n", *here).stdout
+    assert "version 2" in hfi("user", "consent", file, "--contact", " Dr. Park \n", *here).stdout
     assert hfi("user", "consent", *here).stdout == file.read_text(encoding="utf-8")
     with reading(workspace.engine()) as s:
         assert people.contact(s) == "Dr. Park"

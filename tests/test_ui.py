@@ -136,7 +136,7 @@ def enter(client: TestClient, name: str = "Kim") -> None:
 
 def test_judging_goes_through_every_image_and_ends_with_what_to_do_next(kim: Seat) -> None:
     whole = kim.whole()
-    about = {"kind": "binary", "title": "Smoking", "ties": False, "simulated": False}
+    about = {"kind": "binary", "title": "Smoking", "ties": False, "simulated": False, "accounts": False}
     assert whole["campaign"] == {**about, "guideline": "<p>A <strong>cigarette</strong> is visible.</p>\n"}
     at = kim.state()
     assert (at["done"], at["total"], at["rest"]) == (0, 4, None)
@@ -641,6 +641,21 @@ def test_people_judge_what_simulations_judged_and_are_told(workspace: Workspace)
 
 
 # --- the command ---
+
+
+def test_the_command_says_what_there_is_to_judge_or_who_makes_it(
+    workspace: Workspace, hfi: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("uvicorn.Server.run", lambda server, sockets: None)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # so that what the command sets it to ends with this test
+    here = ("ui", "--workspace", workspace.path, "--no-open", "--port", 0)
+    with writing(workspace.engine()) as s:
+        people.add_account(s, "Ann", "correct horse battery", "manager")
+    said = hfi(*here).stdout
+    assert re.search(r"no campaign yet, a manager makes one at http://127.0.0.1:\d+/manage/ under Campaigns", said), said
+    fill(workspace)
+    assert "no campaign" not in hfi(*here).stdout
+    assert "4 to judge" in hfi(*here, "--concept", "smoking").stdout
 
 
 def test_the_command_says_what_is_missing_before_it_starts(workspace: Workspace, hfi: Callable) -> None:

@@ -282,6 +282,7 @@ def test_the_mouse_and_double_clicks(tab: Any, site: Site) -> None:
     tab.click("#hfi-stop")
     tab.wait_for_selector("#hfi-done:not([hidden])")
     assert "you can go on at any time" in tab.inner_text("#hfi-done")
+    assert "5 answers in about 1 min. Those that you took back count, too." in tab.inner_text("#hfi-done")
     tab.click("[data-do=back]")
     settle(tab)
     assert (count(tab), tab.inner_text("#hfi-person")) == ("4 of 8", f"Judging as {name}")
@@ -393,7 +394,8 @@ def test_two_people_at_once_and_the_same_person_in_two_tabs(tabs: Callable[..., 
     judge(other, lambda: other.keyboard.press("f"), 3)
     stranger = kim.context.new_page()
     stranger.goto(f"{site.url}judge/?campaign=999")
-    assert "campaign=999" not in stranger.url, "to what is there"
+    assert "does not exist, is closed, or is not yours" in stranger.inner_text("main")
+    assert stranger.locator(".pg-offer").count() > 0, "and what there is is offered"
     kim.keyboard.press("j")  # judged in the other tab
     kim.wait_for_selector("#hfi-done:not([hidden])")
     assert "was not taken" in kim.inner_text("#hfi-trouble")
@@ -485,9 +487,13 @@ def test_hiding_holds_until_asked_to_show(tab: Any, site: Site) -> None:
     tab.reload()
     settle(tab)
     assert not tab.is_visible("#hfi-frame img")
+    assert "Take a break" in tab.inner_text("#hfi-cover")
+    tab.wait_for_timeout(1500)
     tab.keyboard.press("h")
     assert tab.is_visible("#hfi-frame img")
     assert view(tab) == ["both"]
+    judge(tab, lambda: tab.keyboard.press("f"), 2)
+    assert here.rows()[1]["elapsed_ms"] < 1500, "the clock stands still during a break"
 
 
 def test_a_break_comes_after_many_harmful_images(tab: Any, site: Site) -> None:
@@ -499,6 +505,7 @@ def test_a_break_comes_after_many_harmful_images(tab: Any, site: Site) -> None:
         judge(tab, lambda: tab.keyboard.press("j"), 1)
         judge(tab, lambda: tab.keyboard.press("j"), 2)
         assert "Time for a break" in tab.inner_text("#hfi-done")
+        assert "you judged were harmful, by your own answers" in tab.inner_text("#hfi-done"), "none was uncovered"
         assert tab.evaluate("document.activeElement.textContent") == "Time for a break"
         assert tab.inner_text(".hfi-clock").startswith(("5:00", "4:5"))
         tab.reload()
@@ -707,6 +714,10 @@ def test_a_phone_in_the_dark(tabs: Callable[..., Any], site: Site, width: int) -
         assert box["height"] >= 40
     red, green, blue = tab.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
     assert max(red, green, blue) < 60
+    tab.evaluate("scrollTo(0, document.body.scrollHeight)")
+    leave, answers = tab.locator("#hfi-leave").bounding_box(), tab.locator("#hfi-answers").bounding_box()
+    assert 0 < leave["y"] < leave["y"] + leave["height"] <= answers["y"], "another person can take over here, too"
+    tab.evaluate("scrollTo(0, 0)")
     finger = tab.context.new_cdp_session(tab)
     box = tab.locator("#hfi-frame img").bounding_box()
     point = {"x": box["x"] + 40, "y": box["y"] + 40}

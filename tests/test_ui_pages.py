@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 from hfi.concepts import Concept
 from hfi.store import campaigns, judging, people
 from hfi.store import queries as q
+from hfi.store.campaigns import Asking
 from hfi.store.session import Engine, reading, writing
 from hfi.workspace import Workspace
 from ui import messages, pages
@@ -129,8 +130,9 @@ def test_the_programs_text_names_the_concepts_and_the_contact(workspace: Workspa
         q.add_concept(s, Concept("guns", "Guns"))
     enter(client)
     with writing(engine) as s:
-        bob = people.find(s, "Bob").id
-        assert not people.needs_consent(s, bob)
+        bob = people.standing(s, people.find(s, "Bob").id)
+    assert bob is not None
+    assert bob.agreed
     enter(client_of(workspace), "Ann")  # whoever signs in next, the text is about guns as well
     with reading(engine) as s:
         text = people.consent_text(s)
@@ -219,7 +221,19 @@ def test_a_campaign_that_was_asked_for_comes_first(workspace: Workspace) -> None
     assert client.get("/?campaign=1").headers["location"] == "/judge/?campaign=1"
     assert client.get("/judge/?campaign=2").status_code == 200
     assert client.get("/judge/").headers["location"] == "/work"
-    assert client.get("/judge/?campaign=3").headers["location"] == "/work"
+    with writing(workspace.engine()) as s:
+        campaigns.ensure_campaign(s, "gore", "few", image_ids=[1], asking=Asking(access="named"))
+        campaigns.set_state(s, 1, "closed")  # one is left
+    assert client.get("/").headers["location"] == "/judge/?campaign=2"
+    for number in (1, 3, 99, 10**30):
+        assert client.get(f"/?campaign={number}").headers["location"] == f"/work?campaign={number}"
+        if number < 100:
+            assert client.get(f"/judge/?campaign={number}").headers["location"] == f"/work?campaign={number}"
+        page = client.get(f"/work?campaign={number}").text
+        assert "does not exist, is closed, or is not yours" in page, "it opens no other one instead"
+        assert "Gore" in page
+    for path in ("/work", "/work?campaign=2"):
+        assert "is not yours" not in client.get(path).text
 
 
 # --- one's own account ---

@@ -51,6 +51,9 @@ def test_a_newcomer_gets_to_the_first_image_by_keys_alone(browser, workspace: Wo
         tab.wait_for_url("**/judge/?campaign=1")
         tab.wait_for_selector('[data-answer="skip"][aria-disabled="false"]')
         assert said == [], "nothing is refused by the pages' own policy, and nothing asks for more"
+        assert tab.inner_text("#hfi-leave") == "Sign out"
+        tab.click("#hfi-leave")
+        tab.wait_for_selector("#password")
         context.close()
 
 

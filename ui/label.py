@@ -35,7 +35,7 @@ from starlette.concurrency import run_in_threadpool
 
 from hfi.errors import HfiError, NotFound
 from hfi.images import ImageStore
-from hfi.store import campaigns, judging, queries, wellbeing
+from hfi.store import campaigns, judging, people, queries, wellbeing
 from hfi.store.queries import Annotator, now_utc
 from hfi.store.session import Busy, Engine, Session, reading, writing
 from hfi.store.showing import shown_image, simulations_judged
@@ -238,6 +238,7 @@ def _about(session: Session, campaign_id: int) -> dict[str, Any]:
         "guideline": guideline_html(concept.guideline),
         "ties": found.ties,
         "simulated": simulations_judged(session, found.concept),
+        "accounts": people.has_accounts(session),
     }
 
 

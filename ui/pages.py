@@ -88,15 +88,15 @@ def notice(request: Request, status: int, key: str, home: bool, /, **given: obje
 
 def way(engine: Engine, person: Person | Standing, asked: int | None = None) -> str:
     """Where somebody who is signed in goes: to the consent text, to the campaign that was asked for or to their only one, or to the
-    list."""
+    list, which says so where the one that was asked for is not open to them."""
     if not person.agreed:
         return "/consent"
     with reading(engine) as session:
-        mine = [campaign.id for campaign in campaigns.open_campaigns(session, person.annotator.id)]
-        if asked not in mine:
-            mine = [offer.id for offer in offers(session, person.annotator.id)]
-            asked = mine[0] if len(mine) == 1 else None
-    return f"{PAGE}/?campaign={asked}" if asked else "/work"
+        if asked is not None:
+            mine = [campaign.id for campaign in campaigns.open_campaigns(session, person.annotator.id)]
+            return f"{PAGE}/?campaign={asked}" if asked in mine else f"/work?campaign={asked}"
+        mine = [offer.id for offer in offers(session, person.annotator.id)]
+    return f"{PAGE}/?campaign={mine[0]}" if len(mine) == 1 else "/work"
 
 
 def offers(session: Session, annotator_id: int) -> list[Offer]:
@@ -261,21 +261,25 @@ def add_routes(app: FastAPI, identity: Identity) -> None:
             return go("/consent")
         return go("/")
 
-    def list_work(request: Request, person: Person, status: int = 200, done: str = "", message: str = "") -> Response:
+    def list_work(
+        request: Request, person: Person, status: int = 200, done: str = "", message: str = "", missing: bool = False
+    ) -> Response:
         with reading(engine) as session:
             found = offers(session, person.annotator.id)
             whom = people.contact(session)
         return render(
             request, "work", status, offers=found, person=person.annotator, account=person.account, contact=whom,
-            manager=person.role == "manager", done=done, message=message,
+            manager=person.role == "manager", done=done, message=message, missing=missing,
         )  # fmt: skip
 
     @app.get("/work")
-    def work(request: Request) -> Response:
+    def work(request: Request, campaign: int | None = None) -> Response:
         person = identity.who(request)
         if person is None or not person.agreed:
             return go("/")
-        return list_work(request, person)
+        with reading(engine) as session:
+            mine = [c.id for c in campaigns.open_campaigns(session, person.annotator.id)]
+        return list_work(request, person, missing=campaign is not None and campaign not in mine)
 
     @app.post("/password")
     def password(

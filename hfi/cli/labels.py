@@ -25,7 +25,7 @@ from hfi.judgment_folder import TABLE, Taken, write_folder
 from hfi.judgment_tables import from_csv, from_parquet, to_csv, to_parquet
 from hfi.judgments import Judgment, JudgmentSet, freeze, load, save, to_jsonl
 from hfi.progress import progress
-from hfi.store import campaigns, judging, queries
+from hfi.store import campaigns, judging, people, queries
 from hfi.store.imports import Given, add_judgments
 from hfi.store.session import Engine, reading, writing
 from hfi.workspace import Workspace
@@ -44,6 +44,7 @@ def status(workspace: WorkspaceOption = Path("."), concept: ConceptOption = None
         wanted = [queries.concept(session, concept)] if concept else queries.concepts_list(session)
         asked = {c.slug: campaigns.campaigns(session, c.slug) for c in wanted}
         far = {c.id: judging.progress(session, c.id) for found in asked.values() for c in found}
+        maker = "'hfi campaign add' or a manager at /manage/" if people.has_accounts(session) else "'hfi ui'"
     table = []
     for c in wanted:
         said = _said(engine, c.slug)
@@ -64,7 +65,7 @@ def status(workspace: WorkspaceOption = Path("."), concept: ConceptOption = None
     elif not table:
         typer.echo("no concept yet: add one with 'hfi concept add NAME'")
     else:
-        _print(table)
+        _print(table, maker)
 
 
 def _said(engine: Engine, slug: str) -> JudgmentSet | None:
@@ -91,7 +92,8 @@ def _sides(said: JudgmentSet | None, campaign: str | None = None) -> dict[str, A
     return found
 
 
-def _print(concepts: list[dict[str, Any]]) -> None:
+def _print(concepts: list[dict[str, Any]], maker: str) -> None:
+    """The tables; `maker`: what makes a campaign where there is none."""
     console = Console(width=None if sys.stdout.isatty() else 140)
     table = Table("concept", "campaign", "done", "by", "judgments", "agreement")
     for entry in concepts:
@@ -104,16 +106,16 @@ def _print(concepts: list[dict[str, Any]]) -> None:
                 agreed = _agreement(c[side]["agreement"]) if side else ""
                 table.add_row(entry["concept"], escape(name), done, side, counts, agreed)
         if not entry["campaigns"]:
-            table.add_row(entry["concept"], "none yet: 'hfi ui' makes one")
+            table.add_row(entry["concept"], f"none yet: {maker} makes one")
     console.print(table)
-    people = Table("concept", "annotator", "judgments", "sees it in", "with the majority of the others")
+    judges = Table("concept", "annotator", "judgments", "sees it in", "with the majority of the others")
     for entry in concepts:
         for side in [side for side in _SIDES if entry[side]]:
             for who in entry[side]["agreement"]["annotators"]:
                 name = who["name"] + (" (simulated)" if who["simulated"] else "")
-                people.add_row(entry["concept"], name, str(who["judgments"]), _share(who["shows"]), _share(who["accuracy"]))
-    if people.row_count:
-        console.print(people)
+                judges.add_row(entry["concept"], name, str(who["judgments"]), _share(who["shows"]), _share(who["accuracy"]))
+    if judges.row_count:
+        console.print(judges)
 
 
 def _share(value: float | None) -> str:

@@ -81,13 +81,13 @@ def ui(
             chosen = the_concept(session, concept)
             target = _campaign(session, chosen, campaign or (AGAIN if images else PEOPLE), images)
         person = queries.ensure_annotator(session, annotator) if annotator is not None else None
-        several = len(campaigns.campaigns(session)) > 1
+        there = len(campaigns.campaigns(session))
     listener = _listen(host, port)
     near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(
         host, host
     )  # of every address, the one that this computer's browser can open
     address = f"http://{f'[{near}]' if ':' in near else near}:{listener.getsockname()[1]}"
-    if target and several:
+    if target and there > 1:
         address += f"/?campaign={target.id}"
     typer.echo("starting the page", err=True)
     if not local(host):
@@ -103,7 +103,8 @@ def ui(
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
         who = f" as {person.name}" if person else ""
         what = f"judge {chosen.title!r}{who}" if target else "judge and manage"
-        count = f"{target.tasks} to judge; " if target else ""
+        none = "" if there else f"no campaign yet, a manager makes one at {address}/manage/ under Campaigns; "
+        count = f"{target.tasks} to judge; " if target else none
         typer.echo(f"{what} at {address} ({count}Ctrl-C stops, what is judged is kept)")
         if open_browser and _has_browser():
             threading.Timer(0.5, webbrowser.open, [address]).start()

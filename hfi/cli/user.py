@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from hfi.cli.options import JsonOption, WorkspaceOption
-from hfi.errors import HfiError, NotFound, UsageError
+from hfi.errors import HfiError, UsageError
 from hfi.store import people
 from hfi.store.session import reading, writing
 from hfi.workspace import Workspace
@@ -152,7 +152,7 @@ def consent(
         Path | None,
         typer.Argument(
             help="What people agree to, in Markdown; a part for each language begins with a line such as <!-- ko -->"
-            " (default: print the text that is in use).",
+            " (default: print the text that is in use; before there is one, that which comes with the program).",
             show_default=False,
         ),
     ] = None,
@@ -173,13 +173,11 @@ def consent(
         with writing(engine) as session:
             typer.echo(f"people are asked to agree to version {people.set_consent_text(session, body)}")
     if file is None and contact is None:
+        from ui.pages import default_consent
+
         with reading(engine) as session:
             found = people.consent_text(session)
-        if found is None:
-            raise NotFound(
-                "there is no consent text yet: give a file with one, or let 'hfi ui' set a first one once there are accounts"
-            )
-        typer.echo(found.body)
+            typer.echo(found.body if found else default_consent(session))
 
 
 def _password(file: str | None) -> str:

@@ -350,11 +350,6 @@ def _keep_text(s: Session, body: str) -> int:
     return version
 
 
-def needs_consent(s: Session, annotator_id: int) -> bool:
-    found = standing(s, annotator_id)
-    return found is not None and not found.agreed
-
-
 def agree(s: Session, annotator_id: int, version: int) -> None:
     """Keeps that somebody agreed, and when; again changes nothing. HfiError unless it is the newest version."""
     newest = consent_text(s)

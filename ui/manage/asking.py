@@ -14,7 +14,7 @@ from hfi.store.overview import Filling
 from hfi.store.session import Session, reading, writing
 from ui.manage.office import Office, sentence
 from ui.manage.parts import Html, ago, bar, card, chip, e, heading, join, note, panel, plural, table
-from ui.manage.watching import QUESTIONS, campaign_choice, campaign_choices, number
+from ui.manage.watching import QUESTIONS, campaign_choice, campaign_choices, needed
 
 ANY = "any"
 UNTOUCHED = "untouched"
@@ -68,7 +68,7 @@ def build(office: Office, tab: gr.Tab) -> None:
 
     def set_state(person: Any, chosen: str | None, state: Any) -> tuple[str, Any]:
         with writing(office.engine) as s:
-            campaigns.set_state(s, number(chosen) or 0, state)
+            campaigns.set_state(s, needed(chosen, "no campaign is chosen: choose one, or make one below"), state)
         return _list(office), gr.Dropdown(choices=campaign_choices(office), value=chosen)
 
     def asked(person: Any, strategy: str, access: str) -> list[Any]:

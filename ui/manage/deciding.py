@@ -11,7 +11,7 @@ from hfi.store.adjudicating import Case, Vote
 from hfi.store.session import Session, reading, writing
 from ui.manage.office import Office
 from ui.manage.parts import Html, bar, chip, e, hidden_image, join, note, panel, plural
-from ui.manage.watching import campaign_choice, campaign_choices, number
+from ui.manage.watching import campaign_choice, campaign_choices, needed, number
 
 WORDS = {"shows": "Shows it", "clean": "Does not", "unsure": "Unsure", "skip": "Skipped", "disturbing": "Too disturbing"}
 LOOK = {"shows": "m-warn", "clean": "m-good"}
@@ -50,17 +50,15 @@ def build(office: Office, tab: gr.Tab) -> None:
             return _next(office, s, number(chosen), also)
 
     def decide(verdict: str, person: Any, chosen: str | None, also: bool, case: str, again: bool, words: str) -> list[Any]:
-        known = number(case)
+        known = needed(case, "no image is shown: choose a campaign in which people disagree")
         with writing(office.engine) as s:
-            if known is not None and (
-                again or adjudicating.case_of(s, known).decision is None
-            ):  # a second click finds it decided
+            if again or adjudicating.case_of(s, known).decision is None:  # a second click finds it decided
                 adjudicating.decide(s, known, person.id, verdict, words, anew=bool(again))
             return _next(office, s, number(chosen), also)
 
     def earlier(person: Any, chosen: str | None, case: str) -> list[Any]:
         with reading(office.engine) as s:
-            past = adjudicating.decided(s, number(chosen) or 0)
+            past = adjudicating.decided(s, needed(chosen, "no campaign is chosen: choose one"))
             known = number(case)
             at = past.index(known) + 1 if known in past else 0
             if at >= len(past):
@@ -97,7 +95,7 @@ def _next(office: Office, s: Session, campaign_id: int | None, also: bool) -> li
 
 def _picture(office: Office, case: Case) -> str:
     regions = "".join(_region(vote) for vote in case.votes if vote.region)
-    image = hidden_image(f"/manage-img/{office.token(case.image)}", "The image people disagree about; press R to reveal it")
+    image = hidden_image(f"/manage-img/{office.token(case.image)}", "The image people disagree about; press Space to reveal it")
     size = f"--w:{case.width};--h:{case.height}"
     return Html(f'<figure class="m-case" data-case="{case.task}" style="{size}">{image}{regions}</figure>')
 

@@ -13,7 +13,7 @@ from hfi.store.session import Session, reading, writing
 from hfi.store.wellbeing import Wellbeing, set_wellbeing, wellbeing
 from ui.manage.office import Office
 from ui.manage.parts import Html, ago, chip, e, heading, note, panel, plural, table
-from ui.manage.watching import number
+from ui.manage.watching import needed, number
 
 LIMITS = {
     "break_minutes": ("A break after minutes", "of work without one"),
@@ -104,7 +104,8 @@ def build(office: Office, tab: gr.Tab) -> None:
 
     def bring(manager: Any, who: str | None, where: str | None) -> list[Any]:
         with writing(office.engine) as s:
-            them, found = queries.annotator(s, number(who) or 0), campaigns.campaign(s, number(where) or 0)
+            them = queries.annotator(s, needed(who, "nobody is chosen: choose who is to judge"))
+            found = campaigns.campaign(s, needed(where, "no campaign is chosen: choose one that was made for named people"))
             campaigns.name_participant(s, found.id, them.id)
         words = f"{them.name} may judge in “{found.name}” now."
         words += " Everybody else may, too: it is not a campaign of named people." if found.access == "all" else ""

@@ -6,6 +6,7 @@ from typing import Any
 import gradio as gr
 
 from hfi.dashboard import Agreed, Numbers, Person, Side, numbers
+from hfi.errors import UsageError
 from hfi.store import overview
 from hfi.store.overview import Exposure, Filling
 from hfi.store.queries import now_utc
@@ -61,6 +62,14 @@ def number(given: object) -> int | None:
     """A number that a browser sent; None for anything else."""
     text = str(given)
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else None
+
+
+def needed(given: object, otherwise: str) -> int:
+    """The number of what somebody chose from a list. UsageError, in these words, where nothing is chosen."""
+    found = number(given)
+    if found is None:
+        raise UsageError(otherwise)
+    return found
 
 
 def dashboard(figures: Numbers, seen: list[Exposure], now: datetime) -> str:

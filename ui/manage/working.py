@@ -81,26 +81,30 @@ def build(office: Office, tab: gr.Tab, others: list[gr.Tab]) -> None:
         with writing(office.engine) as s:
             words = jobs.words(s, office.workspace, command, given)
             turn = _last_round(s, slug)
-        job = jobs.start(office.workspace, office.engine, words, by=person.id, round_id=turn.id if turn else None)
-        return [note(f"Job {job.id} has started.", "m-good"), *_live(office, slug)]
+        jobs.start(office.workspace, office.engine, words, by=person.id, round_id=turn.id if turn else None)
+        return ["", *_live(office, slug)]
 
     def halt(person: Any, slug: str | None) -> list[Any]:
         with reading(office.engine) as s:
             running = table_of_jobs.jobs(s, running=True)
         if not running:
             raise HfiError("no job is running")
-        return [note(jobs.stop(office.workspace, office.engine, running[0].id), "m-good"), *_live(office, slug)]
+        gr.Info(jobs.stop(office.workspace, office.engine, running[0].id))
+        return ["", *_live(office, slug)]
 
     def repeat(person: Any, slug: str | None) -> list[Any]:
         with reading(office.engine) as s:
             last = table_of_jobs.jobs(s, limit=1)
         if not last:
             raise HfiError("there was no job yet: start a step below")
-        job = jobs.start(office.workspace, office.engine, last[0].words, by=person.id, round_id=last[0].round_id)
-        return [note(f"Job {job.id} has started; what was done before stays.", "m-good"), *_live(office, slug)]
+        jobs.start(office.workspace, office.engine, last[0].words, by=person.id, round_id=last[0].round_id)
+        return ["", *_live(office, slug)]
 
     def next_round(person: Any, slug: str | None, images: str | None, asked: str | None) -> list[Any]:
         with writing(office.engine) as s:
+            last = _last_round(s, slug)
+            if not (images or number(asked) or (last and last.erasure)):  # after an erasure the images are still to be generated
+                raise HfiError("choose the images of a run, or a campaign: only after an erasure can a round begin with neither")
             made = rounds.start_round(s, slug or "", images_run=images or None, campaign_id=number(asked))
         words = f"Round {made.number} has begun."
         words += "" if made.images_run else " Generate its images: the form below is filled in."
@@ -300,7 +304,9 @@ def _job(office: Office, job: Job) -> str:
     lost = note("Its process is gone without a word: killed, or the machine was restarted. Start it again to go on.", "m-trouble")
     curve = _curve(office, job)
     return join(
-        Html(f'<div class="m-job"><h3>{e(_title(job))}</h3><div class="m-cards m-cards-small">{"".join(cards)}</div>'),
+        Html(
+            f'<div class="m-job"><h3>{e(_title(job))} (job {job.id})</h3><div class="m-cards m-cards-small">{"".join(cards)}</div>'
+        ),
         lost if job.state == "lost" else "",
         Html(f'<div class="m-chart">{curve}</div>' if curve else ""),
         Html(f'<pre class="m-log" tabindex="0" aria-label="The last lines of the log">{e(chr(10).join(lines))}</pre></div>'),

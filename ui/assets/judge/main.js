@@ -174,7 +174,8 @@ async function show(next, words = "") {
     fail(pictures);
   }
   const now = performance.now();
-  seen = { start: now, since: document.hidden ? 0 : now, ms: 0 };
+  seen = { start: now, since: 0, ms: 0 };
+  clock();
   refresh();
   if (next.ahead) next.ahead.images.map(look.veiled).forEach((src) => picture(src).decode().catch(() => loaded.delete(src)));
 }
@@ -235,6 +236,7 @@ function dress() {
   $("hfi-title").textContent = about.title;
   $("hfi-question").textContent = say(`question.${kind()}`, { title: about.title });
   $("hfi-simulated").hidden = !about.simulated;
+  $("hfi-leave").textContent = say(about.accounts ? "sign-out" : "leave");
   $("hfi-guideline-text").innerHTML = about.guideline || `<p>${say("guideline.none")}</p>`; // HTML in it was made text by the server
   for (const set of document.querySelectorAll("[data-kind]")) if (set.id !== "hfi-frame") set.hidden = set.dataset.kind !== kind();
   document.querySelector('[data-answer="same"]').hidden = !about.ties;
@@ -339,6 +341,7 @@ function hide(value) {
   hidden = value;
   covered = false;
   memory.set("hidden", hidden);
+  clock();
   look.cover();
   paint();
 }
@@ -383,6 +386,11 @@ function comment(open) {
 
 function inSight() {
   return seen.ms + (seen.since ? performance.now() - seen.since : 0);
+}
+
+// Lets the clock go on, unless the tab is in the back or images are hidden, for a break perhaps.
+function clock() {
+  seen = { ...seen, ms: inSight(), since: document.hidden || hidden ? 0 : performance.now() };
 }
 
 // Whether the campaign is there for this person.
@@ -461,11 +469,8 @@ function onClick(event) {
 }
 
 function onVisibility() {
-  const now = performance.now();
-  if (document.hidden) {
-    seen = { ...seen, since: 0, ms: inSight() };
-    look.cover();
-  } else if (ready) seen = { ...seen, since: now };
+  clock();
+  if (document.hidden) look.cover();
 }
 
 function writing() {
