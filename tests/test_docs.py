@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from hfi import __version__
 from hfi.bench.page import markdown
 from hfi.cli import COMMANDS
 from hfi.cli.manual import help_of, manual, paths
@@ -91,3 +92,16 @@ def test_the_tables_of_the_methods_are_the_rows_that_were_measured() -> None:
         name, lines = made.split(",")[0], made.rstrip().splitlines()[2:]
         assert len(lines) == 2 + 21  # head, rule, systems
         assert "\n".join(lines) in page.split(f"<!-- table {name} -->")[1], name
+
+
+def test_what_the_project_says_of_itself_is_so() -> None:
+    assert f"version: {__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    for name in ("CONTRIBUTING.md", "SECURITY.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        named = re.findall(r"`((?:hfi|ui|tests|migrations|docs)/[\w./-]+)`", text) + re.findall(r"\]\(([\w./-]+)", text)
+        assert named
+        for path in named:
+            assert path.endswith(("NAME.py", "CODE.json")) or (ROOT / path).exists(), f"{name}: {path}"
+    targets = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"make ([a-z]+)", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")):
+        assert f"\n{target}:" in targets, target
