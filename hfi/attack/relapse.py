@@ -37,7 +37,7 @@ class RelapseConfig:
     steps: int = option(300, "optimizer updates", low=1)
     every: int = option(50, "updates between two kept tokens", low=1)
     batch_size: int = option(16, "images in one update", low=1)
-    learning_rate: float = option(5e-3, "AdamW's learning rate", above=0, high=1)
+    learning_rate: float = option(5e-3, "AdamW's learning rate", above=0)
     weight_decay: float = option(1e-2, "AdamW's weight decay", low=0)
     ema_decay: float = option(
         0.9, "a kept token is the average of the iterates with this decay; 0 takes the last one", low=0, high=1

@@ -41,7 +41,7 @@ class ContextConfig(DistilConfig):
     """The defaults are ours, measured on Portraits."""
 
     steps: int = option(500, "optimizer updates", low=1)
-    learning_rate: float = option(5e-4, "AdamW's learning rate", above=0, high=1)
+    learning_rate: float = option(5e-4, "AdamW's learning rate", above=0)
     ema_decay: float = option(0.98, "m in: teacher <- m teacher + (1-m) student", low=0, high=1)
     batch_size: int = option(8, "latents in one update", low=1)
     ddim_steps: int = option(25, "steps of a whole rollout", low=2)

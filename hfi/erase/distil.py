@@ -32,7 +32,7 @@ class TrainingConfig:
     """Settings that every method with this loop has. Sources of the defaults: docs/papers.md."""
 
     steps: int = option(1500, "optimizer updates", low=1)
-    learning_rate: float = option(1e-5, "AdamW's learning rate", above=0, high=1)
+    learning_rate: float = option(1e-5, "AdamW's learning rate", above=0)
     weight_decay: float = option(1e-4, "AdamW's weight decay", low=0)
     max_grad_norm: float = option(1.0, "gradients are scaled down to this norm", above=0)
     batch_size: int = option(1, "latents in one update", low=1)

@@ -50,7 +50,7 @@ class InvertConfig:
     top_k: int = option(64, "learn from this many best-scoring images", low=1)
     steps: int = option(300, "optimizer updates", low=1)
     batch_size: int = option(16, "images in one update", low=1)
-    learning_rate: float = option(5e-3, "AdamW's learning rate", above=0, high=1)
+    learning_rate: float = option(5e-3, "AdamW's learning rate", above=0)
     schedule: Literal["constant", "cosine"] = option("constant", "the learning rate over the run: the same, or falling to zero")
     weight_decay: float = option(1e-2, "AdamW's weight decay", low=0)
     ema_decay: float = option(

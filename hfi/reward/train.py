@@ -36,7 +36,7 @@ class RewardConfig:
     hidden: int = option(64, "width of the hidden layer", low=1)
     epochs: int = option(300, "passes over the training images at most", low=1)
     patience: int = option(30, "passes without a better validation loss before training stops", low=1)
-    learning_rate: float = option(1e-3, "AdamW's learning rate", above=0, high=1)
+    learning_rate: float = option(1e-3, "AdamW's learning rate", above=0)
     weight_decay: float = option(1e-2, "AdamW's weight decay", low=0)
     batch_size: int = option(64, "images, or rankings, in one update", low=1)
     held_out: float = option(0.2, "share of the images that only the reported figures see", above=0, high=0.5)
