@@ -1,12 +1,13 @@
 # make demo   the whole loop on the embedded model, report in demo/report.html
 # make test   the test suite
 # make bench  what a step costs, beside plain loops
+# make site   the documents as a site, site/index.html
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: install demo test bench lint format docs clean
+.PHONY: install demo test bench lint format docs site dist transcript clean
 
 install: $(VENV)/.test
 
@@ -32,6 +33,15 @@ format: $(VENV)/.test
 docs: $(VENV)/.test
 	$(BIN)/python -m hfi.cli.manual > docs/cli.md
 
+site: $(VENV)/.test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+dist: $(VENV)/.test
+	$(BIN)/python -m hatchling build
+
+transcript: dist
+	$(BIN)/python .ci/transcript.py
+
 $(VENV)/.core: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing hfi and what it needs into $(VENV) (torch is large: some minutes)"
@@ -39,8 +49,8 @@ $(VENV)/.core: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.core
-	$(PIP) install -c constraints.txt -e ".[test,dev,data,nudenet,nsfw,features]"
+	$(PIP) install -c constraints.txt -e ".[test,dev,docs,data,nudenet,nsfw,features]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) dist build *.egg-info
+	rm -rf $(VENV) dist build site *.egg-info
