@@ -19,9 +19,9 @@ ROOT = Path(__file__).parent.parent
 HOME = "/home/you"
 INTRO = """# Transcript of a first run
 
-An empty folder with the released wheel and the list of tested versions in it, a Python, and no checkout. Written by `make transcript`, which
-runs the commands and keeps what they print; folders, times and sizes of the machine are replaced by "…" or a plain word, and progress
-is left out. pip needs a network, nothing after it does.
+An empty folder with the released wheel and the list of tested versions in it, a Python, and no checkout. Written by `make transcript`,
+which runs the commands and keeps what they print; folders, times and sizes of the machine are replaced by "…" or a plain word, and
+progress is left out. pip needs a network, nothing after it does.
 """
 STEPS = [
     (
@@ -51,7 +51,8 @@ STEPS = [
     (
         "The cleaned model for other programs: diffusers alone reads it.",
         [
-            "hfi export folder --workspace demo --model $(hfi portraits path)/portraits --erasure smoking-sdd-context-token --out cleaned",
+            "model=$(hfi portraits path)/portraits",
+            "hfi export folder --workspace demo --model $model --erasure smoking-sdd-context-token --out cleaned",
             "ls cleaned",
             "python -c \"from diffusers import StableDiffusionPipeline as P; p = P.from_pretrained('cleaned'); "
             "print(p('a portrait of a sailor', num_inference_steps=5, guidance_scale=3).images[0].size)\" 2> /dev/null",
@@ -89,7 +90,9 @@ def run(wheel: Path, folder: Path) -> tuple[list[list[str]], int]:
             real = command.replace("7860", str(port))
             lines += [f"echo '@@ {i} {j}'", real, "code=$?", '[ $code = 0 ] || { echo "@@ failed $code"; exit 1; }']
     lines.append("echo '@@ end'")
-    bare = {k: v for k, v in os.environ.items() if k in ("PATH", "LANG", "TMPDIR", "SSL_CERT_FILE") or k.startswith(("PIP_", "UV_"))}
+    bare = {
+        k: v for k, v in os.environ.items() if k in ("PATH", "LANG", "TMPDIR", "SSL_CERT_FILE") or k.startswith(("PIP_", "UV_"))
+    }
     inside = bare | {"HOME": str(folder), "COLUMNS": "120", "TERM": "dumb", "NO_COLOR": "1"}
     if config := next((p for p in (Path.home() / ".config/pip/pip.conf", Path.home() / ".pip/pip.conf") if p.exists()), None):
         inside.setdefault("PIP_CONFIG_FILE", str(config))  # where pip finds packages is the machine's business
@@ -130,7 +133,11 @@ def plain(output: str, places: dict[str, str]) -> list[str]:
         output = re.sub(rf"(?<=127\.0\.0\.1:){real}", "7860", output) if shown == "PORT" else output.replace(real, shown)
     kept = []
     for line in output.splitlines():
-        if re.match(r"[^/]*: \d+/\d+(,|$)", line) or line.startswith(("WARNING: Location", "[transformers]", "[1]")) or "it/s]" in line:
+        if (
+            re.match(r"[^/]*: \d+/\d+(,|$)", line)
+            or line.startswith(("WARNING: Location", "[transformers]", "[1]"))
+            or "it/s]" in line
+        ):
             continue
         line = re.sub(r"\d+ min \d+ s", "… min … s", line)
         line = re.sub(r"[\d,.]+ GB free", "… GB free", line)

@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,13 +15,13 @@ CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrom
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
     words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    yield folder
+    return folder
 
 
 def pages(site: Path) -> list[Path]:
@@ -62,7 +61,9 @@ def test_from_the_disk_it_shows_and_searches_without_a_request_or_an_error(site:
         page.set_default_timeout(60_000)
         page.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
         page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("request", lambda r: problems.append(r.url) if not r.url.startswith(("file:", "data:", "blob:", "about:")) else None)
+        page.on(
+            "request", lambda r: problems.append(r.url) if not r.url.startswith(("file:", "data:", "blob:", "about:")) else None
+        )
         page.on("requestfailed", lambda r: problems.append(f"failed: {r.url}"))
         for name in ("index.html", "results.html", "project/portraits.html"):
             page.goto((site / name).as_uri())
