@@ -40,6 +40,7 @@ from hfi.store.queries import Annotator, now_utc
 from hfi.store.session import Busy, Engine, Session, reading, writing
 from hfi.store.showing import shown_image, simulations_judged
 from ui import messages
+from ui.metrics import Meter
 from ui.pictures import Picture, Pictures, View
 
 ASSETS = Path(__file__).parent / "assets"
@@ -58,6 +59,7 @@ class Desk:
     pictures: Pictures
     next_step: str = ""
     totals: dict[tuple[int, int], tuple[float, int]] = field(default_factory=dict)  # see `_total`
+    meter: Meter | None = None
 
 
 class Answer(BaseModel):
@@ -125,7 +127,10 @@ def judge(desk: Desk, person: Annotator, answer: Answer, *, wait: bool = True) -
             return _state(desk, session, person, taken.campaign_id)
         shift = wellbeing.note(session, person.id, answer.verdict in wellbeing.HARMFUL)
         resting = wellbeing.rest(session, person.id, shift=shift)
-        return _shown(desk, session, person, taken.campaign_id, resting)
+        found = _shown(desk, session, person, taken.campaign_id, resting)
+    if desk.meter:
+        desk.meter.judged(taken.campaign_id, answer.verdict)
+    return found
 
 
 def undo(desk: Desk, person: Annotator, campaign_id: int, done: int) -> dict[str, Any]:
@@ -133,6 +138,8 @@ def undo(desk: Desk, person: Annotator, campaign_id: int, done: int) -> dict[str
     with writing(desk.engine) as session:
         if judging.progress(session, campaign_id, person.id).done == done:
             judging.undo(session, campaign_id, person.id)
+            if desk.meter:
+                desk.meter.undone()
         return _state(desk, session, person, campaign_id)
 
 
@@ -175,6 +182,8 @@ def _state(desk: Desk, session: Session, person: Annotator, campaign_id: int) ->
 def _shown(desk: Desk, session: Session, person: Annotator, campaign_id: int, resting: wellbeing.Rest | None) -> dict[str, Any]:
     """The next task, unless the person is resting."""
     hand = judging.Hand(None, None, 0) if resting else judging.serve(session, campaign_id, person.id)
+    if desk.meter:
+        desk.meter.claimed(hand.taken)
     if hand.task is None:
         return _without_task(desk, session, person, campaign_id, resting)
     return {
@@ -262,10 +271,15 @@ _MARKDOWN.add_render_rule("link_open", _open_elsewhere)
 
 
 def add_routes(
-    app: FastAPI, engine: Engine, images: ImageStore, person: Callable[[Request], Annotator], next_step: str = ""
+    app: FastAPI,
+    engine: Engine,
+    images: ImageStore,
+    person: Callable[[Request], Annotator],
+    next_step: str = "",
+    meter: Meter | None = None,
 ) -> None:
     """Adds what the page's script asks for. `person` gives the annotator who sent a request, and refuses whoever is none."""
-    desk = Desk(engine, Pictures(images), next_step)
+    desk = Desk(engine, Pictures(images, meter.pictured if meter else None), next_step, meter=meter)
     turn = asyncio.Lock()
 
     async def in_turn(work: Callable[[], dict[str, Any]]) -> Response:

@@ -2,12 +2,13 @@
 
 import importlib
 import sys
-from typing import Any
+import time
+from typing import Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
-from hfi import __version__
+from hfi import __version__, logs
 from hfi.errors import HfiError, NoRoom, UsageError
 from hfi.files import no_room
 
@@ -87,36 +88,71 @@ def _version(given: bool) -> None:
         raise typer.Exit
 
 
+def _log(given: str | None) -> str | None:
+    if given == "json":
+        logs.switch_on()
+    return given
+
+
 @app.callback()
 def _root(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+    log: Literal["json"] | None = typer.Option(
+        None, envvar=logs.LOG, callback=_log, help="Log what happens on stderr, one JSON object a line.", show_default=False
+    ),
 ) -> None:
     pass
 
 
 def main(args: list[str] | None = None) -> None:
     """Entry point: a user's mistake is one line and exit code 1 or 2, an interruption is said to be resumable (130)."""
+    words = sys.argv[1:] if args is None else args
+    began = time.monotonic()
+    with logs.of_one_command(words):
+        code = _run(words)
+        logs.event("command_ended", command=_command(words), exit_code=code, seconds=round(time.monotonic() - began, 3))
+    sys.exit(code)
+
+
+def _run(words: list[str]) -> int:
+    """The exit code of a command line, after what went wrong has been said."""
     try:
-        code = app(args=args, prog_name="hfi", standalone_mode=False)
+        logs.check()
+        code = app(args=words, prog_name="hfi", standalone_mode=False)
     except HfiError as e:
-        print(f"hfi: error: {e}", file=sys.stderr)
-        sys.exit(e.exit_code)
+        return _fail(str(e), e.exit_code)
     except _Mistake as e:
         if type(e).__name__ == "NoArgsIsHelpError":
             e.show()
-        else:
-            print(f"hfi: error: {_sentence(e)}", file=sys.stderr)
-        sys.exit(2)
+            return 2
+        return _fail(_sentence(e), 2)
     except typer.Abort:
-        sys.exit(1)
+        return 1
     except Exception as e:  # a disk can be full wherever something is written
-        if not (why := no_room(e)):
-            raise
-        print(f"hfi: error: {NoRoom(getattr(e, 'filename', None) or 'a file', why)}", file=sys.stderr)
-        sys.exit(1)
+        if why := no_room(e):
+            return _fail(str(NoRoom(getattr(e, "filename", None) or "a file", why)), 1)
+        if logs.telling_json():
+            logs.tell("error", **logs.error(e, message=True), exit_code=1)
+        raise
     if code == 130:  # how typer reports Ctrl-C
-        print("hfi: interrupted; run the same command again to go on", file=sys.stderr)
-    sys.exit(code)
+        return _fail("interrupted; run the same command again to go on", 130)
+    return int(code or 0)
+
+
+def _fail(said: str, code: int) -> int:
+    print(f"hfi: {said}" if code == 130 else f"hfi: error: {said}", file=sys.stderr)
+    if logs.telling_json():
+        logs.tell("error", message=said, exit_code=code)
+    return code
+
+
+def _command(words: list[str]) -> str:
+    """The command without what it was given, which may be somebody's name: 'erase', 'user add'."""
+    at = next((i for i, word in enumerate(words) if word in COMMANDS), None)
+    if at is None:
+        return ""
+    group = COMMANDS[words[at]][1] == "app" and at + 1 < len(words) and not words[at + 1].startswith("-")
+    return " ".join(words[at : at + 1 + group])
 
 
 _Mistake: Any = typer.BadParameter.__mro__[1]  # the UsageError of the click that typer brings

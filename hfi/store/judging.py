@@ -187,11 +187,13 @@ class Held:
 
 @dataclass(frozen=True)
 class Hand:
-    """What an annotator has of a campaign: the task in hand, and the one after it; `done` are behind them."""
+    """What an annotator has of a campaign: the task in hand, and the one after it; `done` are behind them, `taken` were given out just
+    now."""
 
     task: Held | None
     ahead: Held | None
     done: int
+    taken: int = 0
 
 
 def claim_next(s: Session, campaign_id: int, annotator_id: int, now: datetime | None = None) -> Claim | None:
@@ -226,13 +228,14 @@ def serve(s: Session, campaign_id: int, annotator_id: int, now: datetime | None 
     ]  # fmt: skip
     if renewed := [{"which": one.id, "until": until} for one in held if one.lease_expires_at == until]:
         c.execute(_RENEW, renewed)
+    already = len(held)
     while len(held) < 1 + ahead:
         opened = held[0].opened_at - timedelta(microseconds=1) if held else now
         taken = _take(c, part, annotator_id, given=part.done + len(held), opened_at=opened, until=until)
         if taken is None:
             break
         held.append(taken)
-    return Hand(held[0] if held else None, held[1] if len(held) > 1 else None, part.done)
+    return Hand(held[0] if held else None, held[1] if len(held) > 1 else None, part.done, len(held) - already)
 
 
 def partaking(s: Session, campaign_id: int, annotator_id: int) -> Any:
