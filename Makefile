@@ -31,6 +31,7 @@ format: $(VENV)/.test
 
 docs: $(VENV)/.test
 	$(BIN)/python -m hfi.cli.manual > docs/cli.md
+	$(BIN)/python -m hfi.cli.completion > hfi/cli/completions.tmp && mv hfi/cli/completions.tmp hfi/cli/completions.json
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -1,6 +1,7 @@
 """The command line. Parsing and printing only: a command's module is imported when it runs, so `hfi --help` starts at once."""
 
 import importlib
+import os
 import sys
 import time
 from typing import Any, Literal
@@ -33,8 +34,12 @@ COMMANDS = {
     "bench": ("hfi.cli.bench", "app", "Every method side by side: run, portraits. Costs: speed, load."),
     "portraits": ("hfi.cli.portraits", "app", "The embedded model: render its world, train, check, compare."),
     "db": ("hfi.cli.db", "app", "The database: status, upgrade."),
+    "completion": ("hfi.cli.completion", "completion", "Have a shell complete commands, options and values."),
     "doctor": ("hfi.cli.workspace", "doctor", "Check versions, devices, database and data files."),
 }
+
+
+COMPLETING = "_HFI_COMPLETE"  # set by a shell that asks how a command line may go on
 
 
 class LazyGroup(TyperGroup):
@@ -46,6 +51,10 @@ class LazyGroup(TyperGroup):
     def get_command(self, ctx: Any, name: str) -> Any:
         if name not in COMMANDS:
             return None
+        if COMPLETING in os.environ:  # from a table of options: no key that is pressed waits for torch
+            from hfi.cli.completion import command as described
+
+            return described(name)
         module, attribute, _ = COMMANDS[name]
         found = getattr(importlib.import_module(module), attribute)
         command: Any
@@ -63,7 +72,7 @@ class LazyGroup(TyperGroup):
             formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+        if args and args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
             import difflib
 
             close = difflib.get_close_matches(args[0], COMMANDS, n=1)
@@ -107,6 +116,10 @@ def _root(
 def main(args: list[str] | None = None) -> None:
     """Entry point: a user's mistake is one line and exit code 1 or 2, an interruption is said to be resumable (130)."""
     words = sys.argv[1:] if args is None else args
+    if COMPLETING in os.environ:
+        from typer.completion import completion_init
+
+        completion_init()
     began = time.monotonic()
     with logs.of_one_command(words):
         code = _run(words)
