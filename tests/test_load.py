@@ -11,6 +11,8 @@ from hfi.store import models as m
 from hfi.store.session import writing
 from ui.load import make, run, table, verify
 
+pytestmark = pytest.mark.databases
+
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc, and Windows knows no SIGKILL")
 def test_a_server_killed_under_load_loses_nothing_and_takes_nothing_twice(tmp_path: Path) -> None:

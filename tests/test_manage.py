@@ -36,6 +36,8 @@ from hfi.workspace import Workspace
 from ui.manage import HEAD, add_routes, build_manage
 from ui.manage.office import NOT_YOURS, Office
 
+pytestmark = pytest.mark.databases
+
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 PATIENCE = 120_000  # ms

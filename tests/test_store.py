@@ -31,6 +31,8 @@ from hfi.store.migrate import check_current, status, upgrade
 from hfi.store.session import Busy, Engine, connect, reading, writing
 from hfi.workspace import Workspace
 
+pytestmark = pytest.mark.databases
+
 NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)
 NEW = {
     "gold",

@@ -41,6 +41,8 @@ from ui.app import build_app
 from ui.label import Answer, Desk
 from ui.pictures import Pictures, encode
 
+pytestmark = pytest.mark.databases
+
 CAMPAIGN = "/api/campaigns/1"
 STATE = f"{CAMPAIGN}/state"
 SECRET = "a prompt that must not reach the annotator"

@@ -31,6 +31,8 @@ from hfi.store.wellbeing import Wellbeing, set_wellbeing
 from hfi.workspace import Workspace
 from ui.app import build_app
 
+pytestmark = pytest.mark.databases
+
 playwright = pytest.importorskip("playwright.sync_api")
 REQUIRED = os.environ.get("HFI_REQUIRE_BROWSER") == "1"
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
@@ -132,10 +134,9 @@ class Asked:
 
 
 @pytest.fixture(scope="module")
-def site(empty_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(new_workspace: Callable[[Path], Workspace], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     path = tmp_path_factory.mktemp("site") / "work"
-    shutil.copytree(empty_workspace, path)
-    made = Site(Workspace(path))
+    made = Site(new_workspace(path))
     yield made
     made.stop()
 

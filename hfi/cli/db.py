@@ -7,7 +7,7 @@ import typer
 
 from hfi.cli.options import JsonOption, WorkspaceOption
 from hfi.store import migrate
-from hfi.store.session import connect
+from hfi.store.session import connect, shown
 from hfi.workspace import Workspace
 
 app = typer.Typer(help="The database: status, upgrade.", no_args_is_help=True)
@@ -18,7 +18,7 @@ def status(workspace: WorkspaceOption = Path("."), as_json: JsonOption = False) 
     """Say which schema the database has; exit code 1 if this program needs another."""
     engine = connect(Workspace.open(workspace).database_url)
     found = migrate.status(engine)
-    where = engine.url.render_as_string()
+    where = shown(engine.url)
     engine.dispose()
     if as_json:
         typer.echo(json.dumps({"database": where, "schema": found.revision, "needed": found.head, "current": found.current}))
