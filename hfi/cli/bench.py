@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hfi.bench.load import LoadConfig
+from hfi.bench.scale import ScaleConfig
 from hfi.bench.speed import SpeedConfig, table
 from hfi.bench.speed import run as measure_speed
 from hfi.cli.options import JsonOption, WorkspaceOption, name_option, with_config
@@ -107,6 +108,38 @@ def load(
     typer.echo(json.dumps(results) if as_json else table(results))
     if wrong := [r for r in results if r["errors"] or r["lost"] or r["duplicates"] or r["over_overlap"]]:
         raise HfiError(f"{len(wrong)} of {len(results)} runs lost, repeated or refused judgments: see the table")
+
+
+@app.command()
+@with_config(ScaleConfig)
+def scale(
+    workspace: Annotated[
+        Path, typer.Option("--workspace", "-w", help="The workspace to make, or to measure again.", show_default=True)
+    ] = Path("scale"),
+    database: Annotated[
+        str | None,
+        typer.Option("--database", help="A database to fill in the place of the workspace's own.", envvar="HFI_DATABASE_URL"),
+    ] = None,
+    figures: Annotated[bool, typer.Option(help="Also time what managers' pages and exports read.")] = True,
+    as_json: JsonOption = False,
+    *,
+    config: ScaleConfig,
+) -> None:
+    """A database of a million judgments, made once: how every statement of the judging page finds its rows, and how long a claim and a
+    submission take there. Fails where one that is sent all day reads a large table as a whole, or too much of it."""
+    from hfi.store.migrate import upgrade
+    from hfi.store.session import connect
+    from ui.scale import run
+    from ui.scale import table as shown
+
+    space = Workspace.create(workspace)
+    url = database or space.database_url
+    upgrade(url)
+    engine = connect(url)
+    result = run(engine, config, also_figures=figures)
+    typer.echo(json.dumps(result) if as_json else shown(result))
+    if result["faults"]:
+        raise HfiError(f"{len(result['faults'])} statements read too much: {'; '.join(result['faults'])}")
 
 
 def _chosen(plan: "Plan", names: list[str] | None) -> "Plan":
