@@ -113,6 +113,18 @@ def workspace(new_workspace: Callable[[Path], Workspace], tmp_path: Path, reques
 
 
 @pytest.fixture
+def own_database(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For a test that makes a workspace by itself: on PostgreSQL HFI_DATABASE_URL names an empty database."""
+    if request.config.getoption("--database") == "postgresql":
+        os.environ["HFI_DATABASE_URL"] = url = request.getfixturevalue("postgres").new("template1")
+        yield
+        del os.environ["HFI_DATABASE_URL"]
+        request.getfixturevalue("postgres").drop(url)
+    else:
+        yield
+
+
+@pytest.fixture
 def hfi(capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
     """hfi("concept", "list", "--workspace", path): runs the command as a shell would, without a new process."""
 

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.databases
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc, and Windows knows no SIGKILL")
-def test_a_server_killed_under_load_loses_nothing_and_takes_nothing_twice(tmp_path: Path) -> None:
+def test_a_server_killed_under_load_loses_nothing_and_takes_nothing_twice(tmp_path: Path, own_database: None) -> None:
     found = run(tmp_path / "work", LoadConfig(annotators=4, images=60, overlap=2, judgments=100, kills=2, pictures=True))
     assert found["errors"] == []
     assert 100 <= found["judged"] <= 104
@@ -25,7 +25,7 @@ def test_a_server_killed_under_load_loses_nothing_and_takes_nothing_twice(tmp_pa
     assert f"{found['judged']}" in table([found])
 
 
-def test_what_went_wrong_would_be_seen(tmp_path: Path) -> None:
+def test_what_went_wrong_would_be_seen(tmp_path: Path, own_database: None) -> None:
     engine = make(tmp_path / "work", LoadConfig(annotators=1, images=2, overlap=1))
     assert verify(engine, set())["lost"] == 0
     with writing(engine) as s:

@@ -19,7 +19,7 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 from PIL import Image, PngImagePlugin
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, inspect, text
 from starlette.testclient import TestClient
 
 import ui
@@ -83,8 +83,8 @@ class Site:
         """Every row of the database."""
         engine = create_engine(self.engine.url)
         with engine.connect() as c:
-            tables = sorted(c.scalars(text("select name from sqlite_master where type = 'table'")))
-            return [(name, [tuple(row) for row in c.execute(text(f'select * from "{name}"'))]) for name in tables]
+            tables = sorted(inspect(c).get_table_names())
+            return [(name, [tuple(row) for row in c.execute(text(f'select * from "{name}" order by 1'))]) for name in tables]
 
 
 SAYS = {"Ann": "sssssscccccc", "Bob": "ssssccssccuc", "Cem": "ssscsccccccc"}  # of images 0 to 11

@@ -35,7 +35,7 @@ COMMANDS = {
     "demo": ("hfi.cli.demo", "demo", "The loop on the embedded model, with simulated annotators."),
     "bench": ("hfi.cli.bench", "app", "Every method side by side: run, portraits. Costs: speed, load."),
     "portraits": ("hfi.cli.portraits", "app", "The embedded model: render its world, train, check, compare."),
-    "db": ("hfi.cli.db", "app", "The database: status, upgrade."),
+    "db": ("hfi.cli.db", "app", "The database: status, upgrade, copy."),
     "doctor": ("hfi.cli.workspace", "doctor", "Check versions, devices, database and data files."),
 }
 

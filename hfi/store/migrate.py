@@ -14,7 +14,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, event, inspect, text
+from sqlalchemy import URL, Connection, Engine, event, inspect, text
 from sqlalchemy.exc import DatabaseError
 
 from hfi.errors import HfiError
@@ -68,10 +68,7 @@ def upgrade(url: str) -> Upgrade:
     """Copies a SQLite database that holds tables, upgrades it, and checks its foreign keys; makes one that is not there. HfiError
     where that fails: the database is as it was."""
     connect(url, create=True).dispose()  # says what is wrong with the URL
-    engine = made(parse(url))
-    if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _prepare_sqlite)
-        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    engine = migrating(parse(url))
     try:
         before = status(engine)
         _check_known(before)
@@ -86,6 +83,15 @@ def upgrade(url: str) -> Upgrade:
         engine.dispose()
 
 
+def migrating(url: URL) -> Engine:
+    """An engine whose transactions may change the schema."""
+    engine = made(url)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    return engine
+
+
 def migrate(connection: Connection) -> Status:
     """Brings the database to the current schema in the connection's transaction; says what it was. Of several programs that do so at
     once on PostgreSQL one does it, and the others, which wait, find it done."""
@@ -93,6 +99,7 @@ def migrate(connection: Connection) -> Status:
         connection.execute(text("SET LOCAL lock_timeout = 0"))
         connection.execute(text(f"SELECT pg_advisory_xact_lock({ALONE})"))
     before = Status(MigrationContext.configure(connection).get_current_revision(), _head())
+    _check_known(before)
     config = Config()
     config.set_main_option("script_location", str(migrations_dir()).replace("%", "%%"))
     config.attributes["connection"] = connection

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import URL, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DatabaseError, DataError, DBAPIError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as NoConnection
 from sqlalchemy.orm import Session
 
@@ -60,7 +60,8 @@ def parse(url: str) -> URL:
     except (ArgumentError, ValueError):
         found = None
     address = given.partition("?")[0]
-    if on_server and "@" in address and (found is None or address.count("@") > 1 or found.username is None):
+    twice = address.count("@") > 1 or (found is not None and "@" in (found.host or ""))
+    if on_server and (twice or ("@" in address and (found is None or found.username is None))):
         raise HfiError(
             f"the database URL cannot be read: in its user name and password write {_ESCAPES};"
             " as in postgresql://ann:p%40ss@host/hfi, or leave the password to PGPASSWORD or ~/.pgpass"
@@ -83,7 +84,7 @@ def shown(url: str | URL) -> str:
     if found.get_backend_name() == "postgresql":
         found = found.set(drivername="postgresql")
     secrets = [key for key in found.query if "password" in key]
-    return found.difference_update_query(secrets).set(password=None).render_as_string()
+    return found.difference_update_query(secrets)._replace(password=None).render_as_string()
 
 
 def made(url: URL, **options: Any) -> Engine:
@@ -213,6 +214,8 @@ def _of_postgres(url: URL, e: DBAPIError) -> Exception | None:
         return Again("others are writing the same rows for long: nothing was changed, run the same command again")
     if state in ("53100", "58030"):
         return NoRoom(shown(url), f"the disk of its server is full or broken ({why})")
+    if isinstance(e, DataError):  # some of them are found by the driver, and have no sqlstate
+        state = state or "22000"
     words = next((line for start, line in _STATES.items() if state.startswith(start)), None)
     if words is None and not state:
         words = next((line for said, line in _WORDS.items() if re.search(said, str(e.orig))), None)
