@@ -591,7 +591,7 @@ def test_the_copy_from_before_an_upgrade_is_the_old_database(old_and_new: tuple[
     (copy,) = new.parent.glob("*.backup.db")
     assert rows_of(copy) == rows_of(old)
     again = upgrade(f"sqlite:///{new}")
-    assert (again.before, again.after, again.backup) == ("0002_labeling", "0002_labeling", None)
+    assert (again.before, again.after, again.backup) == ("0003_scale", "0003_scale", None)
     assert list(new.parent.glob("*.backup.db")) == [copy]
 
 
@@ -708,7 +708,7 @@ def test_an_upgrade_copies_a_database_with_tables_first(tmp_path: Path, monkeypa
     scripts = _with_second_migration(tmp_path)
     monkeypatch.setattr("hfi.store.migrate.migrations_dir", lambda: scripts)
     with sqlite3.connect(path) as db:
-        db.execute("UPDATE alembic_version SET version_num = '0002_labeling'")
+        db.execute("UPDATE alembic_version SET version_num = '0003_scale'")
     db.close()
     engine = connect(url)
     assert not status(engine).current
@@ -717,11 +717,11 @@ def test_an_upgrade_copies_a_database_with_tables_first(tmp_path: Path, monkeypa
     engine.dispose()
 
     done = upgrade(url)
-    assert (done.before, done.after) == ("0002_labeling", "0003_second")
+    assert (done.before, done.after) == ("0003_scale", "0004_second")
     assert done.backup is not None
     with sqlite3.connect(done.backup) as copy:
         assert copy.execute("SELECT count(*) FROM images").fetchone() == (3,)
-        assert copy.execute("SELECT version_num FROM alembic_version").fetchone() == ("0002_labeling",)
+        assert copy.execute("SELECT version_num FROM alembic_version").fetchone() == ("0003_scale",)
     copy.close()
     with sqlite3.connect(path) as db:  # rebuilding the parent table took no child with it
         assert db.execute("SELECT count(*) FROM task_images").fetchone() == (3,)
@@ -733,9 +733,9 @@ def _with_second_migration(folder: Path) -> Path:
     """The project's migrations and one more, which rebuilds a table that others refer to."""
     scripts = folder / "migrations"
     shutil.copytree(Path(__file__).parent.parent / "migrations", scripts, ignore=shutil.ignore_patterns("__pycache__"))
-    (scripts / "versions" / "0003_second.py").write_text(
+    (scripts / "versions" / "0004_second.py").write_text(
         "import sqlalchemy as sa\nfrom alembic import op\n"
-        "revision = '0003_second'\ndown_revision = '0002_labeling'\n\n\n"
+        "revision = '0004_second'\ndown_revision = '0003_scale'\n\n\n"
         "def upgrade():\n"
         "    with op.batch_alter_table('images', recreate='always') as batch:\n"
         "        batch.add_column(sa.Column('note', sa.Text()))\n"
@@ -747,8 +747,8 @@ def test_a_migration_that_breaks_a_reference_changes_nothing(tmp_path: Path, mon
     path = tmp_path / "hfi.db"
     shutil.copy(OLD, path)
     scripts = _with_second_migration(tmp_path)
-    (scripts / "versions" / "0003_second.py").write_text(
-        "from alembic import op\nrevision = '0003_second'\ndown_revision = '0002_labeling'\n\n\n"
+    (scripts / "versions" / "0004_second.py").write_text(
+        "from alembic import op\nrevision = '0004_second'\ndown_revision = '0003_scale'\n\n\n"
         "def upgrade():\n    op.execute('DELETE FROM images WHERE id = 1')\n"
     )
     monkeypatch.setattr("hfi.store.migrate.migrations_dir", lambda: scripts)
@@ -761,8 +761,8 @@ def test_a_migration_that_breaks_a_reference_changes_nothing(tmp_path: Path, mon
 def test_an_upgrade_that_stops_half_way_can_be_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"sqlite:///{tmp_path / 'hfi.db'}"
     scripts = _with_second_migration(tmp_path)
-    whole = (scripts / "versions" / "0003_second.py").read_text()
-    (scripts / "versions" / "0003_second.py").write_text(whole + "    raise KeyboardInterrupt\n")
+    whole = (scripts / "versions" / "0004_second.py").read_text()
+    (scripts / "versions" / "0004_second.py").write_text(whole + "    raise KeyboardInterrupt\n")
     with monkeypatch.context() as patch:
         patch.setattr("hfi.store.migrate.migrations_dir", lambda: scripts)
         with pytest.raises(KeyboardInterrupt):

@@ -137,7 +137,7 @@ def judge(desk: Desk, person: Annotator, answer: Answer, *, wait: bool = True) -
 def undo(desk: Desk, person: Annotator, campaign_id: int, done: int) -> dict[str, Any]:
     """Takes back this person's last judgment in the campaign, if they had judged `done` until now."""
     with _writing(desk, person) as session:
-        if judging.progress(session, campaign_id, person.id).done == done:
+        if judging.partaking(session, campaign_id, person.id).done == done:
             judging.undo(session, campaign_id, person.id)
         found = _state(desk, session, person, campaign_id)
     return found or _soon(desk, person, campaign_id)
@@ -155,7 +155,7 @@ def stop(desk: Desk, person: Annotator, campaign_id: int) -> dict[str, Any]:
     """Ends the person's shift, and says what they did."""
     with _writing(desk, person) as session:
         wellbeing.end_shift(session, person.id, "stop")
-        return {**_without_task(desk, session, person, campaign_id, None), "stopped": True}
+        return {**_without_task(desk, session, person, campaign_id, None, going=True), "stopped": True}
 
 
 def image(desk: Desk, person: Annotator, token: str, position: int, view: View = "plain", strength: int = 2) -> Picture:
@@ -231,21 +231,22 @@ def _total(desk: Desk, session: Session, person: Annotator, campaign_id: int, do
 
 
 def _without_task(
-    desk: Desk, session: Session, person: Annotator, campaign_id: int, resting: wellbeing.Rest | None
+    desk: Desk, session: Session, person: Annotator, campaign_id: int, resting: wellbeing.Rest | None, *, going: bool = False
 ) -> dict[str, Any]:
-    campaigns.participant(session, campaigns.campaign_row(session, campaign_id), person.id)  # before anything is said of it
-    mine = judging.progress(session, campaign_id, person.id)
+    """`going`: they may go on, so that it is too early to count what they said."""
+    done = judging.partaking(session, campaign_id, person.id).done  # before anything is said of it
+    said = {} if going or resting else judging.progress(session, campaign_id, person.id).by_verdict
     about = campaigns.campaign(session, campaign_id)
     return {
         "person": person.name,
         "task": None,
         "ahead": None,
-        "done": mine.done,
-        "total": mine.total,
-        "verdicts": dict(mine.by_verdict),
+        "done": done,
+        "total": done + judging.left(session, campaign_id, person.id),
+        "verdicts": dict(said),
         "closed": about.state != "open",
         "rest": resting and _rest(resting, now_utc()),
-        "today": asdict(wellbeing.exposure(session, person.id).today),
+        "today": asdict(wellbeing.today(session, person.id)),
         "next": desk.next_step.replace("{concept}", about.concept),
     }
 

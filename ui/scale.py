@@ -40,7 +40,7 @@ from ui.pictures import Pictures
 
 HOT = (
     "sign in", "cookie", "consent", "list of work", "way in", "page", "picture", "judge", "break", "undo", "stop", "day's limit",
-    "nothing left", "claim", "submit", "lapse", "generate",
+    "claim", "submit", "lapse", "generate",
 )  # fmt: skip
 MOST_STEPS = 400_000  # of SQLite's machine for one hot statement; a thousand take some 10 us
 MOST_PAGES = 4_000  # of PostgreSQL, 8 kB each
@@ -87,7 +87,7 @@ def act(engine: Engine, cast: Cast) -> Heard:
             for question, campaign in (*cast.going.items(), ("binary", cast.coming)):
                 _judge(engine, heard, person, campaign, question)
             _limits(engine, heard, person, cast.coming)
-            with heard.step("nothing left"):
+            with heard.step("(nothing left)"):  # once, at the end of a campaign
                 label.state(_desk(engine), person, cast.full)
             with heard.step("claim"), writing(engine) as s:
                 held = judging.claim_next(s, cast.coming, person.id)
@@ -373,7 +373,7 @@ def run(engine: Engine, config: ScaleConfig, *, also_figures: bool = True) -> di
 def _plain(plan: Plan) -> dict[str, Any]:
     return {
         "name": plan.name, "steps": plan.steps, "hot": hot(plan), "access": [str(a) for a in plan.access],
-        "generic": [str(a) for a in plan.generic], "count": plan.count, "ms": round(plan.ms, 2), "work": plan.work, "sql": plan.sql,
+        "later": [str(a) for a in plan.later], "count": plan.count, "ms": round(plan.ms, 2), "work": plan.work, "sql": plan.sql,
     }  # fmt: skip
 
 
@@ -407,8 +407,8 @@ def table(result: Mapping[str, Any]) -> str:
             work = "" if p["work"] is None else f"{p['work']:,}"
             lines.append(f"{p['ms']:9.2f}  {work:>11}  {p['name']}  [{', '.join(p['steps'])}]")
             lines.append(f"{'':24}{'; '.join(p['access']) or 'no table'}")
-            if p["generic"]:
-                lines.append(f"{'':24}planned once for all: {'; '.join(p['generic'])}")
+            if p["later"]:
+                lines.append(f"{'':24}when prepared: {'; '.join(p['later'])}")
         lines.append("")
     for name, found in (("one at a time", result["alone"]), (f"{result['clients']} at once", result["at_once"])):
         for call, s in found.items():

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select, text
 from sqlalchemy.orm import Session
 
 from hfi.errors import HfiError, NotFound
@@ -155,11 +155,22 @@ def campaign_row(s: Session, campaign_id: int) -> m.Campaign:
 
 def campaign_of(s: Session, row: m.Campaign) -> Campaign:
     slug = s.scalar(select(m.Concept.slug).where(m.Concept.id == row.concept_id))
-    tasks = s.scalar(select(func.count()).select_from(m.Task).where(m.Task.campaign_id == row.id, m.Task.kind != "gold"))
     return Campaign(
-        row.id, str(slug), row.name, row.question, row.overlap, row.lease_seconds, int(tasks or 0),
+        row.id, str(slug), row.name, row.question, row.overlap, row.lease_seconds, _tasks(s, row.id),
         row.extra_votes, row.ties, row.gold_every, row.access, row.state,
     )  # fmt: skip
+
+
+def _tasks(s: Session, campaign_id: int) -> int:
+    """How many tasks a campaign has, gold left out; no counting, as every page asks: places are 0, 1, 2, ... without a gap."""
+    places, gold = s.connection().execute(_PLACES, {"campaign": campaign_id}).one()
+    return 0 if places is None else int(places) + 1 - int(gold)
+
+
+_PLACES = select(
+    select(func.max(m.Task.place)).where(m.Task.campaign_id == bindparam("campaign")).scalar_subquery(),
+    select(func.count(m.Task.id)).where(m.Task.campaign_id == bindparam("campaign"), text("kind = 'gold'")).scalar_subquery(),
+)
 
 
 def set_state(s: Session, campaign_id: int, state: Literal["open", "closed"]) -> None:
@@ -196,6 +207,12 @@ def participant(s: Session, row: m.Campaign, annotator_id: int) -> m.Participant
         s.add(found)
         s.flush()
     return found
+
+
+def done_by(s: Session, annotator_id: int) -> dict[int, int]:
+    """How many tasks this annotator has done, by campaign."""
+    mine = select(m.Participant.campaign_id, m.Participant.done).where(m.Participant.annotator_id == annotator_id)
+    return dict(s.execute(mine).tuples().all())
 
 
 def name_participant(s: Session, campaign_id: int, annotator_id: int) -> None:

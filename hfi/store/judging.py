@@ -27,6 +27,7 @@ from hfi.store.session import Again
 FILTERS = ("none", "blur", "grey", "both")
 NO_ANSWER = ("unsure", "skip", "disturbing", "undone")  # verdicts that say nothing of the image
 MAX_COMMENT = 2000
+MOST_LEFT = 1000
 _FRESH = 0.1  # a lease of which no more than this part is gone is not written anew
 
 
@@ -133,7 +134,9 @@ _BACK = (
 
 def _covered(assignment: Any) -> Any:
     """Whether its annotator called it too disturbing before: they took that back, as it is in their hands."""
-    return select(_J.c.id).where(_J.c.assignment_id == assignment.c.id, _J.c.verdict == "disturbing").exists().label("covered")
+    # a count, since PostgreSQL may answer EXISTS by reading every judgment
+    hers = (_J.c.assignment_id == assignment.c.id, _J.c.verdict == "disturbing")
+    return select(func.count(_J.c.id)).where(*hers).scalar_subquery().label("covered")
 
 
 _HELD = (
@@ -169,7 +172,7 @@ _ANY_LAPSED = (
 _GOLD_LEFT = (
     select(_T.c.id, _T.c.place, _T.c.kind, *_OWN)
     .select_from(_T.outerjoin(_MINE, and_(_MINE.c.task_id == _T.c.id, _MINE.c.annotator_id == bindparam("person"))))
-    .where(_T.c.campaign_id == bindparam("campaign"), _T.c.kind == "gold", _MINE.c.id.is_(None))
+    .where(_T.c.campaign_id == bindparam("campaign"), text("kind = 'gold'"), _MINE.c.id.is_(None))
     .order_by(_T.c.place)
 )
 _PICTURES = (
@@ -420,21 +423,22 @@ def _claim(s: Session, held: Held, done: int) -> Claim:
 
 
 def left(s: Session, campaign_id: int, annotator_id: int) -> int:
-    """How many tasks this annotator has in hand or may still be given. Gold tasks to come are not foretold."""
-    who = {"campaign": campaign_id, "person": annotator_id}
-    free = s.execute(_COUNT_FREE, who).scalar_one()
-    mine = s.execute(_COUNT_MINE, who).one()
-    return int(free - (mine.free or 0) + (mine.open or 0))
+    """How many tasks this annotator has in hand or may still be given; of the latter no more than `MOST_LEFT` are counted, so that it
+    takes no longer in a campaign of millions. Gold tasks to come are not foretold."""
+    free, held = s.connection().execute(_LEFT, {"campaign": campaign_id, "person": annotator_id}).one()
+    return int(free + held)
 
 
-_COUNT_FREE = select(func.count()).select_from(_T).where(_T.c.campaign_id == bindparam("campaign"), text("free > 0"))
-_COUNT_MINE = (
-    select(
-        func.sum(case((_T.c.free > 0, 1), else_=0)).label("free"),
-        func.sum(case((_A.c.state == "open", 1), else_=0)).label("open"),
+_LEFT = select(
+    select(func.count())
+    .select_from(  # from the back: what nobody has come to is quickly found not to be theirs
+        _FREE.with_only_columns(_T.c.id).order_by(_T.c.place.desc()).limit(MOST_LEFT).subquery()
     )
-    .join(_T, _T.c.id == _A.c.task_id)
-    .where(_A.c.annotator_id == bindparam("person"), _A.c.state.in_(("open", "done")), _T.c.campaign_id == bindparam("campaign"))
+    .scalar_subquery(),
+    select(func.count())
+    .select_from(_A.join(_T, _T.c.id == _A.c.task_id))
+    .where(_A.c.annotator_id == bindparam("person"), _A.c.state == "open", _T.c.campaign_id == bindparam("campaign"))
+    .scalar_subquery(),
 )
 
 
@@ -647,7 +651,7 @@ _LAST = (
         _ANSWER.verdict != "undone",
         is_last(_ANSWER),
     )
-    .order_by(_ANSWER.id.desc())
+    .order_by(_ANSWER.created_at.desc(), _ANSWER.id.desc())  # as the index of a person's judgments has them
     .limit(1)
 )  # fmt: skip
 
@@ -656,7 +660,7 @@ _LAST = (
 
 
 def progress(s: Session, campaign_id: int, annotator_id: int | None = None) -> Progress:
-    """See `Progress`. For one annotator `total` counts the tasks they did and those they may still do."""
+    """See `Progress`. For one annotator `total` counts the tasks they did and what is `left`."""
     campaign_row(s, campaign_id)
     living = (
         select(m.Judgment.verdict, func.count())

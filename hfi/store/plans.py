@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Engine, event, func, select, text
+from sqlalchemy import Connection, Engine, event, func, select
 
 from hfi.store import models as m
 
@@ -71,14 +71,14 @@ class Access:
 
 @dataclass(frozen=True)
 class Plan:
-    """`generic`: PostgreSQL's plan for whatever parameters come, where it differs from that for the ones that came. `work`: see the
-    module's first lines; None where it was not counted."""
+    """`later`: PostgreSQL's plan once the statement has been prepared and used several times, where it is another; it may then be one
+    for whatever parameters come. `work`: see the module's first lines; None where it was not counted."""
 
     on: str  # sqlite, postgresql
     steps: tuple[str, ...]
     sql: str
     access: tuple[Access, ...]
-    generic: tuple[Access, ...]
+    later: tuple[Access, ...]
     count: int
     ms: float
     work: int | None
@@ -91,7 +91,7 @@ class Plan:
 
     def whole(self, rows: Mapping[str, int], large: int) -> list[str]:
         """The tables of `large` rows or more that are read from end to end."""
-        return sorted({a.table for a in (*self.access, *self.generic) if a.whole and rows.get(a.table, 0) >= large})
+        return sorted({a.table for a in (*self.access, *self.later) if a.whole and rows.get(a.table, 0) >= large})
 
 
 @contextmanager
@@ -143,14 +143,17 @@ def sizes(engine: Engine) -> dict[str, int]:
         return {t.name: c.scalar(select(func.max(t.c.id))) or 0 for t in m.Base.metadata.sorted_tables}
 
 
-def explain(engine: Engine, heard: Heard) -> list[Plan]:
-    """How each statement finds its rows. On PostgreSQL whatever reads is run once more."""
+def explain(engine: Engine, heard: Heard, *, scans: bool = True) -> list[Plan]:
+    """How each statement finds its rows. On PostgreSQL whatever reads is run once more; and without `scans` it reads a table as a whole
+    only where it has no other way, as it would if all tables were large."""
     ask = _explain_sqlite if engine.dialect.name == "sqlite" else _explain_postgresql
     found = []
     with engine.connect() as c:
         for one in heard.statements.values():
-            access, generic, work = ask(c, one)
-            found.append(Plan(engine.dialect.name, tuple(one.steps), one.sql, access, generic, one.count, one.ms, work))
+            if not scans and engine.dialect.name == "postgresql":
+                c.exec_driver_sql("SET LOCAL enable_seqscan = off")
+            access, later, work = ask(c, one)
+            found.append(Plan(engine.dialect.name, tuple(one.steps), one.sql, access, later, one.count, one.ms, work))
     return found
 
 
@@ -199,37 +202,38 @@ def _sqlite_access(line: str, tables: Mapping[str, str]) -> Access | None:
 # --- PostgreSQL ---
 
 
+_TIMES = 7  # from the sixth on PostgreSQL may plan once for all
+
+
 def _explain_postgresql(c: Connection, one: Statement) -> tuple[tuple[Access, ...], tuple[Access, ...], int | None]:
-    reads = one.sql.lstrip().upper().startswith("SELECT") and "FOR UPDATE" not in one.sql.upper()
+    reads = one.sql.lstrip().upper().startswith("SELECT")
     options = "ANALYZE, BUFFERS, FORMAT JSON" if reads else "FORMAT JSON"
     (found,) = c.exec_driver_sql(f"EXPLAIN ({options}) {one.sql}", one.parameters).scalar_one()
     top = found["Plan"]
     work = top["Shared Hit Blocks"] + top["Shared Read Blocks"] if reads else None
-    access = _postgresql_access(top)
-    generic = _postgresql_access(_generic(c, one))
+    access, later = _postgresql_access(top), _postgresql_access(_prepared(c, one))
     c.rollback()
-    return access, () if generic == access else generic, work
+    return access, () if later == access else later, work
 
 
-def _generic(c: Connection, one: Statement) -> Mapping[str, Any]:
-    """What PostgreSQL does when it plans once for all parameters, as it may from the sixth time on that a statement is prepared."""
+def _prepared(c: Connection, one: Statement) -> Mapping[str, Any]:
+    """The plan of a prepared statement, as the driver prepares what is sent often, when it has been used several times."""
     from psycopg import sql as compose
 
-    driver = c.connection.dbapi_connection
-    assert driver is not None
     names: dict[str, int] = {}
     numbered = re.sub(r"%\((\w+)\)s", lambda found: f"${names.setdefault(found[1], len(names) + 1)}", one.sql).replace("%%", "%")
-    values = [one.parameters[name] for name in names]
-    given = compose.SQL(", ").join(compose.Literal(value) for value in values)
-    c.execute(text("SET LOCAL plan_cache_mode = force_generic_plan"))
-    cursor = driver.cursor()
-    cursor.execute(compose.SQL("PREPARE hfi_generic AS ") + compose.SQL(numbered), prepare=False)
-    try:
-        run = compose.SQL("EXECUTE hfi_generic") + (compose.SQL("({})").format(given) if values else compose.SQL(""))
-        cursor.execute(compose.SQL("EXPLAIN (FORMAT JSON) ") + run, prepare=False)
-        ((found,),) = cursor.fetchone() or ((None,),)
-    finally:
-        cursor.execute("DEALLOCATE hfi_generic")
+    given = compose.SQL(", ").join(compose.Literal(one.parameters[name]) for name in names)
+    run = compose.SQL("EXPLAIN (FORMAT JSON) EXECUTE hfi_prepared") + (
+        compose.SQL("({})").format(given) if names else compose.SQL("")
+    )
+    driver: Any = c.connection.dbapi_connection
+    with driver.cursor() as cursor:
+        cursor.execute(compose.SQL("PREPARE hfi_prepared AS ") + compose.SQL(numbered), prepare=False)
+        try:
+            for _ in range(_TIMES):
+                ((found,),) = cursor.execute(run, prepare=False).fetchone()
+        finally:
+            cursor.execute("DEALLOCATE hfi_prepared")
     plan: Mapping[str, Any] = found["Plan"]
     return plan
 

@@ -109,6 +109,9 @@ _LAST = (
     .limit(1)
 )
 _BEFORE = select(_S).where(_S.c.annotator_id == bindparam("person"), _S.c.ended == "midnight", _S.c.last_at == bindparam("at"))
+_SINCE = select(_S).where(  # the second by the index; every shift is of one day
+    _S.c.annotator_id == bindparam("person"), _S.c.started_at >= bindparam("at"), _S.c.last_at >= bindparam("at")
+)
 _NOTED = (
     update(_S)
     .where(_S.c.id == bindparam("which"))
@@ -181,7 +184,7 @@ def rest(s: Session, annotator_id: int, now: datetime | None = None, *, shift: S
     rules = _rules(shift.rules)
     running = shift.ended is None and _running(shift, now)
     if rules.day_minutes or rules.day_harmful:
-        seen = exposure(s, annotator_id, now).today
+        seen = today(s, annotator_id, now)
         if _reached(seen.minutes, rules.day_minutes) or _reached(seen.harmful, rules.day_harmful):
             if running:
                 _end(s, shift, "day")
@@ -211,6 +214,12 @@ def end_shift(s: Session, annotator_id: int, reason: str, now: datetime | None =
     shift = _last(s, annotator_id)
     if shift is not None and shift.ended is None:
         _end(s, shift, reason if _running(shift, now or now_utc()) else "pause")
+
+
+def today(s: Session, annotator_id: int, now: datetime | None = None) -> Seen:
+    """What somebody looked at today, in UTC."""
+    midnight = _midnight(now or now_utc())
+    return _sum(s.connection().execute(_SINCE, {"person": annotator_id, "at": midnight}).all())
 
 
 def exposure(s: Session, annotator_id: int, now: datetime | None = None) -> Exposure:
