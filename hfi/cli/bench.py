@@ -96,7 +96,8 @@ def load(
     config: LoadConfig,
 ) -> None:
     """Many annotators at once on a labeling server of their own, as fast as it answers, killed now and then: how long each waits for
-    the next task, what the server holds in memory, and whether a judgment was lost or taken twice."""
+    the next task, what the server holds in memory, and whether a judgment was lost or taken twice. On SQLite, or, in a schema of its
+    own that goes at the end, on the PostgreSQL database that HFI_DATABASE_URL names."""
     from tempfile import TemporaryDirectory
 
     from ui.load import run, table
