@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from hfi.errors import ProcessLost, UsageError
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 T = TypeVar("T")
@@ -53,6 +52,17 @@ def on_cpu() -> bool:
 def local_rank() -> int:
     """Which of the processes on this machine it is, and so which GPU is its own."""
     return int(os.environ.get("LOCAL_RANK", 0)) if size() > 1 else 0
+
+
+def local_size() -> int:
+    """How many of the processes are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if size() > 1 else 1
+
+
+def one_process(command: str) -> None:
+    """UsageError for a command that several processes cannot share."""
+    if size() > 1:
+        raise UsageError(f"'{command}' runs in one process, and {size()} were started: leave 'accelerate launch' out")
 
 
 def start_the_others(args: Sequence[str]) -> None:
@@ -214,15 +224,6 @@ def _tensor_group(tensor: "Tensor") -> Any:
     return of_cpu if tensor.device.type == "cpu" else None  # None: the default group, NCCL's
 
 
-def device() -> "torch.device | None":
-    """Where this process computes: the CPU, or the GPU of its own; None for a run of one process."""
-    if size() == 1:
-        return None
-    import torch
-
-    return torch.device("cpu") if on_cpu() or not torch.cuda.is_available() else torch.device("cuda", local_rank())
-
-
 # --- ending ---
 
 
@@ -243,14 +244,19 @@ def taking_part() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
         yield
+        if _groups.cache_info().currsize:
+            import torch.distributed as dist
+
+            dist.destroy_process_group()
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
 def first_to_say() -> bool:
-    """Whether this process is the first of them to ask. A run that ends, ends in all its processes: one says why."""
+    """Whether this process is the first of them to ask: a run that ends, ends in all of them, and one says why. Of those that have
+    not joined yet, the first on each machine."""
     if size() == 1 or not _groups.cache_info().currsize:
-        return is_main()
+        return local_rank() == 0
     import torch.distributed as dist
 
     try:

@@ -28,11 +28,10 @@ class ImageStore:
 
     def put(self, image: Image.Image) -> str:
         """Keeps the picture (as RGB) and returns the sha256 of its PNG bytes."""
-        plain = Image.new("RGB", image.size)
-        plain.paste(image.convert("RGB"))
-        buffer = io.BytesIO()
-        plain.save(buffer, format="PNG")
-        data = buffer.getvalue()
+        return self.put_png(png(image))
+
+    def put_png(self, data: bytes) -> str:
+        """Keeps what `png` made, and returns its sha256."""
         sha = hashlib.sha256(data).hexdigest()
         path = self.path(sha)
         if not path.exists() or path.stat().st_size != len(data):  # a power failure can leave a file short
@@ -66,6 +65,15 @@ class ImageStore:
                 f"the image file {self.path(sha)} was changed, its bytes no longer match its name: restore it from a backup"
             )
         return data
+
+
+def png(image: Image.Image) -> bytes:
+    """The picture (as RGB) as a PNG file without metadata: of equal pixels, equal bytes."""
+    plain = Image.new("RGB", image.size)
+    plain.paste(image.convert("RGB"))
+    buffer = io.BytesIO()
+    plain.save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 @dataclass(frozen=True)
