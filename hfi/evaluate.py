@@ -25,7 +25,7 @@ from PIL import Image
 
 from hfi.config import check, option
 from hfi.errors import HfiError
-from hfi.files import whole, write_text
+from hfi.files import whole, write_pieces, write_text
 from hfi.judgments import judged_by_text
 from hfi.measured import Chunk, Measured
 from hfi.metrics import (
@@ -511,8 +511,7 @@ def _clear(system: System, cell: _Cell) -> None:
         if i >= len(same) or same[i] != (prompt.text, seed):
             cell.file(i).unlink(missing_ok=True)
     cell.folder.mkdir(parents=True, exist_ok=True)
-    with whole(about) as scratch, open(scratch, "w", encoding="utf-8") as file:
-        file.writelines(_told(system, cell.job))
+    write_pieces(about, _told(system, cell.job))
 
 
 def _told(system: System, job: Plan) -> Iterator[str]:
