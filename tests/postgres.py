@@ -4,6 +4,7 @@ import glob
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import URL, create_engine, text
+from sqlalchemy import URL, create_engine
+from sqlalchemy.exc import OperationalError
 
 from hfi.store.migrate import upgrade
 
@@ -34,7 +36,11 @@ def _programs() -> str | None:
 PROGRAMS = _programs()
 
 
-@dataclass(frozen=True)
+# The server goes when the process that started it does, even a killed one.
+_WITH_US = ["setpriv", "--pdeathsig", "QUIT"] if shutil.which("setpriv") else []
+
+
+@dataclass
 class Server:
     """`owner`: the user as whom it runs, as the server refuses to be root."""
 
@@ -42,6 +48,7 @@ class Server:
     port: int
     owner: str | None
     names: Iterator[int]
+    process: "subprocess.Popen[bytes] | None" = None
 
     def url(self, database: str, user: str = USER, password: str | None = PASSWORD) -> str:
         found = URL.create("postgresql", user, password, "127.0.0.1", self.port, database)
@@ -74,31 +81,35 @@ class Server:
             "synchronous_commit": "off", "full_page_writes": "off", "max_connections": 120, "shared_buffers": "32MB",
             "autovacuum": "off", "max_wal_size": "256MB", "log_min_messages": "warning",
         }  # fmt: skip
-        options = " ".join(f"-c {name}={value}" for name, value in settings.items())
-        self._call("pg_ctl", "start", "-w", "-t", "60", "-D", self.folder / "data", "-l", self.folder / "log", "-o", options)
+        options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+        with open(self.folder / "log", "ab") as log:
+            command = [*_WITH_US, f"{PROGRAMS}/postgres", "-D", str(self.folder / "data"), *options]
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **self.as_owner)
 
-    def stop(self, mode: str = "immediate") -> None:
-        self._call("pg_ctl", "stop", "-w", "-m", mode, "-D", self.folder / "data")
+        def ready() -> bool:
+            assert self.process is not None and self.process.poll() is None, (self.folder / "log").read_text()
+            try:
+                self.run("SELECT 1")
+            except OperationalError:
+                return False
+            return True
 
-    def _call(self, program: str, *words: object) -> None:
-        command = [f"{PROGRAMS}/{program}", *map(str, words)]
-        as_owner: dict[str, Any] = {}
+        wait_until(ready, 120)
+
+    def stop(self, how: signal.Signals = signal.SIGQUIT) -> None:
+        """SIGQUIT: at once. SIGINT: connections are ended in order."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(how)
+            self.process.wait(60)
+
+    @property
+    def as_owner(self) -> dict[str, Any]:
+        """How a program of the server is started."""
+        started: dict[str, Any] = {"cwd": "/", "env": {**os.environ, "LC_ALL": "C.UTF-8", "TZ": "UTC"}}
         if self.owner:
             who = pwd.getpwnam(self.owner)
-            as_owner = {"user": who.pw_uid, "group": who.pw_gid, "extra_groups": []}
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd="/",
-            env={**os.environ, "LC_ALL": "C.UTF-8", "TZ": "UTC"}, **as_owner,
-        ) if program != "pg_ctl" else self._quietly(command, as_owner)  # fmt: skip
-        log = self.folder / "log"
-        assert done.returncode == 0, (command, done.stdout, log.read_text() if log.exists() else "")
-
-    def _quietly(self, command: list[str], as_owner: dict[str, Any]) -> "subprocess.CompletedProcess[str]":
-        """The server that pg_ctl leaves behind keeps its outputs open: a pipe would never end."""
-        with open(os.devnull, "w") as nowhere:
-            return subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=nowhere, stderr=nowhere, text=True, cwd="/", **as_owner
-            )
+            started |= {"user": who.pw_uid, "group": who.pw_gid, "extra_groups": []}
+        return started
 
 
 def free_port() -> int:
@@ -121,18 +132,10 @@ def serving_postgres() -> Iterator[Server]:
         shutil.chown(folder, owner)
     server = Server(folder, free_port(), owner, count())
     try:
-        server._call(
-            "initdb",
-            "-D",
-            folder / "data",
-            "-U",
-            "postgres",
-            "-E",
-            "UTF8",
-            "--no-sync",
-            "--auth-local=trust",
-            "--auth-host=scram-sha-256",
-        )
+        made = [f"{PROGRAMS}/initdb", "-D", folder / "data", "-U", "postgres", "-E", "UTF8", "--no-sync"]
+        trust = ["--auth-local=trust", "--auth-host=scram-sha-256"]
+        done = subprocess.run([*made, *trust], stdin=subprocess.DEVNULL, capture_output=True, text=True, **server.as_owner)
+        assert done.returncode == 0, done.stderr
         server.start()
         quoted = PASSWORD.replace("'", "''")
         server.run(f"CREATE ROLE {USER} LOGIN PASSWORD '{quoted.replace('%', '%%')}'")
@@ -140,8 +143,7 @@ def serving_postgres() -> Iterator[Server]:
         upgrade(server.url("filled"))
         yield server
     finally:
-        if (folder / "data" / "postmaster.pid").exists():
-            server.stop()
+        server.stop()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -152,6 +154,3 @@ def wait_until(found: Any, seconds: float = 20) -> Any:
         assert time.monotonic() < until
         time.sleep(0.02)
     return value
-
-
-__all__ = ["PASSWORD", "PROGRAMS", "USER", "Server", "free_port", "serving_postgres", "text", "wait_until"]

@@ -217,7 +217,7 @@ def test_a_server_that_goes_away_is_said_and_found_again() -> None:
         def interrupted() -> None:
             with writing(engine) as s:
                 q.ensure_annotator(s, "Ann")
-                server.stop("fast")
+                server.stop(signal.SIGINT)
                 s.scalar(select(func.count()).select_from(m.Image))
 
         with pytest.raises(Away, match="cannot reach the database"):

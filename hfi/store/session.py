@@ -168,14 +168,16 @@ class Again(HfiError):
     """Others wrote the same rows, and the database broke this off. Nothing has been done."""
 
 
-def again(work: Callable[[], T], times: int = 5) -> T:
-    """Does the work, a whole transaction, and does it again where it was broken off for others' sake."""
-    for _ in range(times - 1):
+def again(work: Callable[[], T], seconds: float = 5) -> T:
+    """Does the work, a whole transaction, and does it again, for so long, where it was broken off for others' sake."""
+    until = time.monotonic() + seconds
+    while True:
         try:
             return work()
         except Again:
+            if time.monotonic() > until:
+                raise
             time.sleep(random.uniform(0.01, 0.1))
-    return work()
 
 
 def _said(e: DBAPIError) -> str:
