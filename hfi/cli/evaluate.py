@@ -13,6 +13,7 @@ import typer
 
 from hfi.cli.common import GUIDES
 from hfi.cli.options import JsonOption, WorkspaceOption, name_option, with_config
+from hfi.distributed import from_main, is_main
 from hfi.errors import HfiError, UsageError
 from hfi.evaluate import EvaluateConfig, System, report_of
 from hfi.evaluate import evaluate as measure
@@ -138,8 +139,13 @@ def evaluate(
         settings.pop(how)
     if guides:
         settings["guides"] = [" ".join(map(str, g.settings.values())) for g in guides]
-    run = Run.start(space.runs, "evaluate", name or concept, settings)
-    if not run.finished:
+
+    def begin() -> tuple[Run, bool]:
+        run = Run.start(space.runs, "evaluate", name or concept, settings)
+        return run, run.finished
+
+    run, measured = from_main(begin)
+    if not measured:
         measure(
             _systems(model, base, cleaned, guides, config, device),
             concept,
@@ -152,6 +158,8 @@ def evaluate(
             images=config.images,
             seed=config.seed,
         )
+    if not is_main():
+        return
     report = report_of(run.path, title)
     rows = report.rows
     write_report(run.path / "report.html", report)  # anew each time: a later version of the page needs no new images
