@@ -40,10 +40,10 @@ from ui.pictures import Pictures
 
 HOT = (
     "sign in", "cookie", "consent", "list of work", "way in", "page", "picture", "judge", "break", "undo", "stop", "day's limit",
-    "claim", "submit", "lapse", "generate",
+    "claim", "submit", "newcomer", "lapse", "generate",
 )  # fmt: skip
-MOST_STEPS = 400_000  # of SQLite's machine for one hot statement; a thousand take some 10 us
-MOST_PAGES = 4_000  # of PostgreSQL, 8 kB each
+MOST_STEPS = 100_000  # of SQLite's machine for one hot statement; a thousand take some 10 us
+MOST_PAGES = 5_000  # of PostgreSQL, 8 kB each
 _JUDGED = 60  # in each campaign, so that gold comes up
 
 
@@ -94,6 +94,11 @@ def act(engine: Engine, cast: Cast) -> Heard:
             assert held is not None
             with heard.step("submit"), writing(engine) as s:
                 judging.submit(s, held.token, person.id, "clean", _once())
+        with writing(engine) as s:
+            newcomer = queries.ensure_annotator(s, f"newcomer {secrets.token_hex(6)}")
+        for campaign in (cast.full, *cast.going.values()):  # who has come nowhere passes all that is full already
+            with heard.step("newcomer"), writing(engine) as s:
+                judging.claim_next(s, campaign, newcomer.id)
         with heard.step("generate"):
             with reading(engine) as s:
                 queries.has_keys(s, [key(0, i) for i in range(0, 1000, 2)])
@@ -245,8 +250,11 @@ def figures(engine: Engine, cast: Cast, heard: Heard) -> dict[str, float]:
 # --- how long ---
 
 
-def measure(engine: Engine, cast: Cast, calls: int, seed: int = 0, part: tuple[int, int] = (0, 1)) -> dict[str, list[float]]:
-    """Milliseconds of `calls` claims and as many submissions, each a transaction of its own, by people drawn from all, in the
+Times = dict[str, list[tuple[float, float]]]  # by call: milliseconds on the clock, and of this process's processor
+
+
+def measure(engine: Engine, cast: Cast, calls: int, seed: int = 0, part: tuple[int, int] = (0, 1)) -> Times:
+    """How long take `calls` claims and as many submissions, each a transaction of its own, by people drawn from all, in the
     campaigns that are not full; then of as many judgments as the page sends them, which are all of it together. `part`: (k, n) takes
     every n-th person from the k-th on."""
     rng = random.Random(f"{seed} {part}")
@@ -255,24 +263,26 @@ def measure(engine: Engine, cast: Cast, calls: int, seed: int = 0, part: tuple[i
         rows = s.scalars(query.where(m.Account.active, m.Account.role == "annotator").order_by(m.Annotator.id))
         who = [Annotator(a.id, a.name, a.pseudonym, False) for a in rows][part[0] :: part[1]]
     asked = [(cast.going["binary"], "binary"), (cast.going["ranking"], "ranking"), (cast.coming, "binary")]
-    took: dict[str, list[float]] = {"claim": [], "submit": [], "judge": []}
+    took: Times = {"claim": [], "submit": [], "judge": []}
+
+    @contextmanager
+    def timed(call: str) -> Iterator[None]:
+        clock, processor = time.perf_counter(), time.thread_time()
+        yield
+        took[call].append((1000 * (time.perf_counter() - clock), 1000 * (time.thread_time() - processor)))
+
     desk = _desk(engine)
     with progress("claims, submissions, judgments", 2 * calls, "calls") as advance:
         while len(took["submit"]) < calls:
             person, (campaign, question) = rng.choice(who), rng.choice(asked)
-            start = time.perf_counter()
-            with writing(engine) as s:
+            with timed("claim"), writing(engine) as s:
                 held = judging.claim_next(s, campaign, person.id)
-            claimed = time.perf_counter()
             if held is None:
                 raise HfiError(f"campaign {campaign} has nothing left for {person.name}: make a larger database")
             ranked = [image.image_id for image in held.images] if question == "ranking" else None
-            begun = time.perf_counter()
-            with writing(engine) as s:
-                verdict = "ranked" if ranked else rng.choice(("shows", "clean"))
+            verdict = "ranked" if ranked else rng.choice(("shows", "clean"))
+            with timed("submit"), writing(engine) as s:
                 judging.submit(s, held.token, person.id, verdict, _once(), ranking=ranked)
-            took["submit"].append(1000 * (time.perf_counter() - begun))
-            took["claim"].append(1000 * (claimed - start))
             advance(1, "")
         while len(took["judge"]) < calls:
             person = rng.choice(who)
@@ -283,14 +293,13 @@ def measure(engine: Engine, cast: Cast, calls: int, seed: int = 0, part: tuple[i
                 if state["task"] is None:
                     break
                 given = _answer(state["task"]["token"], "binary", 8 * n + rng.randrange(3))
-                start = time.perf_counter()
-                state = label.judge(desk, person, given)
-                took["judge"].append(1000 * (time.perf_counter() - start))
+                with timed("judge"):
+                    state = label.judge(desk, person, given)
                 advance(1, "")
     return took
 
 
-def _client(url: str, cast: Cast, calls: int, seed: int, part: tuple[int, int]) -> dict[str, list[float]]:
+def _client(url: str, cast: Cast, calls: int, seed: int, part: tuple[int, int]) -> Times:
     engine = connect(url)
     try:
         return measure(engine, cast, calls, seed, part)
@@ -298,7 +307,7 @@ def _client(url: str, cast: Cast, calls: int, seed: int, part: tuple[int, int]) 
         engine.dispose()
 
 
-def measure_at_once(url: str, cast: Cast, calls: int, clients: int, seed: int = 1) -> dict[str, list[float]]:
+def measure_at_once(url: str, cast: Cast, calls: int, clients: int, seed: int = 1) -> Times:
     """As `measure`, by so many processes at a time that share the calls."""
     each = -(-calls // clients)
     with multiprocessing.get_context("spawn").Pool(clients) as pool:
@@ -306,12 +315,15 @@ def measure_at_once(url: str, cast: Cast, calls: int, clients: int, seed: int = 
     return {name: [ms for one in found for ms in one[name]] for name in found[0]}
 
 
-def spread(took: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
-    """p50, p95, p99 and the longest, in ms, and how many."""
-    return {
-        name: {**{f"p{q}": round(float(np.percentile(ms, q)), 2) for q in (50, 95, 99)}, "max": round(max(ms), 1), "n": len(ms)}
-        for name, ms in took.items()
-    }
+def spread(took: Times) -> dict[str, dict[str, float]]:
+    """p50, p95, p99 and the longest, in ms, p95 of the processor's time, and how many."""
+    found = {}
+    for name, times in took.items():
+        clock, processor = np.array(times).T
+        at = {f"p{q}": round(float(np.percentile(clock, q)), 2) for q in (50, 95, 99)}
+        cpu = {f"cpu_p{q}": round(float(np.percentile(processor, q)), 2) for q in (50, 95)}
+        found[name] = {**at, "max": round(float(clock.max()), 1), **cpu, "n": len(times)}
+    return found
 
 
 # --- all of it ---
@@ -413,6 +425,6 @@ def table(result: Mapping[str, Any]) -> str:
     for name, found in (("one at a time", result["alone"]), (f"{result['clients']} at once", result["at_once"])):
         for call, s in found.items():
             times = ", ".join(f"{q} {s[q]} ms" for q in ("p50", "p95", "p99", "max"))
-            lines.append(f"{call:8} {name:14} {times}, of {s['n']:,}")
+            lines.append(f"{call:8} {name:14} {times}; {s['cpu_p50']} and {s['cpu_p95']} ms of them here; of {s['n']:,}")
     lines += [f"{seconds:9.2f} s  {name}" for name, seconds in result["seconds"].items()]
     return "\n".join([*lines, *(f"fault: {fault}" for fault in result["faults"])])

@@ -382,9 +382,8 @@ _ASKING = (
         _C.c.question,
         _C.c.overlap,
         _C.c.extra_votes,
-        select(func.count())
-        .select_from(_A)
-        .where(_A.c.task_id == bindparam("task"), _A.c.state == "open")
+        select(func.count(case((_A.c.state == "open", 1))))  # as a condition it could make SQLite read all that are open
+        .where(_A.c.task_id == bindparam("task"))
         .scalar_subquery()
         .label("open"),
     )
@@ -429,12 +428,17 @@ def left(s: Session, campaign_id: int, annotator_id: int) -> int:
     return int(free + held)
 
 
+_GIVEN = select(_MINE.c.id).where(
+    _MINE.c.task_id == _T.c.id, _MINE.c.annotator_id == bindparam("person"), _MINE.c.state != "expired"
+)
+_NOT_GIVEN = (
+    select(_T.c.id)
+    .where(_T.c.campaign_id == bindparam("campaign"), text("free > 0"), ~_GIVEN.exists())
+    .order_by(_T.c.place.desc())  # what nobody has come to is quickly found not to be theirs
+    .limit(MOST_LEFT)
+)
 _LEFT = select(
-    select(func.count())
-    .select_from(  # from the back: what nobody has come to is quickly found not to be theirs
-        _FREE.with_only_columns(_T.c.id).order_by(_T.c.place.desc()).limit(MOST_LEFT).subquery()
-    )
-    .scalar_subquery(),
+    select(func.count()).select_from(_NOT_GIVEN.subquery()).scalar_subquery(),
     select(func.count())
     .select_from(_A.join(_T, _T.c.id == _A.c.task_id))
     .where(_A.c.annotator_id == bindparam("person"), _A.c.state == "open", _T.c.campaign_id == bindparam("campaign"))
