@@ -13,10 +13,11 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from io import BytesIO
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Literal, Protocol, overload
 
@@ -24,8 +25,10 @@ import numpy as np
 from PIL import Image
 
 from hfi.config import check, option
+from hfi.distributed import from_main, gather, is_main, mine, rank, scatter, size
 from hfi.errors import HfiError
 from hfi.files import whole, write_pieces, write_text
+from hfi.images import png
 from hfi.judgments import judged_by_text
 from hfi.measured import Chunk, Measured
 from hfi.metrics import (
@@ -160,12 +163,8 @@ class _Cell:
     def file(self, i: int) -> Path:
         return self.folder / f"{i:05d}.png"
 
-    def load(self, part: range) -> list[Image.Image]:
-        images = []
-        for i in part:
-            with Image.open(self.file(i)) as image:
-                images.append(image.convert("RGB"))
-        return images
+    def read(self, part: range) -> list[bytes]:
+        return [self.file(i).read_bytes() for i in part]
 
 
 @dataclass(frozen=True)
@@ -218,7 +217,8 @@ def evaluate(
     """Samples what is missing in `folder`, measures it and writes results.json, evaluation.json and scores.jsonl there.
 
     `images` per prompt set: None means one a prompt; more than there are prompts goes round with new seeds. Distances are taken to
-    the system of method 'sd' and left out where there is none.
+    the system of method 'sd' and left out where there is none. Several processes call it together: main alone reads and writes the
+    folder and has the rows; the others give it what they sampled and measured, and have none.
     """
     by = Instruments(detector, backbone, features, lpips)
     _check(systems, concept, prompt_sets, detector, images)
@@ -232,7 +232,10 @@ def evaluate(
     base = next((s for s in systems if s.method == BASE), None)
     ordered = sorted(systems, key=lambda s: s is not base)
     total = len(systems) * sum(len(job) for job in jobs.values())
-    with _lines(folder / "scores.jsonl") as write, progress("measuring", total, "images") as advance:
+    with (
+        _lines(folder / "scores.jsonl") if is_main() else nullcontext(print) as write,
+        progress("measuring", total, "images") as advance,
+    ):
         for name, job in jobs.items():
             reference: _Scores | None = None
             for system in ordered:
@@ -240,6 +243,8 @@ def evaluate(
                 other = _cell(folder, base, name, job) if base and system is not base else None
                 note = f"{system_name((system.method, system.conditioning))}, {name}"
                 measured = _measure(cell, other, by, advance, note)
+                if measured is None:
+                    continue
                 names = {"method": system.method, "conditioning": system.conditioning, "concept": concept, "prompt_set": name}
                 scores = _scores(cell, measured, concept, by, partial(write, names))
                 reference = scores if system is base else reference
@@ -255,6 +260,8 @@ def evaluate(
                 for metric, embedded in spaces:
                     if embedded is not None and too_small(len(embedded), embedded.shape[1]):
                         small.setdefault((metric, len(embedded), embedded.shape[1]), []).append(name)
+    if not is_main():
+        return []
     about = {
         "concept": concept,
         "detector": detector
@@ -460,30 +467,46 @@ def _cell(folder: Path, system: System, name: str, job: Plan) -> _Cell:
 
 
 def _sample_system(system: System, cells: Mapping[str, _Cell], place: str) -> None:
-    """Samples every image of the system that is not there yet."""
-    for cell in cells.values():
-        _clear(system, cell)
+    """Samples every image of the system that is not there yet: several processes take whole batches in turn, main keeps them."""
+
+    def there() -> int:
+        for cell in cells.values():
+            _clear(system, cell)
+        return total - sum(len(batch) for cell in cells.values() for batch in _lacking(cell, system.batch))
+
     total = sum(len(cell.job) for cell in cells.values())
-    done = total - sum(len(batch) for cell in cells.values() for batch in _lacking(cell, system.batch))
+    done = from_main(there)
     if done == total:
         return
     title = f"sampling {system_name((system.method, system.conditioning))}, {place}"
     with progress(title, total, "images", done) as advance:
         for name, cell in cells.items():
             lacking = _lacking(cell, system.batch)
-            while todo := [i for batch in islice(lacking, max(1, _ASKED // system.batch)) for i in batch]:
-                if isinstance(system.images, Mapping):
-                    made: Iterable[Image.Image] = [system.images[name][i] for i in todo]
-                else:
-                    pairs = [cell.job[i] for i in todo]
-                    made = system.images([prompt.text for prompt, _ in pairs], [seed for _, seed in pairs])
-                count = 0
-                for i, image in zip(todo, made, strict=False):
-                    _write_png(cell.file(i), image)
-                    count += 1
-                    advance(1, name)
-                if count < len(todo):
-                    raise ValueError(f"{title}: {count} images for {len(todo)} prompts of {name}")
+            while todo := from_main(partial(_some, lacking, _ASKED // system.batch)):
+                own = mine(todo)
+                images = _images(system, name, cell.job, [i for batch in own for i in batch])
+                for k in range(-(-len(todo) // size())):  # a batch of each process, as long as there are any
+                    batch = own[k] if k < len(own) else range(0)
+                    made = [(i, png(image)) for i, image in zip(batch, images, strict=False)]
+                    if len(made) < len(batch):
+                        raise ValueError(f"{title}: {len(made)} images for a batch of {len(batch)} prompts of {name}")
+                    for i, data in (row for rows in gather(made) for row in rows):
+                        with whole(cell.file(i)) as scratch:
+                            scratch.write_bytes(data)
+                        advance(1, name)
+
+
+def _some(batches: Iterator[range], count: int) -> list[range]:
+    """The next batches: `count`, but one at least; none behind the last."""
+    return list(islice(batches, max(1, count)))
+
+
+def _images(system: System, name: str, job: Plan, todo: Sequence[int]) -> Iterator[Image.Image]:
+    """Images of the cell by their indices, one after the other."""
+    if isinstance(system.images, Mapping):
+        return (system.images[name][i] for i in todo)
+    pairs = [job[i] for i in todo]
+    return iter(system.images([prompt.text for prompt, _ in pairs], [seed for _, seed in pairs]))
 
 
 def _lacking(cell: _Cell, size: int) -> Iterator[range]:
@@ -532,35 +555,51 @@ def _is_text(path: Path, pieces: Iterable[str]) -> bool:
         return False
 
 
-def _measure(cell: _Cell, reference: _Cell | None, by: Instruments, advance: Advance, note: str) -> Measured:
-    """Of one cell's images; kept beside them, and measured again only where an image or who measures has changed."""
-    measured = Measured(cell.folder, _key(cell, reference, by), len(cell.job), _CHUNK)
-    advance(measured.done, note)
-    for start in range(measured.done, len(cell.job), _CHUNK):
-        part = range(start, min(start + _CHUNK, len(cell.job)))
-        measured.append(_look(cell, reference, part, by))
-        advance(len(part), note)
+def _measure(cell: _Cell, reference: _Cell | None, by: Instruments, advance: Advance, note: str) -> Measured | None:
+    """Of one cell's images; kept beside them, and measured again only where an image or who measures has changed. Several processes
+    take chunks in turn; main reads the images and keeps what was measured, and the others get nothing."""
+    measured = Measured(cell.folder, _key(cell, reference, by), len(cell.job), _CHUNK) if is_main() else None
+    done = from_main(lambda: measured.done if measured else 0)
+    advance(done, note)
+    read = [cell, *([reference] if reference and (by.backbone or by.lpips) else [])]
+    for start in range(done, len(cell.job), _CHUNK * size()):
+        ends = [min(start + _CHUNK * k, len(cell.job)) for k in range(size() + 1)]
+        parts = [range(a, b) for a, b in pairwise(ends)]  # the last ones may be empty
+        images = scatter(partial(_read, read, parts))
+        own = parts[rank()]
+        found = _look([prompt.text for prompt, _ in cell.job[own.start : own.stop]], *images, by=by) if own else None
+        for chunk in filter(None, gather(found)):
+            if measured:
+                measured.append(chunk)
+            advance(len(chunk), note)
     return measured
 
 
-def _look(cell: _Cell, reference: _Cell | None, part: range, by: Instruments) -> Chunk:
-    """All that the instruments say of some of the images; `reference` are those of the same prompts and seeds that distances of
+def _read(cells: Sequence[_Cell], parts: Sequence[range]) -> list[list[list[bytes]]]:
+    """For each part, of each cell, the files of its images."""
+    return [[cell.read(part) for cell in cells] for part in parts]
+
+
+def _look(texts: Sequence[str], images: Sequence[bytes], others: Sequence[bytes] = (), *, by: Instruments) -> Chunk:
+    """All that the instruments say of some images of these prompts; `others` are those of the same prompts and seeds that distances of
     pairs are taken to."""
-    images = cell.load(part)
-    others = reference.load(part) if reference and (by.backbone or by.lpips) else []
-    columns, matrices = {"blocked": blocked(images)}, {}
-    labels = {name: np.asarray(values) for name, values in by.detector(images).items()} if by.detector else {}
+    shown, beside = _load(images), _load(others)
+    columns, matrices = {"blocked": blocked(shown)}, {}
+    labels = {name: np.asarray(values) for name, values in by.detector(shown).items()} if by.detector else {}
     if by.backbone:
-        matrices["images"] = np.asarray(by.backbone.images(images))
-        texts = [prompt.text for prompt, _ in cell.job[part.start : part.stop]]
+        matrices["images"] = np.asarray(by.backbone.images(shown))
         columns["clip_score"] = clip_scores(matrices["images"], np.asarray(by.backbone.texts(texts)))
-        if others:
-            columns["perceptual_distance"] = perceptual_distances(by.backbone.layers(images), by.backbone.layers(others))
+        if beside:
+            columns["perceptual_distance"] = perceptual_distances(by.backbone.layers(shown), by.backbone.layers(beside))
     if by.features:
-        matrices["features"] = np.asarray(by.features.images(images))
-    if by.lpips and others:
-        columns["lpips"] = np.asarray(by.lpips.distances(images, others))
+        matrices["features"] = np.asarray(by.features.images(shown))
+    if by.lpips and beside:
+        columns["lpips"] = np.asarray(by.lpips.distances(shown, beside))
     return Chunk(columns, labels, matrices)
+
+
+def _load(files: Sequence[bytes]) -> list[Image.Image]:
+    return [Image.open(BytesIO(file)).convert("RGB") for file in files]
 
 
 def _key(cell: _Cell, reference: _Cell | None, by: Instruments) -> str:
@@ -663,9 +702,3 @@ def _lines(path: Path) -> Iterator[Callable[..., object]]:
     """Yields what writes objects as one, in a line of JSON; the file is there, whole, when the block ends."""
     with whole(path) as scratch, open(scratch, "w", encoding="utf-8") as file:
         yield lambda *parts: file.write(json.dumps({k: v for part in parts for k, v in part.items()}, ensure_ascii=False) + "\n")
-
-
-def _write_png(path: Path, image: Image.Image) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as scratch:
-        image.save(scratch, format="PNG")
