@@ -39,7 +39,7 @@ $(VENV)/.core: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.core
-	$(PIP) install -c constraints.txt -e ".[test,dev,data,nudenet,nsfw,features]"
+	$(PIP) install -c constraints.txt -e ".[test,dev,data,s3,nudenet,nsfw,features]"
 	touch $@
 
 clean:

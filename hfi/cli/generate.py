@@ -80,9 +80,10 @@ def generate(
     from hfi.diffusion.sd import check_placeholders, content_id, find_model, load_sd, pick_device, text_widths, tokenize
     from hfi.diffusion.tokens import check_fits, install
     from hfi.erase.erasure import Erasure, apply, check_together, identity
+    from hfi.keeping import add, prepare
     from hfi.store import queries
     from hfi.store.queries import Provenance
-    from hfi.store.session import reading, writing
+    from hfi.store.session import reading
 
     space = Workspace.open(workspace)
     engine = space.engine()
@@ -91,7 +92,9 @@ def generate(
     removals = [Erasure.load(find_file(space.erasures, name, "erasure", "hfi erase")) for name in erasure or []]
     against = [text.strip() for text in against or []]
     guidance = _guidance(guide, against, config)
-    check_writable(space.images.root, space.runs)
+    check_writable(space.runs)
+    store = space.images
+    prepare(engine, store)
     device = pick_device(config.device)
     source = find_model(model)
     for t in tokens:
@@ -140,7 +143,7 @@ def generate(
             for planned, image in zip(todo, _sample(sd, todo, config, guidance), strict=True):
                 made = Provenance(
                     key=planned.key,
-                    sha256=space.images.put(image),
+                    sha256=store.put(image),
                     width=image.width,
                     height=image.height,
                     source="generated",
@@ -156,8 +159,7 @@ def generate(
                     erasure=identity(removals),
                     guide=" ".join([guide, *against]) if guide else None,
                 )
-                with writing(engine) as session:
-                    queries.add_image(session, made)
+                add(engine, store, image, made)
                 advance(1, "")
     result = {"run": run.path.name, "images": len(job), "new": len(todo)}
     run.finish(result)

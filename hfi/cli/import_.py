@@ -14,9 +14,10 @@ from hfi.cli.options import JsonOption, WorkspaceOption
 from hfi.errors import HfiError
 from hfi.files import visible
 from hfi.images import SUFFIXES, Found, find_pictures, open_picture
+from hfi.keeping import add, prepare
 from hfi.progress import progress
 from hfi.store import queries
-from hfi.store.session import Engine, writing
+from hfi.store.session import Engine
 from hfi.workspace import Workspace
 
 
@@ -36,6 +37,7 @@ def import_(
     space = Workspace.open(workspace)
     engine = space.engine()
     there = _files(paths)
+    prepare(engine, space.images)
     files = list(dict.fromkeys(there.pictures))
     new, skipped, notes = 0, list(there.refused), []
     with progress("importing", len(files), "images") as advance:
@@ -77,10 +79,7 @@ def keep_image(space: Workspace, engine: Engine, image: Image, name: str, prompt
         prompt=prompt,
         original_name=os.fsencode(name).decode("utf-8", "replace"),
     )
-    with writing(engine) as session:
-        known = bool(queries.has_keys(session, [about.key]))
-        queries.add_image(session, about)
-    return sha, not known
+    return sha, add(engine, space.images, image, about)
 
 
 def _files(paths: Sequence[Path]) -> Found:

@@ -141,6 +141,7 @@ def invert(
     if run.finished:
         say_finished(run)
     else:
+        space.images.check()
         chosen: list[tuple[list[str], list[str | None], Any]] = []  # of each concept: images, their prompts, their weights
         lowest: list[float] = []
         for a in asked:
