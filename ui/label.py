@@ -28,6 +28,7 @@ from typing import Annotated, Any, Literal
 
 import fastapi
 import gradio as gr
+from anyio import to_thread
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import JSONResponse, Response
 from markdown_it import MarkdownIt
@@ -42,7 +43,7 @@ from hfi.store.queries import Annotator, now_utc
 from hfi.store.session import Again, Away, Busy, Engine, Session, again, reading, writing
 from hfi.store.showing import shown_image, simulations_judged
 from ui import messages
-from ui.pictures import Picture, Pictures, View
+from ui.pictures import Picture, Pictures, View, threads
 
 ASSETS = Path(__file__).parent / "assets"
 _DAY_MS = 24 * 3600 * 1000
@@ -298,7 +299,7 @@ def add_routes(
 ) -> None:
     """Adds what the page's script asks for. `person` gives the annotator who sent a request, and refuses whoever is none."""
     desk = Desk(engine, Pictures(images), next_step)
-    turn = asyncio.Lock()
+    turn, looking = asyncio.Lock(), threads(images)
 
     async def in_turn(work: Callable[[], dict[str, Any]]) -> Response:
         """What writes waits here for its turn, and not in the few threads, which others need. Each is one visit to a thread: a
@@ -339,8 +340,8 @@ def add_routes(
         return await in_turn(lambda: stop(desk, person(request), campaign_id))
 
     @app.get("/img/{token}/{position}")
-    def get_image(request: Request, token: str, position: int, view: View = "plain", strength: Strength = 2) -> Response:
-        found = image(desk, person(request), token, position, view, strength)
+    async def get_image(request: Request, token: str, position: int, view: View = "plain", strength: Strength = 2) -> Response:
+        found = await to_thread.run_sync(lambda: image(desk, person(request), token, position, view, strength), limiter=looking)
         return Response(found.data, media_type=found.media_type, headers={"Cache-Control": "private, no-store"})
 
     @app.exception_handler(HfiError)

@@ -36,6 +36,7 @@ COMMANDS = {
     "bench": ("hfi.cli.bench", "app", "Every method side by side: run, portraits. Costs: speed, load."),
     "portraits": ("hfi.cli.portraits", "app", "The embedded model: render its world, train, check, compare."),
     "db": ("hfi.cli.db", "app", "The database: status, upgrade, copy."),
+    "images": ("hfi.cli.images", "app", "The image store: status, copy, collect."),
     "doctor": ("hfi.cli.workspace", "doctor", "Check versions, devices, database and data files."),
 }
 

@@ -551,6 +551,8 @@ def _clean(space: Workspace, found: list[Judged], labels: Method, removal: Remov
     for j, prompts in zip(found, removal.contexts, strict=True):
         known, prompt = set(prompts), j.judgments.prompts
         clean |= {sha: str(prompt[sha]) for sha in j.clean_images(labels) if sha not in flagged and prompt[sha] in known}
+    if clean:
+        space.images.check()
     files = [space.rewards / f"{j.concept.slug}.safetensors" for j in found if j.binary]
     for file in [file for file in files if file.is_file() and clean]:
         try:

@@ -101,9 +101,10 @@ def generate(
     from hfi.diffusion.tokens import check_fits, install
     from hfi.erase.erasure import Erasure, apply, check_together, identity
     from hfi.images import png
+    from hfi.keeping import add, prepare
     from hfi.store import queries
     from hfi.store.queries import Provenance
-    from hfi.store.session import reading, writing
+    from hfi.store.session import reading
 
     against = [text.strip() for text in against or []]
     guidance = _guidance(guide, against, config)
@@ -115,7 +116,8 @@ def generate(
         wanted = _prompts(prompts, prompt)
         tokens = load_tokens(space, token or [])
         removals = [Erasure.load(find_file(space.erasures, name, "erasure", "hfi erase")) for name in erasure or []]
-        check_writable(space.images.root, space.runs)
+        check_writable(space.runs)
+        prepare(engine, space.images)
         source = find_model(model)
         for t in tokens:
             check_fits(t, text_widths(source), model)
@@ -158,10 +160,12 @@ def generate(
     def engine() -> Any:
         return work.space.engine()
 
+    store = work.space.images
+
     def keep(planned: Planned, shape: tuple[int, int], data: bytes) -> None:
         made = Provenance(
             key=planned.key,
-            sha256=work.space.images.put_png(data),
+            sha256=store.write(data),
             width=shape[0],
             height=shape[1],
             source="generated",
@@ -177,8 +181,7 @@ def generate(
             erasure=identity(work.removals),
             guide=" ".join([guide, *against]) if guide else None,
         )
-        with writing(engine()) as session:
-            queries.add_image(session, made)
+        add(engine(), store, data, made)
 
     if todo:
         sd = load_sd(model, device)

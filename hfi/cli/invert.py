@@ -146,6 +146,7 @@ def invert(
 
     def choices() -> tuple[list[tuple[list[str], list[str | None], Any]], list[float]]:
         """Of each concept: images, their prompts, their weights. And the lowest reward among them."""
+        space.images.check()
         chosen: list[tuple[list[str], list[str | None], Any]] = []
         lowest: list[float] = []
         for a in asked:

@@ -24,6 +24,7 @@ from hfi.images import safe_open
 from hfi.judgment_folder import TABLE, Taken, write_folder
 from hfi.judgment_tables import csv_lines, from_csv, from_parquet, to_parquet
 from hfi.judgments import Judgment, Judgments, JudgmentSet, freeze, frozen, load, save, to_lines
+from hfi.keeping import prepare
 from hfi.progress import progress
 from hfi.store import campaigns, judging, people, queries
 from hfi.store.imports import Given, add_judgments
@@ -286,6 +287,8 @@ def import_(
         images = queries.images(session)
     known, by_name = {image.sha256: image.sha256 for image in images}, _by_name(images)
     prompts = {name: prompt for j in judgments for name, prompt in zip(j.images, j.prompts, strict=True)}
+    if any(_is_file(file.parent / name) for name in prompts.keys() - known.keys()):
+        prepare(engine, space.images)
     unknown: dict[str, str] = {}
     for name in prompts:
         path = file.parent / name
@@ -295,9 +298,11 @@ def import_(
             try:
                 if not path.resolve().is_relative_to(file.parent.resolve()):
                     raise HfiError(f"{visible(name[:80])} lies outside the folder of {file.name}: bring it with 'hfi import'")
-                known[name] = keep_image(space, engine, safe_open(path), path.name, prompts[name])[0]
+                picture = safe_open(path)
             except HfiError as e:
                 unknown[name] = str(e)
+            else:
+                known[name] = keep_image(space, engine, picture, path.name, prompts[name])[0]
         elif len(by_name.get(name, ())) == 1:
             (known[name],) = by_name[name]
         else:
