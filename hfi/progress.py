@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from hfi.distributed import is_main
 from hfi.logs import tell, telling_json
 
 _EVERY = 10.0  # seconds between two lines where there is no terminal
@@ -17,6 +18,9 @@ Advance = Callable[[int, str], None]  # how many more are done, and a short note
 @contextmanager
 def progress(description: str, total: int, unit: str = "it", done: int = 0) -> Iterator[Advance]:
     """Yields advance(n, note). `done` are those that an earlier run finished; they do not count for the rate."""
+    if not is_main():  # of several processes at one run, one shows how far they are
+        yield lambda n, note: None
+        return
     how = _json if telling_json() else _bar if sys.stderr.isatty() else _lines
     with how(description, total, unit, done) as advance:
         yield advance

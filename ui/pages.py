@@ -102,19 +102,22 @@ def way(engine: Engine, person: Person | Standing, asked: int | None = None) -> 
 
 def offers(session: Session, annotator_id: int) -> list[Offer]:
     """The open campaigns in which this annotator has done something or can, the latest first."""
-    far = [(c, judging.progress(session, c.id, annotator_id)) for c in campaigns.open_campaigns(session, annotator_id)]
-    here = [(campaign, progress) for campaign, progress in far if progress.total]
-    times = Counter(campaign.concept for campaign, _ in here)
+    done = campaigns.done_by(session, annotator_id)
+    far = [
+        (c, done.get(c.id, 0), judging.left(session, c.id, annotator_id)) for c in campaigns.open_campaigns(session, annotator_id)
+    ]
+    here = [(campaign, did, left) for campaign, did, left in far if did + left]
+    times = Counter(campaign.concept for campaign, *_ in here)
     return [
         Offer(
             c.id,
             queries.concept(session, c.concept).title,
             c.name if times[c.concept] > 1 else "",
             c.question,
-            progress.done,
-            progress.total,
+            did,
+            did + left,
         )
-        for c, progress in here
+        for c, did, left in here
     ]
 
 

@@ -79,6 +79,7 @@ def ui(
         accounts = people.has_accounts(session)
     _check_access(host, names, annotator, accounts)
     token = _metrics_token()
+    space.images.check()
     with writing(engine) as session:
         target = None
         if not accounts or concept or campaign or images:
