@@ -36,6 +36,7 @@ format: $(VENV)/.test
 
 docs: $(VENV)/.test
 	$(BIN)/python -m hfi.cli.manual > docs/cli.md
+	$(BIN)/python -m hfi.cli.completion > hfi/cli/completions.tmp && mv hfi/cli/completions.tmp hfi/cli/completions.json
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -44,7 +45,7 @@ $(VENV)/.core: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.core
-	$(PIP) install -c constraints.txt -e ".[test,dev,data,postgres,s3,nudenet,nsfw,features]"
+	$(PIP) install -c constraints.txt -e ".[test,dev,data,postgres,s3,nudenet,nsfw,features,tensorboard]"
 	touch $@
 
 clean:

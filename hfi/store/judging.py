@@ -209,12 +209,14 @@ class Held:
 @dataclass(frozen=True)
 class Hand:
     """What an annotator has of a campaign: the task in hand, and the one after it; `done` are behind them. `busy`: there is none as
-    others are just writing the last ones, in transactions of some milliseconds: ask again, in another transaction."""
+    others are just writing the last ones, in transactions of some milliseconds: ask again, in another transaction. `taken`: how many
+    were given out just now."""
 
     task: Held | None
     ahead: Held | None
     done: int
     busy: bool = False
+    taken: int = 0
 
 
 def claim_next(s: Session, campaign_id: int, annotator_id: int, now: datetime | None = None) -> Claim | None:
@@ -253,6 +255,7 @@ def serve(s: Session, campaign_id: int, annotator_id: int, now: datetime | None 
     ]  # fmt: skip
     if renewed := [{"which": one.id, "until": until} for one in held if one.lease_expires_at == until]:
         c.execute(_RENEW, renewed)
+    already = len(held)
     while len(held) < 1 + ahead:
         opened = held[0].opened_at - timedelta(microseconds=1) if held else now
         taken = _take(s, part, annotator_id, given=part.done + len(held), opened_at=opened, until=until)
@@ -262,7 +265,7 @@ def serve(s: Session, campaign_id: int, annotator_id: int, now: datetime | None 
     if not held and side_by_side(s):
         at = {"person": annotator_id, "campaign": campaign_id, "now": now}
         return Hand(None, None, part.done, busy=any(c.execute(query, at).first() for query in (_ANY_FREE, _ANY_LAPSED)))
-    return Hand(held[0] if held else None, held[1] if len(held) > 1 else None, part.done)
+    return Hand(held[0] if held else None, held[1] if len(held) > 1 else None, part.done, taken=len(held) - already)
 
 
 def partaking(s: Session, campaign_id: int, annotator_id: int) -> Any:
