@@ -1,12 +1,13 @@
 # make demo   the whole loop on the embedded model, report in demo/report.html
 # make test   the test suite
+# make test-postgres   those of the store and the labeling app once more, on a PostgreSQL server that they start
 # make bench  what a step costs, beside plain loops
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: install demo test bench lint format docs clean
+.PHONY: install demo test test-postgres bench lint format docs clean
 
 install: $(VENV)/.test
 
@@ -16,6 +17,10 @@ demo: $(VENV)/.core
 test: $(VENV)/.test
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --ignore tests/test_ui_browser.py --ignore tests/test_ui_pages_browser.py
 	$(BIN)/pytest tests/test_ui_browser.py tests/test_ui_pages_browser.py
+	$(MAKE) test-postgres
+
+test-postgres: $(VENV)/.test
+	$(BIN)/pytest --database postgresql -n auto --maxprocesses 4 --dist loadfile $$(grep -l mark.databases tests/test_*.py)
 
 bench: $(VENV)/.core
 	$(BIN)/hfi bench speed
@@ -39,7 +44,7 @@ $(VENV)/.core: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.core
-	$(PIP) install -c constraints.txt -e ".[test,dev,data,nudenet,nsfw,features]"
+	$(PIP) install -c constraints.txt -e ".[test,dev,data,postgres,s3,nudenet,nsfw,features]"
 	touch $@
 
 clean:

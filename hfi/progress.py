@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from hfi.distributed import is_main
+
 _EVERY = 10.0  # seconds between two lines where there is no terminal
 
 Advance = Callable[[int, str], None]  # how many more are done, and a short note such as "loss 0.123"
@@ -13,7 +15,9 @@ Advance = Callable[[int, str], None]  # how many more are done, and a short note
 @contextmanager
 def progress(description: str, total: int, unit: str = "it", done: int = 0) -> Iterator[Advance]:
     """Yields advance(n, note). `done` are those that an earlier run finished; they do not count for the rate."""
-    if sys.stderr.isatty():
+    if not is_main():  # of several processes at one run, one shows how far they are
+        yield lambda n, note: None
+    elif sys.stderr.isatty():
         with _bar(description, total, unit, done) as advance:
             yield advance
     else:

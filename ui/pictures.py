@@ -6,16 +6,25 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from anyio import CapacityLimiter
 from PIL import Image, ImageFilter
 
+from hfi.bucket import Bucket
 from hfi.images import ImageStore
 
 View = Literal["plain", "blur", "grey", "both"]
 VIEWS: tuple[View, ...] = get_args(View)
 STRENGTHS = (1, 2, 3)
+_BESIDE = 8
 _KEPT_BYTES = 64 * 2**20
 _BLURRED_AT = 192  # px: a blurred image is worked on at this size, as nothing finer is left in it
 _RADIUS = {1: 0.02, 2: 0.045, 3: 0.09}  # of the longer side
+
+
+def threads(images: ImageStore) -> CapacityLimiter | None:
+    """Where pictures are read: those of a bucket in threads of their own, as one that answers slowly, or not at all, must not hold up
+    what people answer; those of a folder where everything else is done."""
+    return CapacityLimiter(_BESIDE) if isinstance(images.root, Bucket) else None
 
 
 @dataclass(frozen=True)

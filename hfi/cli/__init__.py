@@ -1,13 +1,17 @@
 """The command line. Parsing and printing only: a command's module is imported when it runs, so `hfi --help` starts at once."""
 
 import importlib
+import logging
+import os
 import sys
+import warnings
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
 from hfi import __version__
+from hfi.distributed import Terminated, first_to_say, is_main, one_process, start_the_others, taking_part
 from hfi.errors import HfiError, NoRoom, UsageError
 from hfi.files import no_room
 
@@ -31,9 +35,12 @@ COMMANDS = {
     "demo": ("hfi.cli.demo", "demo", "The loop on the embedded model, with simulated annotators."),
     "bench": ("hfi.cli.bench", "app", "Every method side by side: run, portraits. Costs: speed, load."),
     "portraits": ("hfi.cli.portraits", "app", "The embedded model: render its world, train, check, compare."),
-    "db": ("hfi.cli.db", "app", "The database: status, upgrade."),
+    "db": ("hfi.cli.db", "app", "The database: status, upgrade, copy."),
+    "images": ("hfi.cli.images", "app", "The image store: status, copy, collect."),
     "doctor": ("hfi.cli.workspace", "doctor", "Check versions, devices, database and data files."),
 }
+
+TOGETHER = ("generate", "invert", "erase", "evaluate", "bench")  # what several processes can work at
 
 
 class LazyGroup(TyperGroup):
@@ -68,6 +75,8 @@ class LazyGroup(TyperGroup):
             close = difflib.get_close_matches(args[0], COMMANDS, n=1)
             hint = f"did you mean {close[0]!r}?" if close else "'hfi --help' lists them"
             raise UsageError(f"unknown command {args[0]!r}: {hint}")
+        if args and args[0] not in TOGETHER and not args[0].startswith("-"):
+            one_process(f"hfi {args[0]}")
         return super().resolve_command(ctx, args)
 
 
@@ -95,28 +104,51 @@ def _root(
 
 
 def main(args: list[str] | None = None) -> None:
-    """Entry point: a user's mistake is one line and exit code 1 or 2, an interruption is said to be resumable (130)."""
+    """Entry point: a user's mistake is one line and exit code 1 or 2, an interruption is said to be resumable (130).
+
+    Of several processes at one run, one prints: the main one what was asked for, the first that comes to it why the run ended.
+    """
     try:
-        code = app(args=args, prog_name="hfi", standalone_mode=False)
+        if args is None:
+            start_the_others(sys.argv[1:])
+        if not is_main():
+            _silence()
+        with taking_part():
+            code = app(args=args, prog_name="hfi", standalone_mode=False)
     except HfiError as e:
-        print(f"hfi: error: {e}", file=sys.stderr)
+        _say(f"hfi: error: {e}")
         sys.exit(e.exit_code)
     except _Mistake as e:
         if type(e).__name__ == "NoArgsIsHelpError":
             e.show()
         else:
-            print(f"hfi: error: {_sentence(e)}", file=sys.stderr)
+            _say(f"hfi: error: {_sentence(e)}")
         sys.exit(2)
     except typer.Abort:
         sys.exit(1)
+    except Terminated:
+        _say("hfi: ended from outside, as when another process of this run ends; run the same command again to go on")
+        sys.exit(143)
     except Exception as e:  # a disk can be full wherever something is written
         if not (why := no_room(e)):
             raise
-        print(f"hfi: error: {NoRoom(getattr(e, 'filename', None) or 'a file', why)}", file=sys.stderr)
+        _say(f"hfi: error: {NoRoom(getattr(e, 'filename', None) or 'a file', why)}")
         sys.exit(1)
     if code == 130:  # how typer reports Ctrl-C
-        print("hfi: interrupted; run the same command again to go on", file=sys.stderr)
+        _say("hfi: interrupted; run the same command again to go on")
     sys.exit(code)
+
+
+def _say(line: str) -> None:
+    if first_to_say():
+        print(line, file=sys.stderr, flush=True)
+
+
+def _silence() -> None:
+    """What the main process prints too. What ends this one is still said."""
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # until the end
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
 
 
 _Mistake: Any = typer.BadParameter.__mro__[1]  # the UsageError of the click that typer brings

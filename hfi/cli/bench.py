@@ -15,7 +15,9 @@ from hfi.bench.load import LoadConfig
 from hfi.bench.scale import ScaleConfig
 from hfi.bench.speed import SpeedConfig, table
 from hfi.bench.speed import run as measure_speed
+from hfi.cli import TOGETHER
 from hfi.cli.options import JsonOption, WorkspaceOption, name_option, with_config
+from hfi.distributed import from_main, is_main, meeting_place, one_process
 from hfi.errors import HfiError, NoJudgments, UsageError
 from hfi.resources import data_dir
 from hfi.workspace import Workspace
@@ -83,6 +85,7 @@ def portraits(
 @with_config(SpeedConfig)
 def speed(as_json: JsonOption = False, *, config: SpeedConfig) -> None:
     """Time, U-Net evaluations and memory of invert and erase, beside plain loops written down from the papers, on random models."""
+    one_process("hfi bench speed")
     result = measure_speed(config)
     typer.echo(json.dumps(result) if as_json else table(result))
 
@@ -96,7 +99,9 @@ def load(
     config: LoadConfig,
 ) -> None:
     """Many annotators at once on a labeling server of their own, as fast as it answers, killed now and then: how long each waits for
-    the next task, what the server holds in memory, and whether a judgment was lost or taken twice."""
+    the next task, what the server holds in memory, and whether a judgment was lost or taken twice. On SQLite, or, in a schema of its
+    own that goes at the end, on the PostgreSQL database that HFI_DATABASE_URL names."""
+    one_process("hfi bench load")
     from tempfile import TemporaryDirectory
 
     from ui.load import run, table
@@ -182,7 +187,9 @@ def _run(plan: "Plan", space: Workspace, name: str, only: list[str] | None, as_j
     put = {c.slug: c.learned(behind_prompts=False) for c in plan.concepts}
     tokens = {slug: every[token] for slug, token in put.items() if token}
     asked = "relapse" in plan.attacks or any(METHODS[m].judged for t in plan.tables for m in t.methods if m in METHODS)
-    found = {c.slug: judged(space, c.slug, plan.simulated) for c in plan.concepts} if asked else {}  # type: ignore[arg-type]
+    found = from_main(
+        lambda: {c.slug: judged(space, c.slug, plan.simulated) for c in plan.concepts} if asked else {}  # type: ignore[arg-type]
+    )
     flagged = {
         slug: [(sha, j.judgments.prompts[sha]) for sha in sorted(j.flagged_images("majority"))] for slug, j in found.items()
     }
@@ -220,9 +227,11 @@ def _run(plan: "Plan", space: Workspace, name: str, only: list[str] | None, as_j
         "tokens": {name: token.content for name, token in every.items()},
         "judgments": {slug: j.judgments.sha256 for slug, j in found.items()},
     }
-    run = Run.start(space.runs, "bench", name, settings)
+    run = from_main(lambda: Run.start(space.runs, "bench", name, settings))
     job = Bench(todo, space, name, content, device, detectors, clip, features, lpips, tokens, flagged)
     rows = measure(job, _child)
+    if not is_main():
+        return
     spent = costs(job) if only is None else []  # beside other runs that share the work, times would say nothing
     if only is None:
         write_tables(job, rows)
@@ -244,10 +253,22 @@ def _run(plan: "Plan", space: Workspace, name: str, only: list[str] | None, as_j
 
 
 def _child(line: str) -> None:
-    """One command line of hfi in a process of its own, so that its cost is its own. Its results go to stderr, as ours is stdout."""
+    """One command line of hfi in a process of its own, so that its cost is its own. Its results go to stderr, as ours is stdout.
+
+    Of several processes each starts it, where they can share it, and they work at it together; else the first does."""
+    shared = line.split()[0] in TOGETHER
+    if shared or is_main():
+        _run_child(line, meeting_place() if shared else {"WORLD_SIZE": "1"})
+    if not shared:
+        from_main(lambda: None)
+
+
+def _run_child(line: str, environment: dict[str, str]) -> None:
     shown = line if len(line) < 300 else f"{line[:140]} ... {line[-120:]}"
-    print(f"\n$ hfi {' '.join(shown.split())}", file=sys.stderr, flush=True)
-    child = subprocess.Popen([sys.executable, "-m", "hfi.cli.child", str(os.getpid()), *shlex.split(line)], stdout=sys.stderr)
+    if is_main():
+        print(f"\n$ hfi {' '.join(shown.split())}", file=sys.stderr, flush=True)
+    command = [sys.executable, "-m", "hfi.cli.child", str(os.getpid()), *shlex.split(line)]
+    child = subprocess.Popen(command, stdout=sys.stderr, env={**os.environ, **environment})
     try:
         code = child.wait()
     except KeyboardInterrupt:  # the child has it too, and keeps its state before it ends

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import typer
 from hfi.aggregate import Method, mean_places, soft_labels
 from hfi.concepts import Concept
 from hfi.errors import HfiError, NoJudgments, NotFound, UsageError
+from hfi.files import check_writable as check_writable
 from hfi.files import whole
 from hfi.judgments import Include, JudgmentSet, freeze, save
 from hfi.runs import Run
@@ -161,14 +161,6 @@ def load_tokens(space: Workspace, names: Sequence[str]) -> "list[LearnedToken]":
     if len({token.placeholder for token in tokens}) < len(tokens):
         raise UsageError(f"two tokens share a placeholder: {', '.join(token.placeholder for token in tokens)}")
     return tokens
-
-
-def check_writable(*folders: Path) -> None:
-    """HfiError before long work for a folder that its result could not be written to."""
-    for folder in folders:
-        nearest = next(p for p in (folder, *folder.parents) if p.exists())
-        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-            raise HfiError(f"cannot write to {folder}: change its permissions, or choose another workspace")
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -13,10 +13,11 @@ from PIL.Image import Image
 from hfi.cli.options import JsonOption, WorkspaceOption
 from hfi.errors import HfiError
 from hfi.files import visible
-from hfi.images import SUFFIXES, Found, find_pictures, open_picture
+from hfi.images import SUFFIXES, Found, find_pictures, open_picture, png
+from hfi.keeping import add, prepare
 from hfi.progress import progress
 from hfi.store import queries
-from hfi.store.session import Engine, writing
+from hfi.store.session import Engine
 from hfi.workspace import Workspace
 
 
@@ -36,6 +37,7 @@ def import_(
     space = Workspace.open(workspace)
     engine = space.engine()
     there = _files(paths)
+    prepare(engine, space.images)
     files = list(dict.fromkeys(there.pictures))
     new, skipped, notes = 0, list(there.refused), []
     with progress("importing", len(files), "images") as advance:
@@ -67,7 +69,8 @@ def import_(
 def keep_image(space: Workspace, engine: Engine, image: Image, name: str, prompt: str | None = None) -> tuple[str, bool]:
     """Takes a picture into the workspace: its sha256, and whether it is new. `name` is its file name, without the folder,
     which may name people; what of it is no text (a name need not be) is kept as question marks."""
-    sha = space.images.put(image)
+    data = png(image)
+    sha = space.images.write(data)
     about = queries.Provenance(
         key=hashlib.sha256(f"imported {sha}".encode()).hexdigest(),
         sha256=sha,
@@ -77,10 +80,7 @@ def keep_image(space: Workspace, engine: Engine, image: Image, name: str, prompt
         prompt=prompt,
         original_name=os.fsencode(name).decode("utf-8", "replace"),
     )
-    with writing(engine) as session:
-        known = bool(queries.has_keys(session, [about.key]))
-        queries.add_image(session, about)
-    return sha, not known
+    return sha, add(engine, space.images, data, about)
 
 
 def _files(paths: Sequence[Path]) -> Found:

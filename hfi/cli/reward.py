@@ -81,6 +81,7 @@ def reward(
     if run.finished and scores_file(run).exists():
         say_finished(run)
     else:
+        space.images.check()
         clip = ClipBackbone.load(reference, pick_device(device))
         with progress("embedding images", len(shas), "images") as advance:
             embeddings = embed_stored(clip, space.images, shas, space.path / "embeddings", advance)

@@ -75,6 +75,7 @@ def ui(
     with reading(engine) as session:
         accounts = people.has_accounts(session)
     _check_access(host, names, annotator, accounts)
+    space.images.check()
     with writing(engine) as session:
         target = None
         if not accounts or concept or campaign or images:

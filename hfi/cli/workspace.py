@@ -134,7 +134,7 @@ def _space(folder: Path, everything: bool) -> Iterator[Finding]:
     state: Literal["ok", "note", "fault"] = "fault" if not writable else "note" if free < 1 else "ok"
     yield Finding("workspace", state, f"{folder.resolve()}, {'' if writable else 'not writable, '}{free:.0f} GB free")
     from hfi.store import queries
-    from hfi.store.session import reading
+    from hfi.store.session import reading, shown
 
     try:
         engine = space.engine()
@@ -145,17 +145,27 @@ def _space(folder: Path, everything: bool) -> Iterator[Finding]:
         yield Finding("database", "fault", str(e))
         return
     counts = f"{len(images)} images, {len(known)} concepts"
-    yield Finding("database", "ok", f"{engine.url.render_as_string()}, schema up to date, {counts}")
+    yield Finding("database", "ok", f"{shown(engine.url)}, schema up to date, {counts}")
     engine.dispose()
-    yield from _pictures(space.images, sorted({image.sha256 for image in images}), everything)
+    try:
+        store = space.images
+    except HfiError as e:
+        yield Finding("image store", "fault", str(e))
+        return
+    yield from _pictures(store, sorted({image.sha256 for image in images}), everything)
 
 
 def _pictures(store: ImageStore, shas: list[str], everything: bool) -> Iterator[Finding]:
     """Every file must be there; of a hundred, spread evenly, or of all, the bytes are read too."""
-    there = store.shas()
+    try:
+        there = store.shas()
+    except HfiError as e:
+        yield Finding("image store", "fault", str(e))
+        return
     if unknown := there.difference(shas):  # an interruption leaves one at most
         text = f"{len(unknown)} files in {store.root} that the database does not know, first {min(unknown)[:12]}"
-        yield Finding("image store", "note" if shas else "fault", f"{text}: restore the database from a backup")
+        todo = "'hfi images collect' removes what interruptions leave, or " if shas else ""
+        yield Finding("image store", "note" if shas else "fault", f"{text}: {todo}restore the database from a backup")
     if lost := [sha for sha in shas if sha not in there]:
         text = f"{len(lost)} of {len(shas)} files are missing, first {lost[0][:12]}: restore a backup"
         yield Finding("image store", "fault", text)

@@ -10,7 +10,10 @@ from sqlalchemy.orm import Session
 
 from hfi.errors import HfiError, NotFound
 from hfi.store import models as m
+from hfi.store.locks import hold_person
 from hfi.store.queries import concept_row, now_utc
+
+MOST_RANKED = 60  # images of a task: their order is kept in 255 characters
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ def ensure_campaign(
     images in pairs, as they are given. HfiError where the campaign exists with another overlap, and for a gold answer that its
     question does not know.
     """
+    if asking.group_size > MOST_RANKED:
+        raise HfiError(f"rankings of {asking.group_size} images: give {MOST_RANKED} at most")
     row = _row(s, concept_slug, name, asking)
     held = select(m.TaskImage.image_id).join(m.Task).where(m.Task.campaign_id == row.id)
     known = set(s.scalars(held))
@@ -213,6 +218,7 @@ def done_by(s: Session, annotator_id: int) -> dict[int, int]:
 def name_participant(s: Session, campaign_id: int, annotator_id: int) -> None:
     """Lets somebody into a campaign of named people; again changes nothing."""
     row = campaign_row(s, campaign_id)
+    hold_person(s, annotator_id)
     there = select(m.Participant.id).where(m.Participant.campaign_id == row.id, m.Participant.annotator_id == annotator_id)
     if s.scalar(there) is None:
         s.add(m.Participant(campaign_id=row.id, annotator_id=annotator_id, done=0, cursor=-1))

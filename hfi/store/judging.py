@@ -12,14 +12,17 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, func, insert, or_, select, text, update
+from sqlalchemy import ColumnElement, and_, bindparam, case, func, insert, or_, select, text, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
 from hfi import __version__
 from hfi.errors import HfiError, NotFound
 from hfi.store import models as m
 from hfi.store.campaigns import campaign_row, participant
+from hfi.store.locks import hold_person, hold_task, note_task, side_by_side, take_task
 from hfi.store.queries import now_utc
+from hfi.store.session import Again
 
 FILTERS = ("none", "blur", "grey", "both")
 NO_ANSWER = ("unsure", "skip", "disturbing", "undone")  # verdicts that say nothing of the image
@@ -93,6 +96,7 @@ _A: Any = m.Assignment.__table__
 _C: Any = m.Campaign.__table__
 _O: Any = m.Concept.__table__
 _P: Any = m.Participant.__table__
+_W: Any = m.Annotator.__table__
 _J: Any = m.Judgment.__table__
 _I: Any = m.Image.__table__
 _TI: Any = m.TaskImage.__table__
@@ -112,9 +116,15 @@ _PARTAKING = (
 _LAPSED = (
     select(_A.c.id, _A.c.task_id, _A.c.annotator_id, _T.c.campaign_id, _T.c.place)
     .join(_T, _T.c.id == _A.c.task_id)
+    .join(_W, _W.c.id == _A.c.annotator_id)
     .where(_A.c.state == "open", _A.c.lease_expires_at <= bindparam("now"))
+    .with_for_update(of=(_W, _T), key_share=True, skip_locked=True)
 )
-_LAPSE = update(_A).where(_A.c.id == bindparam("which")).values(state="expired")
+_LAPSE = (  # it may have been answered, or renewed, before its rows were locked
+    update(_A)
+    .where(_A.c.id == bindparam("which"), _A.c.state == "open", _A.c.lease_expires_at <= bindparam("now"))
+    .values(state="expired")
+)
 _BACK = (
     update(_P)
     .where(_P.c.campaign_id == bindparam("campaign"), _P.c.annotator_id == bindparam("person"), _P.c.cursor >= bindparam("place"))
@@ -149,8 +159,16 @@ _FREE = (
         or_(_MINE.c.id.is_(None), _MINE.c.state == "expired"),
     )
 )
-_FREE_AFTER = _FREE.where(_T.c.place > bindparam("cursor")).order_by(_T.c.place).limit(1)
-_FREE_BEFORE = _FREE.where(_T.c.place <= bindparam("cursor")).order_by(_T.c.place).limit(1)
+_UNLOCKED = _FREE.order_by(_T.c.place).limit(1).with_for_update(of=_T, key_share=True, skip_locked=True)
+_FREE_AFTER = _UNLOCKED.where(_T.c.place > bindparam("cursor"))
+_FREE_BEFORE = _UNLOCKED.where(_T.c.place <= bindparam("cursor"))
+_ANY_FREE = _FREE.limit(1)
+_ANY_LAPSED = (
+    select(_A.c.id)
+    .join(_T, _T.c.id == _A.c.task_id)
+    .where(_A.c.state == "open", _A.c.lease_expires_at <= bindparam("now"), _T.c.campaign_id == bindparam("campaign"))
+    .limit(1)
+)
 _GOLD_LEFT = (
     select(_T.c.id, _T.c.place, _T.c.kind, *_OWN)
     .select_from(_T.outerjoin(_MINE, and_(_MINE.c.task_id == _T.c.id, _MINE.c.annotator_id == bindparam("person"))))
@@ -190,11 +208,13 @@ class Held:
 
 @dataclass(frozen=True)
 class Hand:
-    """What an annotator has of a campaign: the task in hand, and the one after it; `done` are behind them."""
+    """What an annotator has of a campaign: the task in hand, and the one after it; `done` are behind them. `busy`: there is none as
+    others are just writing the last ones, in transactions of some milliseconds: ask again, in another transaction."""
 
     task: Held | None
     ahead: Held | None
     done: int
+    busy: bool = False
 
 
 def claim_next(s: Session, campaign_id: int, annotator_id: int, now: datetime | None = None) -> Claim | None:
@@ -202,9 +222,12 @@ def claim_next(s: Session, campaign_id: int, annotator_id: int, now: datetime | 
 
     A task needs one while fewer than `wanted` others have judged it or hold an unexpired lease on it; nobody gets a task twice.
     'unsure', 'skip' and 'disturbing' do not fill it. Now and then it is a gold task. None where nothing is left, or the campaign is
-    closed. Needs a writing session; NotFound where the campaign is not this annotator's.
+    closed. Needs a writing session; NotFound where the campaign is not this annotator's, Again where others are just writing the last
+    tasks.
     """
     hand = serve(s, campaign_id, annotator_id, now, ahead=False)
+    if hand.busy:
+        raise Again("others are taking the last tasks this moment: ask again")
     return None if hand.task is None else _claim(s, hand.task, hand.done)
 
 
@@ -212,6 +235,7 @@ def serve(s: Session, campaign_id: int, annotator_id: int, now: datetime | None 
     """As `claim_next`, with the task that will come after it, already this annotator's so that it can be loaded early. That one counts
     as opened before the first, which is therefore given until it is judged."""
     now = now or now_utc()
+    hold_person(s, annotator_id)
     expire_leases(s, now)  # it moves cursors back
     part = partaking(s, campaign_id, annotator_id)
     if part.campaign_state != "open":
@@ -231,10 +255,13 @@ def serve(s: Session, campaign_id: int, annotator_id: int, now: datetime | None 
         c.execute(_RENEW, renewed)
     while len(held) < 1 + ahead:
         opened = held[0].opened_at - timedelta(microseconds=1) if held else now
-        taken = _take(c, part, annotator_id, given=part.done + len(held), opened_at=opened, until=until)
+        taken = _take(s, part, annotator_id, given=part.done + len(held), opened_at=opened, until=until)
         if taken is None:
             break
         held.append(taken)
+    if not held and side_by_side(s):
+        at = {"person": annotator_id, "campaign": campaign_id, "now": now}
+        return Hand(None, None, part.done, busy=any(c.execute(query, at).first() for query in (_ANY_FREE, _ANY_LAPSED)))
     return Hand(held[0] if held else None, held[1] if len(held) > 1 else None, part.done)
 
 
@@ -251,23 +278,28 @@ def partaking(s: Session, campaign_id: int, annotator_id: int) -> Any:
 
 
 def expire_leases(s: Session, now: datetime) -> None:
-    """Tasks whose time has run out are free for the others, and for the one who had them first of all that come."""
+    """Tasks whose time has run out are free for the others, and for the one who had them first of all that come. What others are just
+    writing is left to them, or to the next who comes."""
     s.flush()
     c = s.connection()
-    lapsed = c.execute(_LAPSED, {"now": now}).all()
-    for number, _, person, campaign_id, place in lapsed:
-        c.execute(_LAPSE, {"which": number})
-        c.execute(_BACK, {"campaign": campaign_id, "person": person, "place": place})
-    if lapsed:
-        recount(s, [row.task_id for row in lapsed])
+    changed = []
+    for number, task_id, person, campaign_id, place in c.execute(_LAPSED, {"now": now}).all():
+        note_task(s, task_id)
+        if c.execute(_LAPSE, {"which": number, "now": now}).rowcount:
+            c.execute(_BACK, {"campaign": campaign_id, "person": person, "place": place})
+            changed.append(task_id)
+    if changed:
+        recount(s, changed)
 
 
-def _take(c: Connection, part: Any, annotator_id: int, *, given: int, opened_at: datetime, until: datetime) -> Held | None:
+def _take(s: Session, part: Any, annotator_id: int, *, given: int, opened_at: datetime, until: datetime) -> Held | None:
     """Another task for this annotator, who has been `given` so many; None where there is none."""
+    c = s.connection()
     who = {"campaign": part.campaign_id, "person": annotator_id}
-    task = _next_gold(c, part, who, given) or _next_free(c, who, part.cursor)
+    task = _next_gold(s, part, who, given) or _next_free(s, who, part.cursor)
     if task is None:
         return None
+    note_task(s, task.id)
     if task.own is None:
         order = _shuffled(task.images, task.id, annotator_id)
         token = secrets.token_urlsafe(24)
@@ -290,13 +322,15 @@ def _shuffled(images: int, task_id: int, annotator_id: int) -> list[int]:
     return [int(i) for i in np.random.default_rng([task_id, annotator_id]).permutation(images)]
 
 
-def _next_free(c: Connection, who: dict[str, int], cursor: int) -> Any:
-    """The first free task after the last one that was given, or, from the front, one that came back."""
+def _next_free(s: Session, who: dict[str, int], cursor: int) -> Any:
+    """The first free task after the last one that was given, or, from the front, one that came back; never one that somebody else is
+    just writing."""
+    c = s.connection()
     at = {**who, "cursor": cursor}
     return c.execute(_FREE_AFTER, at).one_or_none() or c.execute(_FREE_BEFORE, at).one_or_none()
 
 
-def _next_gold(c: Connection, part: Any, who: dict[str, int], given: int) -> Any:
+def _next_gold(s: Session, part: Any, who: dict[str, int], given: int) -> Any:
     """One in every `gold_every` tasks, at a place in each stretch that nobody can foresee, is one with a known answer."""
     if not part.gold_every:
         return None
@@ -304,15 +338,18 @@ def _next_gold(c: Connection, part: Any, who: dict[str, int], given: int) -> Any
     rng = np.random.default_rng([part.campaign_id, who["person"], stretch])
     if at != rng.integers(part.gold_every):
         return None
-    left = c.execute(_GOLD_LEFT, who).all()
-    return left[int(rng.integers(len(left)))] if left else None
+    left = s.connection().execute(_GOLD_LEFT, who).all()
+    first = int(rng.integers(len(left))) if left else 0
+    return next((task for task in (*left[first:], *left[:first]) if take_task(s, task.id)), None)
 
 
 def recount(s: Session, task_ids: Iterable[int]) -> None:
-    """Makes the counts of these tasks anew, from their judgments and leases."""
+    """Makes the counts of these tasks anew, from their judgments and leases. A task is locked first: what others add to it meanwhile is
+    counted by them."""
     s.flush()
     c = s.connection()
     for number in sorted(set(task_ids)):
+        hold_task(s, number)
         task = c.execute(_ASKING, {"task": number}).one()
         said = c.execute(_ANSWERS, {"task": number}).scalars().all()
         wanted = {"item": task.overlap, "benign": 1, "gold": 0}[task.kind]
@@ -473,13 +510,16 @@ def submit(
     """
     s.flush()
     c = s.connection()
+    hold_person(s, annotator_id)
+    if side_by_side(s) and (number := c.execute(_TASK_OF, {"token": token}).scalar_one_or_none()) is not None:
+        hold_task(s, number)  # whether it is free is known once nobody else is writing it
     task = c.execute(_ASKED, {"token": token, "person": annotator_id, "once": idempotency_token}).one_or_none()
     if task is None or task.said:
         before = c.execute(_SAID_BEFORE, {"once": idempotency_token}).one_or_none()
         if before is None:
             raise _not_yours()
         if before.annotator_id != annotator_id:
-            raise HfiError("this answer was given by somebody else: reload the page")
+            raise _said_by_another()
         return Submitted(before.id, before.campaign_id, True)
     allowed = m.BINARY_VERDICTS if task.question == "binary" else m.RANKING_VERDICTS
     if verdict not in allowed:
@@ -509,7 +549,12 @@ def submit(
         "app_version": __version__,
         "created_at": now or now_utc(),
     }
-    number = c.execute(_SAY, judgment).inserted_primary_key[0]  # type: ignore[index]
+    try:
+        number = c.execute(_SAY, judgment).inserted_primary_key[0]  # type: ignore[index]
+    except IntegrityError as e:  # in the same moment, where people judge side by side
+        if "idempotency_token" in str(e.orig):
+            raise _said_by_another() from e
+        raise
     c.execute(_DONE, {"which": task.id})
     c.execute(_COUNTED_DONE, {"part": task.part, "more": 1})
     rank = 1
@@ -521,6 +566,11 @@ def submit(
     return Submitted(number, task.campaign_id, False)
 
 
+def _said_by_another() -> HfiError:
+    return HfiError("this answer was given by somebody else: reload the page")
+
+
+_TASK_OF = select(_A.c.task_id).where(_A.c.token == bindparam("token"))
 _SAID_BEFORE = (
     select(_J.c.id, _J.c.annotator_id, _T.c.campaign_id)
     .join(_T, _T.c.id == _J.c.task_id)
@@ -568,10 +618,12 @@ def undo(s: Session, campaign_id: int, annotator_id: int, now: datetime | None =
     A task in hand waits meanwhile: it comes after the reopened one.
     """
     now = now or now_utc()
+    hold_person(s, annotator_id)
     part = partaking(s, campaign_id, annotator_id)
     last = s.execute(_LAST, {"campaign": campaign_id, "person": annotator_id}).one_or_none()
     if last is None:
         return None
+    hold_task(s, last.task_id)
     undone = {
         "task_id": last.task_id,
         "annotator_id": annotator_id,

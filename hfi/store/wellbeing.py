@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from hfi.errors import HfiError, UsageError
 from hfi.store import models as m
+from hfi.store.locks import hold_person
 from hfi.store.queries import now_utc
 
 PAUSE = timedelta(minutes=5)  # nobody judges for so long: the shift is over
@@ -228,8 +229,9 @@ def exposure(s: Session, annotator_id: int, now: datetime | None = None) -> Expo
 
 
 def _last(s: Session, annotator_id: int) -> Shift | None:
-    """This person's latest shift."""
+    """This person's latest shift, which nobody else changes until the transaction ends."""
     s.flush()
+    hold_person(s, annotator_id)
     row = s.connection().execute(_LAST, {"person": annotator_id}).one_or_none()
     return None if row is None else Shift(**row._asdict())
 
