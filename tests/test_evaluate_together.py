@@ -26,10 +26,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def words(space: Workspace, name: str) -> list[str]:
-    root = space.path.parent
+def words(work: Workspace, name: str) -> list[str]:
+    root = work.path.parent
     given = {
-        "--workspace": space.path,
+        "--workspace": work.path,
         "--model": root / "tiny-epsilon",
         "--concept": "red",
         "--prompts": root / "prompts" / "implicit.csv",
@@ -71,7 +71,9 @@ def test_two_processes_one_killed_give_what_one_process_gives(
         assert first.poll() is None, log.read_text()
         time.sleep(0.01)
     second = next(
-        p for p in psutil.Process(first.pid).children(recursive=True) if p.environ().get("RANK") == "1" and "evaluate" in p.cmdline()
+        p
+        for p in psutil.Process(first.pid).children(recursive=True)
+        if p.environ().get("RANK") == "1" and "evaluate" in p.cmdline()
     )
     second.send_signal(signal.SIGKILL)
     assert first.wait(300) != 0

@@ -160,7 +160,7 @@ def evaluate(
     run = from_main(lambda: Run.start(work.space.runs, "evaluate", name or work.concept, settings))
     if not from_main(lambda: run.finished):
         measure(
-            _systems(model, work.base, work.cleaned, work.guides, config, device),
+            systems_of(model, work.base, work.cleaned, work.guides, config, device),
             work.concept,
             work.sets,
             run.path,
@@ -187,7 +187,7 @@ def evaluate(
     typer.echo(f"{run.path / 'report.html'}\n{run.path / 'results.json'}")
 
 
-def _systems(
+def systems_of(
     model: str, base: str, cleaned: Sequence[_Cleaned], guides: "Sequence[Guide]", config: EvaluateConfig, device: "torch.device"
 ) -> list[System]:
     """The untouched model, the cleaned ones and the guided ones. The model is loaded when the first missing image is asked for."""
