@@ -515,7 +515,7 @@ def submit(
     c = s.connection()
     hold_person(s, annotator_id)
     if side_by_side(s) and (number := c.execute(_TASK_OF, {"token": token}).scalar_one_or_none()) is not None:
-        hold_task(s, number)  # whether it is free is known once nobody else is writing it
+        note_task(s, number)
     task = c.execute(_ASKED, {"token": token, "person": annotator_id, "once": idempotency_token}).one_or_none()
     if task is None or task.said:
         before = c.execute(_SAID_BEFORE, {"once": idempotency_token}).one_or_none()
@@ -573,7 +573,11 @@ def _said_by_another() -> HfiError:
     return HfiError("this answer was given by somebody else: reload the page")
 
 
-_TASK_OF = select(_A.c.task_id).where(_A.c.token == bindparam("token"))
+_TASK_OF = (  # locked: whether it is free is known once nobody else is writing it
+    select(_T.c.id)
+    .where(_T.c.id == select(_A.c.task_id).where(_A.c.token == bindparam("token")).scalar_subquery())
+    .with_for_update(key_share=True)
+)
 _SAID_BEFORE = (
     select(_J.c.id, _J.c.annotator_id, _T.c.campaign_id)
     .join(_T, _T.c.id == _J.c.task_id)
