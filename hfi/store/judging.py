@@ -20,7 +20,7 @@ from hfi import __version__
 from hfi.errors import HfiError, NotFound
 from hfi.store import models as m
 from hfi.store.campaigns import campaign_row, participant
-from hfi.store.locks import hold_person, hold_task, note_task, side_by_side, take_task
+from hfi.store.locks import hold_person, hold_task, hold_tasks, note_task, side_by_side, take_task
 from hfi.store.queries import now_utc
 from hfi.store.session import Again
 
@@ -28,6 +28,7 @@ FILTERS = ("none", "blur", "grey", "both")
 NO_ANSWER = ("unsure", "skip", "disturbing", "undone")  # verdicts that say nothing of the image
 MAX_COMMENT = 2000
 MOST_LEFT = 1000
+_FEW = 20  # tasks that are counted one by one
 _FRESH = 0.1  # a lease of which no more than this part is gone is not written anew
 
 
@@ -162,7 +163,7 @@ _FREE = (
 _UNLOCKED = _FREE.order_by(_T.c.place).limit(1).with_for_update(of=_T, key_share=True, skip_locked=True)
 _FREE_AFTER = _UNLOCKED.where(_T.c.place > bindparam("cursor"))
 _FREE_BEFORE = _UNLOCKED.where(_T.c.place <= bindparam("cursor"))
-_ANY_FREE = _FREE.limit(1)
+_ANY_FREE = _FREE.order_by(_T.c.place).limit(1)  # in an order, or PostgreSQL takes one to be found anywhere soon
 _ANY_LAPSED = (
     select(_A.c.id)
     .join(_T, _T.c.id == _A.c.task_id)
@@ -351,17 +352,28 @@ def recount(s: Session, task_ids: Iterable[int]) -> None:
     counted by them."""
     s.flush()
     c = s.connection()
-    for number in sorted(set(task_ids)):
-        hold_task(s, number)
-        task = c.execute(_ASKING, {"task": number}).one()
-        said = c.execute(_ANSWERS, {"task": number}).scalars().all()
-        wanted = {"item": task.overlap, "benign": 1, "gold": 0}[task.kind]
-        if task.kind == "item" and task.question == "binary" and len(said) >= task.overlap and len(set(said)) > 1:
-            wanted += task.extra_votes
-        free = max(0, wanted - len(said) - task.open)
-        c.execute(
-            _COUNTED, {"task": number, "new_answers": len(said), "new_held": task.open, "new_wanted": wanted, "new_free": free}
-        )
+    numbers = sorted(set(task_ids))
+    if len(numbers) <= _FEW:
+        for number in numbers:
+            hold_task(s, number)
+            task = c.execute(_ASKING, {"task": number}).one()
+            c.execute(_COUNTED, _counts(task, c.execute(_ANSWERS, {"task": number}).scalars().all()))
+        return
+    for i in range(0, len(numbers), 500):  # somebody who judged thousands withdraws
+        some = numbers[i : i + 500]
+        hold_tasks(s, some)
+        said: dict[int, list[str]] = {}
+        for verdict, number in c.execute(_ANSWERS_OF_SOME, {"tasks": some}):
+            said.setdefault(number, []).append(verdict)
+        c.execute(_COUNTED, [_counts(task, said.get(task.id, [])) for task in c.execute(_ASKING_SOME, {"tasks": some})])
+
+
+def _counts(task: Any, said: Sequence[str]) -> dict[str, int]:
+    wanted = {"item": task.overlap, "benign": 1, "gold": 0}[task.kind]
+    if task.kind == "item" and task.question == "binary" and len(said) >= task.overlap and len(set(said)) > 1:
+        wanted += task.extra_votes
+    free = max(0, wanted - len(said) - task.open)
+    return {"task": task.id, "new_answers": len(said), "new_held": task.open, "new_wanted": wanted, "new_free": free}
 
 
 # made once: building them costs more than the queries
@@ -379,30 +391,34 @@ def is_last(judgment: Any) -> ColumnElement[bool]:
     return ~newer.exists()
 
 
-_ASKING = (
+_ASKING_ANY = (
     select(
+        _T.c.id,
         _T.c.kind,
         _C.c.question,
         _C.c.overlap,
         _C.c.extra_votes,
         select(func.count(case((_A.c.state == "open", 1))))  # as a condition it could make SQLite read all that are open
-        .where(_A.c.task_id == bindparam("task"))
+        .where(_A.c.task_id == _T.c.id)
         .scalar_subquery()
         .label("open"),
     )
+    .select_from(_T)
     .join(_C, _C.c.id == _T.c.campaign_id)
-    .where(_T.c.id == bindparam("task"))
 )
-_ANSWERS = (
-    select(_ANSWER.verdict)
+_ASKING = _ASKING_ANY.where(_T.c.id == bindparam("task"))
+_ASKING_SOME = _ASKING_ANY.where(_T.c.id.in_(bindparam("tasks", expanding=True)))
+_ANSWERS_OF_ANY = (
+    select(_ANSWER.verdict, _ANSWER.task_id)
     .join(m.Annotator, m.Annotator.id == _ANSWER.annotator_id)
     .where(
-        _ANSWER.task_id == bindparam("task"),
         _ANSWER.verdict.not_in(NO_ANSWER),
         is_last(_ANSWER),
         m.Annotator.withdrawn_at.is_(None),
     )
 )
+_ANSWERS = _ANSWERS_OF_ANY.where(_ANSWER.task_id == bindparam("task"))
+_ANSWERS_OF_SOME = _ANSWERS_OF_ANY.where(_ANSWER.task_id.in_(bindparam("tasks", expanding=True)))
 _COUNTED = (
     update(_T)
     .where(_T.c.id == bindparam("task"))

@@ -23,6 +23,7 @@ _P: Any = m.Annotator.__table__
 _T: Any = m.Task.__table__
 # weaker than FOR UPDATE: rows that refer to this one may be added meanwhile
 _PERSON, _TASK = (select(t.c.id).where(t.c.id == bindparam("which")).with_for_update(key_share=True) for t in (_P, _T))
+_TASKS = select(_T.c.id).where(_T.c.id.in_(bindparam("which", expanding=True))).order_by(_T.c.id).with_for_update(key_share=True)
 _FREE_TASK = select(_T.c.id).where(_T.c.id == bindparam("which")).with_for_update(key_share=True, skip_locked=True)
 
 
@@ -44,6 +45,13 @@ def hold_people(s: Session, annotator_ids: Iterable[int]) -> None:
 def hold_task(s: Session, task_id: int) -> None:
     """Until the transaction ends nobody else counts this task's answers, or gives it out."""
     _hold(s, "tasks", _TASK, task_id)
+
+
+def hold_tasks(s: Session, task_ids: Iterable[int]) -> None:
+    """As `hold_task`, in one statement."""
+    if side_by_side(s) and (missing := sorted(set(task_ids) - _held(s, "tasks"))):
+        s.connection().execute(_TASKS, {"which": missing})
+        _held(s, "tasks").update(missing)
 
 
 def take_task(s: Session, task_id: int) -> bool:

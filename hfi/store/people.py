@@ -425,6 +425,5 @@ def withdraw(s: Session, annotator_id: int, now: datetime | None = None) -> With
     said = select(func.count()).select_from(m.Judgment).where(m.Judgment.annotator_id == annotator_id)
     judgments = s.scalar(said.where(m.Judgment.verdict != "undone", is_last(m.Judgment))) or 0
     tasks = sorted(s.scalars(select(m.Assignment.task_id).where(mine)))  # whatever was judged was assigned
-    for i in range(0, len(tasks), 500):
-        recount(s, tasks[i : i + 500])
+    recount(s, tasks)
     return Withdrawn(row.pseudonym, judgments, comments.rowcount, len(tasks))
