@@ -277,16 +277,20 @@ def _pair_units(said: Mapping[str, Judgment]) -> list[Unit]:
 
 
 def _annotators(judgments: JudgmentSet, units: list[Unit]) -> list[Annotator]:
+    by_name: dict[str, list[Judgment]] = {}
+    for j in _latest(judgments):
+        by_name.setdefault(j.annotator, []).append(j)
+    hits_of: dict[str, list[bool]] = {}
+    for unit in units:
+        yes = sum(unit.values())
+        for name, value in unit.items():
+            lead = 2 * (yes - value) - (len(unit) - 1)  # of yes over no, among the others
+            if lead:
+                hits_of.setdefault(name, []).append(value == (lead > 0))
     found = []
-    latest = _latest(judgments)
-    for name in dict.fromkeys(j.annotator for j in latest):
-        mine = [j for j in latest if j.annotator == name]
+    for name, mine in by_name.items():
         answers = [j.verdict for j in mine if j.verdict in CONTENT or j.verdict == "ranked"]
-        hits = []
-        for unit in units:
-            others = [value for person, value in unit.items() if person != name]
-            if name in unit and 2 * sum(others) != len(others):
-                hits.append(unit[name] == (2 * sum(others) > len(others)))
+        hits = hits_of.get(name)
         shows = answers.count("shows") / len(answers) if answers and judgments.question == "binary" else None
         accuracy = float(np.mean(hits)) if hits else None
         found.append(Annotator(name, mine[0].simulated, len(mine), len(answers), shows, accuracy))

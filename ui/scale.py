@@ -32,7 +32,7 @@ from hfi.store import adjudicating, campaigns, choosing, judging, overview, peop
 from hfi.store import models as m
 from hfi.store.plans import Heard, Plan, explain, listening, sizes
 from hfi.store.queries import Annotator
-from hfi.store.session import Engine, Session, connect, reading, writing
+from hfi.store.session import Engine, Session, again, connect, reading, writing
 from hfi.store.synthetic import PASSWORD, Size, key, make
 from ui import label, pages
 from ui.identity import Identity
@@ -89,16 +89,16 @@ def act(engine: Engine, cast: Cast) -> Heard:
             _limits(engine, heard, person, cast.coming)
             with heard.step("(nothing left)"):  # once, at the end of a campaign
                 label.state(_desk(engine), person, cast.full)
-            with heard.step("claim"), writing(engine) as s:
-                held = judging.claim_next(s, cast.coming, person.id)
+            with heard.step("claim"):
+                held = _claim(engine, cast.coming, person)
             assert held is not None
-            with heard.step("submit"), writing(engine) as s:
-                judging.submit(s, held.token, person.id, "clean", _once())
+            with heard.step("submit"):
+                _submit(engine, held, person, "clean")
         with writing(engine) as s:
             newcomer = queries.ensure_annotator(s, f"newcomer {secrets.token_hex(6)}")
         for campaign in (cast.full, *cast.going.values()):  # who has come nowhere passes all that is full already
-            with heard.step("newcomer"), writing(engine) as s:
-                judging.claim_next(s, campaign, newcomer.id)
+            with heard.step("newcomer"):
+                _claim(engine, campaign, newcomer)
         with heard.step("generate"):
             with reading(engine) as s:
                 queries.has_keys(s, [key(0, i) for i in range(0, 1000, 2)])
@@ -118,6 +118,26 @@ def _desk(engine: Engine) -> label.Desk:
 
 def _once() -> str:
     return f"scale-{secrets.token_hex(12)}"
+
+
+def _claim(engine: Engine, campaign: int, person: Annotator) -> judging.Claim | None:
+    """As the page does it: beside others, and again where these were just writing the same rows."""
+
+    def work() -> judging.Claim | None:
+        with writing(engine, alone=False) as s:
+            return judging.claim_next(s, campaign, person.id)
+
+    return again(work)
+
+
+def _submit(engine: Engine, held: judging.Claim, person: Annotator, verdict: str, ranking: Sequence[int] | None = None) -> None:
+    once = _once()
+
+    def work() -> None:
+        with writing(engine, alone=False) as s:
+            judging.submit(s, held.token, person.id, verdict, once, ranking=ranking)
+
+    again(work)
 
 
 def _enter(engine: Engine, heard: Heard, person: Annotator, cast: Cast) -> None:
@@ -275,14 +295,14 @@ def measure(engine: Engine, cast: Cast, calls: int, seed: int = 0, part: tuple[i
     with progress("claims, submissions, judgments", 2 * calls, "calls") as advance:
         while len(took["submit"]) < calls:
             person, (campaign, question) = rng.choice(who), rng.choice(asked)
-            with timed("claim"), writing(engine) as s:
-                held = judging.claim_next(s, campaign, person.id)
+            with timed("claim"):
+                held = _claim(engine, campaign, person)
             if held is None:
                 raise HfiError(f"campaign {campaign} has nothing left for {person.name}: make a larger database")
             ranked = [image.image_id for image in held.images] if question == "ranking" else None
             verdict = "ranked" if ranked else rng.choice(("shows", "clean"))
-            with timed("submit"), writing(engine) as s:
-                judging.submit(s, held.token, person.id, verdict, _once(), ranking=ranked)
+            with timed("submit"):
+                _submit(engine, held, person, verdict, ranked)
             advance(1, "")
         while len(took["judge"]) < calls:
             person = rng.choice(who)
@@ -294,7 +314,7 @@ def measure(engine: Engine, cast: Cast, calls: int, seed: int = 0, part: tuple[i
                     break
                 given = _answer(state["task"]["token"], "binary", 8 * n + rng.randrange(3))
                 with timed("judge"):
-                    state = label.judge(desk, person, given)
+                    state = again(lambda given=given, person=person: label.judge(desk, person, given))  # type: ignore[misc]
                 advance(1, "")
     return took
 
