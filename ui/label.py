@@ -85,7 +85,7 @@ class Answer(BaseModel):
     @classmethod
     def _of_a_page(cls, once: str) -> str:
         """What the server itself gives an undo, an import and a simulation cannot come from a page: it would stand in their way."""
-        if once.startswith(("undo-", "import-", "simulated-")):
+        if once.startswith(("undo-", "import-", "simulated-")) or "\0" in once:
             raise ValueError("this name is taken")
         return once
 
