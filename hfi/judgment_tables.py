@@ -18,7 +18,7 @@ from hfi.judgments import Judgment, Judgments, JudgmentSet, NotSound, changed, s
 
 COLUMNS = ("judgment", "image", "verdict", "rank", "annotator", "simulated", "campaign", "time", "guideline_version",
            "prompt", "comment", "elapsed_ms", "region", "adjudicated")  # fmt: skip
-GROUP = 10_000  # rows of a Parquet file that are written together
+GROUP = 2_500  # rows of a Parquet file that are written together
 MAX_ROWS = 5_000_000  # of a Parquet file: a small one can unpack to more than the memory holds
 
 
