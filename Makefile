@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: install demo test bench lint format docs clean
+.PHONY: install demo test bench lint audit format docs clean
 
 install: $(VENV)/.test
 
@@ -24,6 +24,10 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy hfi ui
+
+audit: $(VENV)/.test
+	$(BIN)/pip --disable-pip-version-check check
+	$(BIN)/python .ci/audit.py
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .

@@ -16,6 +16,7 @@ from hfi.bench.speed import SpeedConfig, table
 from hfi.bench.speed import run as measure_speed
 from hfi.cli.options import JsonOption, WorkspaceOption, name_option, with_config
 from hfi.errors import HfiError, NoJudgments, UsageError
+from hfi.hub import pinned
 from hfi.resources import data_dir
 from hfi.workspace import Workspace
 
@@ -135,6 +136,7 @@ def _run(plan: "Plan", space: Workspace, name: str, only: list[str] | None, as_j
 
     todo = _chosen(plan, only)
     source = find_model(plan.model)
+    plan = replace(plan, model=pinned(plan.model, source))
     content, folder = content_id(source), configurations(source)
     every = {
         name: LearnedToken.load(find_file(space.tokens, name, "token", "hfi invert"))

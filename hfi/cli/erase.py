@@ -59,6 +59,7 @@ from hfi.erase.distil import Distilled
 from hfi.erase.erasure import Erasure, apply, check_base, export_unet
 from hfi.erase.validation import ending, split, validation
 from hfi.errors import ModelError, NoJudgments, UsageError
+from hfi.hub import pinned
 from hfi.judgments import each_once, judged_by
 from hfi.prompts import load_prompts
 from hfi.reward.model import RewardModel
@@ -307,6 +308,7 @@ def _ask(
         contexts(removal, settings.explicit)  # refuses what it could not work with
     removal, seen, rewards = _looked_at(space, concepts, settings, removal, labels, simulated, how.judged)
     source = find_model(model)
+    model = pinned(model, source)
     for t in called.tokens:
         check_fits(t, text_widths(source), model)
     content = content_id(source)

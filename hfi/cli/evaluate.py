@@ -16,6 +16,7 @@ from hfi.cli.options import JsonOption, WorkspaceOption, name_option, with_confi
 from hfi.errors import HfiError, UsageError
 from hfi.evaluate import EvaluateConfig, System, report_of
 from hfi.evaluate import evaluate as measure
+from hfi.hub import pinned
 from hfi.judgments import each_once, judged_by
 from hfi.prompts import Prompt, load_each
 from hfi.report import headline, write_report
@@ -109,6 +110,7 @@ def evaluate(
     sets = _prompt_sets(prompts, slugs)
     guides = _guides(space, slugs, guide or [], against or [], token or [], config.guidance_scale)
     source = find_model(model)
+    model = pinned(model, source)
     folder, base = configurations(source), content_id(source)
     files = [find_file(space.erasures, e, "erasure", "hfi erase") for e in erasure] if erasure else _erasures(space, slugs)
     cleaned = _cleaned([tuple(files)] if together and len(files) > 1 else [(file,) for file in files], base, model)
@@ -322,9 +324,7 @@ def backbone_reference(reference: str, model: Path, space: Workspace, concept: s
         else:
             typer.echo("no CLIP model at hand: the CLIP metrics are left out; name one with --backbone", err=True)
             reference = "none"
-    if reference != "none":
-        find_clip(reference)
-    return reference
+    return reference if reference == "none" else pinned(reference, find_clip(reference))
 
 
 def _digest(prompts: Sequence[Prompt]) -> str:

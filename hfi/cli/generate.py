@@ -80,6 +80,7 @@ def generate(
     from hfi.diffusion.sd import check_placeholders, content_id, find_model, load_sd, pick_device, text_widths, tokenize
     from hfi.diffusion.tokens import check_fits, install
     from hfi.erase.erasure import Erasure, apply, check_together, identity
+    from hfi.hub import pinned
     from hfi.keeping import add, prepare
     from hfi.store import queries
     from hfi.store.queries import Provenance
@@ -97,6 +98,7 @@ def generate(
     prepare(engine, store)
     device = pick_device(config.device)
     source = find_model(model)
+    model = pinned(model, source)
     for t in tokens:
         check_fits(t, text_widths(source), model)
     content = content_id(source)

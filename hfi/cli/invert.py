@@ -31,6 +31,7 @@ from hfi.cli.common import (
 from hfi.cli.options import JsonOption, NameOption, WorkspaceOption, with_config
 from hfi.diffusion.tokens import LearnedToken, check_placeholder, read_safetensors
 from hfi.errors import HfiError, UsageError
+from hfi.hub import pinned
 from hfi.invert.train import Examples, InvertConfig
 from hfi.judgments import Include, each_once, judged_by
 from hfi.workspace import Workspace
@@ -118,7 +119,8 @@ def invert(
         raise UsageError("--keep best needs a loss that has a least value, and contrast has none: take --weighting reward")
     space = Workspace.open(workspace)
     asked = _asked(space, concept, initial_word, reward, token, name, simulated, force)
-    content = content_id(find_model(model))
+    source = find_model(model)
+    model, content = pinned(model, source), content_id(source)
     check_writable(space.tokens, space.runs)
     settings = {
         "model": model,

@@ -23,7 +23,7 @@ from hfi.files import visible, write_text
 from hfi.images import safe_open
 from hfi.judgment_folder import TABLE, Taken, write_folder
 from hfi.judgment_tables import from_csv, from_parquet, to_csv, to_parquet
-from hfi.judgments import Judgment, JudgmentSet, freeze, load, save, to_jsonl
+from hfi.judgments import Judgment, JudgmentSet, check_size, freeze, load, save, to_jsonl
 from hfi.keeping import prepare
 from hfi.progress import progress
 from hfi.store import campaigns, judging, people, queries
@@ -362,6 +362,7 @@ def _read(file: Path, concept: str | None) -> tuple[tuple[Judgment, ...], str | 
 
 def _text(file: Path) -> str:
     try:
+        check_size(file)
         with open(file, encoding="utf-8-sig", newline="") as opened:  # line ends inside a comment stay as they are
             return opened.read()
     except UnicodeDecodeError:
