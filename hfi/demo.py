@@ -108,19 +108,19 @@ def demo(workspace: Path, scale: Scale, run: Callable[[str], None]) -> tuple[lis
     return rows, write_demo_report(space, rows)
 
 
-def simulate_judging(space: Workspace, concept: str = CONCEPT, made_by: str | None = None) -> None:
+def simulate_judging(space: Workspace, concept: str = CONCEPT, made_by: str | None = None) -> int:
     """Three simulated annotators judge every image of the workspace, or of one generate run, through the verbs that the labeling
-    page calls."""
+    page calls. Returns how many judgments they have given in all."""
     from hfi.portraits.detector import load_detector
 
     engine = space.engine()
     with writing(engine) as session:
         pictures = queries.images(session, run=made_by)
+        if not pictures:
+            raise HfiError(f"no images to judge in {space.path}: make some with 'hfi generate'")
         campaign = campaigns.ensure_campaign(
             session, concept, CAMPAIGN, image_ids=[p.id for p in pictures], asking=campaigns.Asking(overlap=len(ANNOTATORS))
         )
-    if not pictures:
-        raise HfiError(f"no images in {space.path}: remove the folder and start again")
     detector = load_detector()
     shas = [p.sha256 for p in pictures]
     scores = detector([space.images.load(sha) for sha in shas])[concept]
@@ -134,6 +134,7 @@ def simulate_judging(space: Workspace, concept: str = CONCEPT, made_by: str | No
             judge(engine, campaign.id, annotator, shows.__getitem__, seed=seed, done=advance)
     with writing(engine) as session:
         campaigns.set_state(session, campaign.id, "closed")  # it is not offered to people
+    return total
 
 
 def write_demo_report(space: Workspace, rows: list[Row]) -> Path:

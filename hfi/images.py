@@ -80,14 +80,10 @@ class ImageStore:
 
     def put(self, image: Image.Image) -> str:
         """Keeps the picture (as RGB) and returns the sha256 of its PNG bytes."""
-        plain = Image.new("RGB", image.size)
-        plain.paste(image.convert("RGB"))
-        buffer = io.BytesIO()
-        plain.save(buffer, format="PNG")
-        return self.write(buffer.getvalue())
+        return self.write(png(image))
 
     def write(self, data: bytes) -> str:
-        """Keeps a PNG file that a store gave, and returns its sha256. A file that is there and short or changed is replaced."""
+        """Keeps what `png` made, and returns its sha256. A file that is there and short or changed is replaced."""
         sha = hashlib.sha256(data).hexdigest()
         self._write(_name(sha), data)
         return sha
@@ -187,6 +183,15 @@ def open_store(url: str, given: str = "HFI_IMAGES_URL") -> ImageStore:
             f"{given} is no URL of an image store: give one such as s3://bucket/prefix or file:///folder ({known} and file:// are "
             "known, credentials come from the provider's own settings)"
         ) from None
+
+
+def png(image: Image.Image) -> bytes:
+    """The picture (as RGB) as a PNG file without metadata: of equal pixels, equal bytes."""
+    plain = Image.new("RGB", image.size)
+    plain.paste(image.convert("RGB"))
+    buffer = io.BytesIO()
+    plain.save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 @dataclass(frozen=True)

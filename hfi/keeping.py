@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 
-from PIL.Image import Image
-
 from hfi.bucket import Stored
 from hfi.errors import HfiError
 from hfi.images import ImageStore, sha_of
@@ -50,13 +48,13 @@ def prepare(engine: Engine, store: ImageStore) -> None:
     return store.check_writable(name)
 
 
-def add(engine: Engine, store: ImageStore, image: Image, about: Provenance) -> bool:
-    """Adds the row of a picture that `store.put` has just kept. Whether it is new."""
+def add(engine: Engine, store: ImageStore, data: bytes, about: Provenance) -> bool:
+    """Adds the row of a picture whose PNG file `store.write` has just kept. Whether it is new."""
     with writing(engine) as session:
         known = bool(queries.has_keys(session, [about.key]))
         queries.add_image(session, about)
         if not store.has(about.sha256):
-            store.put(image)
+            store.write(data)
     return not known
 
 

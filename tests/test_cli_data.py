@@ -237,15 +237,15 @@ def test_db_upgrade_prints_where_the_copy_is(
 ) -> None:
     scripts = tmp_path / "migrations"
     shutil.copytree(Path(__file__).parent.parent / "migrations", scripts, ignore=shutil.ignore_patterns("__pycache__"))
-    (scripts / "versions" / "0003.py").write_text(
-        "revision = '0003'\ndown_revision = '0002_labeling'\n\n\ndef upgrade():\n    pass\n"
+    (scripts / "versions" / "0004.py").write_text(
+        "revision = '0004'\ndown_revision = '0003_scale'\n\n\ndef upgrade():\n    pass\n"
     )
     monkeypatch.setattr("hfi.store.migrate.migrations_dir", lambda: scripts)
     done = hfi("db", "upgrade", "-w", workspace.path)
-    assert "from schema 0002_labeling to 0003" in done.stdout
+    assert "from schema 0003_scale to 0004" in done.stdout
     copy = Path(done.stdout.split("the copy from before is ")[1].strip())
     with sqlite3.connect(copy) as db:
-        assert db.execute("SELECT version_num FROM alembic_version").fetchone() == ("0002_labeling",)
+        assert db.execute("SELECT version_num FROM alembic_version").fetchone() == ("0003_scale",)
     db.close()
 
 

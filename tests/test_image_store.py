@@ -27,7 +27,7 @@ from served import serving
 from hfi import bucket as buckets
 from hfi.concepts import Concept
 from hfi.errors import HfiError
-from hfi.images import ImageStore, open_store
+from hfi.images import ImageStore, open_store, png
 from hfi.keeping import add, collectable, remove, take_stock
 from hfi.store import campaigns
 from hfi.store import queries as q
@@ -51,7 +51,7 @@ def about(sha: str) -> q.Provenance:
 def known(engine: Engine, store: ImageStore, i: int) -> str:
     """A picture in the store and in the database."""
     sha = store.put(square(i))
-    add(engine, store, square(i), about(sha))
+    add(engine, store, png(square(i)), about(sha))
     return sha
 
 
@@ -415,7 +415,7 @@ def test_a_row_is_never_added_without_its_file(workspace: Workspace) -> None:
     sha = store.put(square(1))
     found = take_stock(engine, store)
     assert [f.name[3:67] for f in remove(engine, store, collectable(engine, store, found, timedelta(0)))] == [sha]
-    add(engine, store, square(1), about(sha))
+    add(engine, store, png(square(1)), about(sha))
     assert store.load(sha).tobytes() == square(1).tobytes()
 
 
@@ -447,7 +447,7 @@ class Keeping(RuleBasedStateMachine):
     @rule(data=st.data())
     def refer(self, data: st.DataObject) -> None:
         sha = data.draw(st.sampled_from(sorted(self.begun)))
-        add(self.engine, self.store, square(self.begun.pop(sha)), about(sha))
+        add(self.engine, self.store, png(square(self.begun.pop(sha))), about(sha))
         self.wanted.add(sha)
 
     @rule(hours=st.sampled_from([1, 30]))

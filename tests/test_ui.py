@@ -41,6 +41,8 @@ from ui.app import build_app
 from ui.label import Answer, Desk
 from ui.pictures import Pictures, encode
 
+pytestmark = pytest.mark.databases
+
 CAMPAIGN = "/api/campaigns/1"
 STATE = f"{CAMPAIGN}/state"
 SECRET = "a prompt that must not reach the annotator"
@@ -310,7 +312,7 @@ def test_stopping_keeps_the_work_and_one_can_go_on(kim: Seat) -> None:
     at = kim.token()
     bye = label.stop(kim.desk, kim.person, kim.campaign_id)
     assert (bye["stopped"], bye["task"], bye["done"], bye["today"]["judgments"]) == (True, None, 1, 1)
-    with reading(kim.desk.engine) as s:
+    with writing(kim.desk.engine) as s:
         assert well.rest(s, kim.person.id) is None
     assert kim.token() == at
 
@@ -705,6 +707,7 @@ def test_the_command_says_what_is_missing_before_it_starts(workspace: Workspace,
     assert "five" in error("--concept", "brava")
 
 
+@pytest.mark.sqlite
 def test_a_judgment_waits_in_a_thread_while_another_program_writes(workspace: Workspace) -> None:
     kim = seat(workspace)
     body = {"token": kim.token(), "verdict": "shows", "once": "while another writes"}

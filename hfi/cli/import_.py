@@ -13,7 +13,7 @@ from PIL.Image import Image
 from hfi.cli.options import JsonOption, WorkspaceOption
 from hfi.errors import HfiError, UsageError
 from hfi.files import visible
-from hfi.images import SUFFIXES, Found, find_pictures, open_picture
+from hfi.images import SUFFIXES, Found, find_pictures, open_picture, png
 from hfi.keeping import add, prepare
 from hfi.progress import progress
 from hfi.store import queries
@@ -75,7 +75,8 @@ def import_(
 def keep_image(space: Workspace, engine: Engine, image: Image, name: str, prompt: str | None = None) -> tuple[str, bool]:
     """Takes a picture into the workspace: its sha256, and whether it is new. `name` is its file name, without the folder,
     which may name people; what of it is no text (a name need not be) is kept as question marks."""
-    sha = space.images.put(image)
+    data = png(image)
+    sha = space.images.write(data)
     about = queries.Provenance(
         key=hashlib.sha256(f"imported {sha}".encode()).hexdigest(),
         sha256=sha,
@@ -85,7 +86,7 @@ def keep_image(space: Workspace, engine: Engine, image: Image, name: str, prompt
         prompt=prompt,
         original_name=os.fsencode(name).decode("utf-8", "replace"),
     )
-    return sha, add(engine, space.images, image, about)
+    return sha, add(engine, space.images, data, about)
 
 
 def _files(paths: Sequence[Path]) -> Found:

@@ -1,4 +1,4 @@
-"""`hfi portraits render|train|check|compare`: the embedded model, its world, its quality, and what choices are worth on it."""
+"""`hfi portraits`: the embedded model, its world, its quality, its simulated annotators, and what choices are worth on it."""
 
 import json
 from collections.abc import Iterable
@@ -8,13 +8,49 @@ from typing import Annotated, Any
 import typer
 from PIL import Image
 
+from hfi.cli.options import WorkspaceOption
 from hfi.errors import HfiError, UsageError
 from hfi.progress import progress
 from hfi.resources import data_dir
 
 app = typer.Typer(
-    help="The embedded text-to-image model: render its world, train it, check it, compare choices on it.", no_args_is_help=True
+    help="The embedded text-to-image model: where it is, who judges it; render its world, train it, check it, compare choices on it.",
+    no_args_is_help=True,
 )
+
+
+@app.command()
+def path() -> None:
+    """Print the folder that holds the embedded model in 'portraits', prompt sets in 'prompts' and benchmarks in 'bench'."""
+    typer.echo(data_dir())
+
+
+@app.command()
+def judge(
+    workspace: WorkspaceOption = Path("."),
+    concept: Annotated[
+        str | None,
+        typer.Option("--concept", "-c", help="smoking, badge or brava (default: the only concept).", show_default=False),
+    ] = None,
+) -> None:
+    """Let three simulated annotators judge every image of a workspace. What they say is marked, and left out unless asked for."""
+    from hfi.cli.common import the_concept
+    from hfi.demo import SIMULATED, simulate_judging
+    from hfi.portraits.detector import YES_NO
+    from hfi.store.session import reading
+    from hfi.workspace import Workspace
+
+    space = Workspace.open(workspace)
+    with reading(space.engine()) as session:
+        chosen = the_concept(session, concept)
+    known = (*YES_NO, "brava")
+    if chosen.slug not in known or chosen.question != "binary":
+        raise UsageError(
+            f"simulated annotators say whether an image shows {', '.join(known)}, and {chosen.slug!r} asks something else:"
+            " judge it yourself with 'hfi ui'"
+        )
+    judged = simulate_judging(space, chosen.slug)
+    typer.echo(f"{judged} judgments. {SIMULATED}.\nTake them into account with --simulated include")
 
 
 @app.command()

@@ -134,7 +134,7 @@ def _space(folder: Path, everything: bool) -> Iterator[Finding]:
     state: Literal["ok", "note", "fault"] = "fault" if not writable else "note" if free < 1 else "ok"
     yield Finding("workspace", state, f"{folder.resolve()}, {'' if writable else 'not writable, '}{free:.0f} GB free")
     from hfi.store import queries
-    from hfi.store.session import reading
+    from hfi.store.session import reading, shown
 
     try:
         engine = space.engine()
@@ -145,7 +145,7 @@ def _space(folder: Path, everything: bool) -> Iterator[Finding]:
         yield Finding("database", "fault", str(e))
         return
     counts = f"{len(images)} images, {len(known)} concepts"
-    yield Finding("database", "ok", f"{engine.url.render_as_string()}, schema up to date, {counts}")
+    yield Finding("database", "ok", f"{shown(engine.url)}, schema up to date, {counts}")
     engine.dispose()
     try:
         store = space.images

@@ -19,11 +19,11 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from hfi import hub
+from hfi import distributed, hub
 from hfi.diffusion.cond import Cond
 from hfi.diffusion.single_file import SUFFIXES, config_folder, part_of, read_checkpoint
 from hfi.diffusion.tokens import expand, placeholders
-from hfi.errors import ModelError
+from hfi.errors import ModelError, UsageError
 from hfi.images import MAX_PIXELS
 
 log = logging.getLogger(__name__)
@@ -93,9 +93,24 @@ class StableDiffusion:
 
 
 def pick_device(wanted: str = "auto") -> torch.device:
-    """'auto' is cuda, else mps, else cpu. ModelError for a device that is not there."""
+    """'auto' is cuda, else mps, else cpu; of several processes on a machine each has a GPU of its own, unless they were told to stay
+    on the CPU. ModelError for a device that is not there."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     usable = [name for name, here in there.items() if here]
+    if distributed.size() > 1:
+        if ":" in wanted:
+            raise UsageError(
+                f"--device {wanted} with {distributed.size()} processes: each has a GPU of its own, so say cuda or cpu"
+            )
+        if wanted == "auto":
+            wanted = "cpu" if distributed.on_cpu() or not there["cuda"] else "cuda"
+        if wanted == "cuda" and there["cuda"]:
+            if (wanting := distributed.local_size()) > (count := torch.cuda.device_count()):
+                raise ModelError(
+                    f"{wanting} processes on this machine and {count} GPU{'s' * (count > 1)}: start one for each GPU with "
+                    "--num_processes, or give --cpu"
+                )
+            return torch.device("cuda", distributed.local_rank())
     if wanted == "auto":
         return torch.device(usable[0])
     try:
