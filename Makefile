@@ -31,6 +31,10 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy hfi ui
 
+audit: $(VENV)/.test
+	$(BIN)/pip --disable-pip-version-check check
+	$(BIN)/python .ci/audit.py
+
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .

@@ -23,6 +23,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # no others: Pillow would run Ghostscript on a hostile EPS file
 _NOT_READ = (".svg", ".svgz", ".eps", ".ai", ".psd", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".ico", ".dng")  # pictures still
 MAX_PIXELS = 50_000_000  # larger pictures are refused: a small file can unpack to more than the memory holds
+MAX_BYTES = 512 * 2**20  # of a file: 50 million pixels with 16 bits in each of four channels are 400 MB
 
 
 @dataclass(frozen=True)
@@ -211,8 +212,11 @@ def open_picture(path: Path) -> Picture:
     brought to 8. HfiError naming the file for anything that is no sound image of the kinds that are read, whatever its suffix."""
     name = visible(path)
     try:
-        if path.stat().st_size == 0:
+        size = path.stat().st_size
+        if size == 0:
             raise HfiError(f"{name} is empty (0 bytes)")
+        if size > MAX_BYTES:
+            raise HfiError(f"{name} has {size / 2**20:,.0f} MiB: at most {MAX_BYTES // 2**20} are accepted, save it smaller")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # what Pillow says of a damaged file, we say
             warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -14,12 +14,11 @@ from typing import Any
 from hfi.errors import HfiError
 from hfi.extras import bring
 from hfi.files import from_spreadsheet_cell, spreadsheet_cell, whole
-from hfi.judgments import Judgment, Judgments, JudgmentSet, NotSound, changed, sound
+from hfi.judgments import MAX_ROWS, Judgment, Judgments, JudgmentSet, NotSound, changed, check_rows, sound
 
 COLUMNS = ("judgment", "image", "verdict", "rank", "annotator", "simulated", "campaign", "time", "guideline_version",
            "prompt", "comment", "elapsed_ms", "region", "adjudicated")  # fmt: skip
 GROUP = 2_500  # rows of a Parquet file that are written together
-MAX_ROWS = 5_000_000  # of a Parquet file: a small one can unpack to more than the memory holds
 
 
 def _rows(judgments: Iterable[Judgment]) -> Iterator[tuple[Any, ...]]:
@@ -68,7 +67,8 @@ def from_csv(text: str, source: str = "the file") -> tuple[Judgment, ...]:
     reader = csv.DictReader(io.StringIO(text, newline=""))
 
     def rows() -> Iterator[tuple[str, dict[str, str]]]:
-        for row in reader:
+        for count, row in enumerate(reader, 1):
+            check_rows(count, source)
             cells = {name: cell for name, cell in row.items() if name and isinstance(cell, str) and cell}
             yield f"line {reader.line_num}", {_column(name): from_spreadsheet_cell(cell) for name, cell in cells.items()}
 
@@ -119,8 +119,7 @@ def from_parquet(path: Path) -> tuple[tuple[Judgment, ...], str | None]:
         raise HfiError(f"no file {path}: check the path") from None
     except Exception as e:  # what its decoders raise of a damaged file is not written down
         raise HfiError(f"{path} is no Parquet file that can be read ({type(e).__name__}): check where it comes from") from None
-    if count > MAX_ROWS:
-        raise HfiError(f"{path} has {count:,} rows: at most {MAX_ROWS:,} are read")
+    check_rows(count, path)
     _check_columns(there, str(path))
     given = ({name: text for name, value in row.items() if (text := _text(value)) is not None} for row in rows)
     found = _judgments(((f"row {n}", row) for n, row in enumerate(given, 1)), str(path))

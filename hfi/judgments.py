@@ -260,8 +260,10 @@ def to_jsonl(judgments: Judgments) -> str:
 def load(path: Path) -> JudgmentSet:
     """HfiError for a file that is none, for a judgment that is none, and for a file that was changed since it was written."""
     try:
+        check_size(path)
         head, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
         concept, question, stated = (_plain(head[name]) for name in ("concept", "question", "sha256"))
+        check_rows(len(lines), path)
         judgments = tuple(_from_line(line, f"{path}, judgment {n}") for n, line in enumerate(lines, 1))
     except FileNotFoundError:
         raise HfiError(f"no file {path}: check the path") from None
@@ -297,7 +299,22 @@ class NotSound(ValueError):
     """A judgment that no workspace could hold; says why."""
 
 
+MAX_ROWS = 5_000_000  # of a file, as rows of a table or lines: more than the memory of most machines holds
+MAX_BYTES = 2 * 2**30  # of a file that is read as text
+MAX_TEXT = 100_000  # characters of a prompt, a comment or a name
+MAX_IMAGES = 1000  # of one ranking
 _MOST = 2**31 - 1  # what every database's integer holds
+
+
+def check_size(path: Path) -> None:
+    """HfiError for a file that would not fit into memory. OSError where there is none."""
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise HfiError(f"{path} has {size / 2**30:.1f} GiB: at most {MAX_BYTES // 2**30} are read, split it into several files")
+
+
+def check_rows(count: int, source: object) -> None:
+    if count > MAX_ROWS:
+        raise HfiError(f"{source} has more than {MAX_ROWS:,} rows: split it into several files")
 
 
 def sound(j: Judgment) -> Judgment:
@@ -306,10 +323,14 @@ def sound(j: Judgment) -> Judgment:
         raise NotSound(f"unknown verdict {str(j.verdict)[:40]!r}: choose {', '.join(ANSWERS)}")
     if not (isinstance(j.images, tuple) and isinstance(j.prompts, tuple) and 0 < len(j.images) == len(j.prompts)):
         raise NotSound("the images and prompts of one judgment are not two lists of the same length")
+    if len(j.images) > MAX_IMAGES:
+        raise NotSound(f"one judgment is about {len(j.images):,} images: at most {MAX_IMAGES:,} can be ranked")
     required = (*j.images, j.annotator, j.campaign, j.time)
     for text in (*required, *(t for t in (*j.prompts, j.comment) if t is not None)):
         if not isinstance(text, str):
             raise NotSound(f"{text!r} stands where a text belongs")
+        if len(text) > MAX_TEXT:
+            raise NotSound(f"the text {text[:40]!r}... has {len(text):,} characters: at most {MAX_TEXT:,} are taken")
         if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
             raise NotSound(f"the text {text[:40]!r} holds characters that cannot be stored (NUL, or half of a surrogate pair)")
     for name, least, value in (("guideline_version", 1, j.guideline_version), ("elapsed_ms", 0, j.elapsed_ms)):

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from hfi import __version__, tensorboard
+from hfi import __version__, hub, tensorboard
 from hfi.config import to_toml
 from hfi.errors import HfiError, UsageError
 from hfi.files import room_for, write_text
@@ -38,9 +39,10 @@ class Run:
         if (run.path / "config.json").exists():
             held = json.loads((run.path / "config.json").read_text(encoding="utf-8"))
             if held != wanted:
+                on = f"go on with --model {model}, " if (model := moved_on(held, wanted)) else ""
                 raise HfiError(
                     f"the run {command}/{name} was started with other settings ({_difference(held, wanted)}): "
-                    f"give another --name, or remove {run.path}"
+                    f"{on}give another --name, or remove {run.path}"
                 )
             event("run_found", run=f"{command}/{name}", finished=run.finished)
             return run
@@ -122,6 +124,19 @@ def check_name(name: str) -> None:
         raise UsageError(f"{name!r} cannot name a run, which is a folder: give a name without slashes, such as 'second'")
 
 
+def moved_on(held: dict[str, Any], wanted: dict[str, Any]) -> str | None:
+    """The model of a run's configuration, where the hub's repository is in another version now and nothing else differs but hashes,
+    which follow from it."""
+    model, now = str(held.get("model")), str(wanted.get("model"))
+    if model == now or "@" not in model or hub.repository(model) != hub.repository(now):
+        return None
+    differing = {key for key in held.keys() | wanted.keys() if held.get(key) != wanted.get(key)} - {"model"}
+    return model if all(_HASH.fullmatch(str(held.get(key))) for key in differing) else None
+
+
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
 def _difference(held: dict[str, Any], wanted: dict[str, Any]) -> str:
     """'steps was 4, now 5' of up to three settings. Hashes mostly follow from others: they are named where nothing else differs."""
 
@@ -150,6 +165,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "versions": versions,
+        "hub": hub.used(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

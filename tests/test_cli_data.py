@@ -163,6 +163,15 @@ def test_a_lost_database_is_missed_and_not_made_anew(hfi: Hfi, space: Workspace)
     assert hfi("doctor", "-w", space.path).exit_code == 0
 
 
+def test_an_import_of_more_files_than_meant_is_refused(hfi: Hfi, workspace: Workspace) -> None:
+    for i in range(3):
+        picture(workspace.path / "many" / f"{i}.png", i)
+    words = ["import", workspace.path / "many", "-w", workspace.path, "--max-files"]
+    refused(hfi(*words, 2), 2, "3 image files are there, more than 2: check the folder, or allow them with --max-files 3")
+    assert stored(workspace) == []
+    assert hfi(*words, 3).exit_code == 0
+
+
 def test_labels_export_makes_no_folder(hfi: Hfi, space: Workspace, tmp_path: Path) -> None:
     out = tmp_path / "nowhere" / "x" / "l.jsonl"
     said = f"cannot write {out}: there is no folder {out.parent}; make it, or give another --out"

@@ -271,6 +271,18 @@ def test_the_limit_itself_is_accepted(tmp_path: Path, monkeypatch: pytest.Monkey
         safe_open(tmp_path / "a.png")
 
 
+def test_a_file_of_too_many_bytes_is_refused_unread(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    noise().save(file)
+    with open(file, "r+b") as opened:
+        opened.truncate(images.MAX_BYTES)
+    assert safe_open(file).size == (9, 7), "the limit itself is accepted"
+    with open(file, "r+b") as opened:
+        opened.truncate(images.MAX_BYTES + 1)  # a file with a hole takes no room
+    with pytest.raises(HfiError, match=r"a\.png has 512 MiB: at most 512 are accepted"):
+        safe_open(file)
+
+
 # --- folders ---
 
 

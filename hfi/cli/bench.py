@@ -20,6 +20,7 @@ from hfi.cli import TOGETHER
 from hfi.cli.options import JsonOption, WorkspaceOption, name_option, with_config
 from hfi.distributed import from_main, is_main, meeting_place, one_process
 from hfi.errors import HfiError, NoJudgments, UsageError
+from hfi.hub import pinned
 from hfi.resources import data_dir
 from hfi.workspace import Workspace
 
@@ -201,6 +202,7 @@ def _run(plan: "Plan", space: Workspace, name: str, only: list[str] | None, as_j
 
     todo = _chosen(plan, only)
     source = find_model(plan.model)
+    plan, todo = (replace(some, model=pinned(plan.model, source)) for some in (plan, todo))
     content, folder = content_id(source), configurations(source)
     every = {
         name: LearnedToken.load(find_file(space.tokens, name, "token", "hfi invert"))

@@ -17,7 +17,7 @@ from hfi.errors import HfiError, NoJudgments, NotFound, UsageError
 from hfi.files import check_writable as check_writable
 from hfi.files import whole
 from hfi.judgments import Include, JudgmentSet, freeze, save
-from hfi.runs import Run
+from hfi.runs import Run, moved_on
 from hfi.store import queries
 from hfi.store.session import Session, reading
 from hfi.workspace import Workspace
@@ -132,6 +132,10 @@ def start_run(space: Workspace, command: str, name: str | None, default: str, se
         run = Run(space.runs / command / (default if i == 1 else f"{default}-{i}"))
         if not (run.path / "config.json").exists() or run.config() == wanted:
             return Run.start(space.runs, command, run.path.name, settings)
+        if not run.finished and (model := moved_on(run.config(), wanted)):
+            typer.echo(
+                f"the hub has another version of the model now: --model {model} goes on with the run {run.path.name}", err=True
+            )
     raise HfiError(f"there are ten thousand runs named {default}: give a --name")
 
 

@@ -60,6 +60,7 @@ from hfi.erase.distil import Distilled
 from hfi.erase.erasure import Erasure, apply, check_base, export_unet
 from hfi.erase.validation import ending, split, validation
 from hfi.errors import ModelError, NoJudgments, UsageError
+from hfi.hub import pinned
 from hfi.judgments import each_once, judged_by
 from hfi.prompts import load_prompts
 from hfi.reward.model import RewardModel
@@ -202,7 +203,7 @@ def erase(
     if not is_main():
         return
     if not (trained and exported):
-        whole = load_sd(model)
+        whole = load_sd(asked.model)
         if result:
             ended = _finish(asked, run, result, select(asked.started(whole).unet, asked.settings.train))
             clear_state(run)
@@ -318,6 +319,7 @@ def _ask(
         contexts(removal, settings.explicit)  # refuses what it could not work with
     removal, seen, rewards = _looked_at(space, concepts, settings, removal, labels, simulated, how.judged)
     source = find_model(model)
+    model = pinned(model, source)
     for t in called.tokens:
         check_fits(t, text_widths(source), model)
     content = content_id(source)

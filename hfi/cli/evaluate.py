@@ -17,6 +17,7 @@ from hfi.distributed import from_main, is_main
 from hfi.errors import HfiError, UsageError
 from hfi.evaluate import EvaluateConfig, System, report_of
 from hfi.evaluate import evaluate as measure
+from hfi.hub import pinned
 from hfi.judgments import each_once, judged_by
 from hfi.prompts import Prompt, load_each
 from hfi.report import headline, write_report
@@ -50,6 +51,7 @@ class _Work:
     concept: str
     title: str
     sets: dict[str, tuple[Prompt, ...]]
+    model: str
     base: str
     cleaned: list[_Cleaned]
     guides: "list[Guide]"
@@ -126,6 +128,7 @@ def evaluate(
         sets = _prompt_sets(prompts, slugs)
         guides = _guides(space, slugs, guide or [], against or [], token or [], config.guidance_scale)
         source = find_model(model)
+        exact = pinned(model, source)
         folder, base = configurations(source), content_id(source)
         files = [find_file(space.erasures, e, "erasure", "hfi erase") for e in erasure] if erasure else _erasures(space, slugs)
         cleaned = _cleaned([tuple(files)] if together and len(files) > 1 else [(file,) for file in files], base, model)
@@ -133,7 +136,7 @@ def evaluate(
             check_fits(t, text_widths(source), model)
         detector = detector_spec(config.detector, folder, space, slugs)
         backbone = backbone_reference(config.backbone, folder, space, slugs[0])
-        return _Work(space, "+".join(slugs), title, sets, base, cleaned, guides, detector, backbone)
+        return _Work(space, "+".join(slugs), title, sets, exact, base, cleaned, guides, detector, backbone)
 
     work = from_main(ask)
     device = pick_device(config.device)
@@ -142,7 +145,7 @@ def evaluate(
     looks = load_detector(work.detector, work.concept)
     clip = None if work.backbone == "none" else ClipBackbone.load(work.backbone, device)
     settings = {
-        "model": model,
+        "model": work.model,
         "content": work.base,
         "concept": work.concept,
         "erasures": [f"{c.method} {c.conditioning} {c.content[:16]}" for c in work.cleaned],
@@ -165,7 +168,7 @@ def evaluate(
     run, measured = from_main(begin)
     if not measured:
         measure(
-            systems_of(model, work.base, work.cleaned, work.guides, config, device),
+            systems_of(work.model, work.base, work.cleaned, work.guides, config, device),
             work.concept,
             work.sets,
             run.path,
@@ -348,9 +351,7 @@ def backbone_reference(reference: str, model: Path, space: Workspace, concept: s
         else:
             typer.echo("no CLIP model at hand: the CLIP metrics are left out; name one with --backbone", err=True)
             reference = "none"
-    if reference != "none":
-        find_clip(reference)
-    return reference
+    return reference if reference == "none" else pinned(reference, find_clip(reference))
 
 
 def _digest(prompts: Sequence[Prompt]) -> str:

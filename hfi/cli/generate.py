@@ -52,10 +52,12 @@ class Planned:
 
 @dataclass(frozen=True)
 class Work:
-    """What is known before a model is loaded. `missing`: keys of the job's images that are not there yet."""
+    """What is known before a model is loaded. `model` as a record names it; `missing`: keys of the job's images that are not there
+    yet."""
 
     space: Workspace
     run: Run
+    model: str
     content: str
     job: list[Planned]
     missing: set[str]
@@ -100,6 +102,7 @@ def generate(
     from hfi.diffusion.sd import check_placeholders, content_id, find_model, load_sd, pick_device, text_widths, tokenize
     from hfi.diffusion.tokens import check_fits, install
     from hfi.erase.erasure import Erasure, apply, check_together, identity
+    from hfi.hub import pinned
     from hfi.images import png
     from hfi.keeping import add, prepare
     from hfi.store import queries
@@ -119,6 +122,7 @@ def generate(
         check_writable(space.runs)
         prepare(engine, space.images)
         source = find_model(model)
+        exact = pinned(model, source)
         for t in tokens:
             check_fits(t, text_widths(source), model)
         content = content_id(source)
@@ -139,7 +143,7 @@ def generate(
         settings = {k: v for k, v in asdict(config).items() if k not in ("batch_size", "device")}
         digest = hashlib.sha256("\n".join(p.key for p in job).encode()).hexdigest()
         settings |= {
-            "model": model,
+            "model": exact,
             "model_content": content,
             "erasure": "+".join(erasure or []) or None,
             "tokens": token or [],
@@ -150,7 +154,7 @@ def generate(
         run = start_run(space, "generate", name, set_name(prompts) if prompts else "images", settings)
         with reading(engine) as session:
             missing = {p.key for p in job} - queries.has_keys(session, [p.key for p in job])
-        return Work(space, run, content, job, missing, tokens, removals)
+        return Work(space, run, exact, content, job, missing, tokens, removals)
 
     work = from_main(ask)
     job, missing, run = work.job, work.missing, work.run
@@ -171,7 +175,7 @@ def generate(
             source="generated",
             prompt=planned.prompt,
             negative_prompt=config.negative_prompt or None,
-            model=model,
+            model=work.model,
             model_content=work.content,
             seed=planned.seed,
             steps=config.steps,
@@ -184,7 +188,7 @@ def generate(
         add(engine(), store, data, made)
 
     if todo:
-        sd = load_sd(model, device)
+        sd = load_sd(work.model, device)
         for t in work.tokens:
             sd = install(sd, t)
         sd = apply(sd, *work.removals)

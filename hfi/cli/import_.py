@@ -11,7 +11,7 @@ import typer
 from PIL.Image import Image
 
 from hfi.cli.options import JsonOption, WorkspaceOption
-from hfi.errors import HfiError
+from hfi.errors import HfiError, UsageError
 from hfi.files import visible
 from hfi.images import SUFFIXES, Found, find_pictures, open_picture, png
 from hfi.keeping import add, prepare
@@ -26,6 +26,7 @@ def import_(
     workspace: WorkspaceOption = Path("."),
     *,
     prompt: Annotated[str | None, typer.Option(help="Their prompt, where none is known yet.", show_default=False)] = None,
+    max_files: Annotated[int, typer.Option(min=1, help="Import nothing where more image files than this are found.")] = 100_000,
     as_json: JsonOption = False,
 ) -> None:
     """Bring images of your own into the workspace. What is no sound image is named and skipped; the same image counts once.
@@ -37,8 +38,13 @@ def import_(
     space = Workspace.open(workspace)
     engine = space.engine()
     there = _files(paths)
-    prepare(engine, space.images)
     files = list(dict.fromkeys(there.pictures))
+    if len(files) > max_files:
+        raise UsageError(
+            f"{len(files):,} image files are there, more than {max_files:,}: check the folder, or allow them with --max-files "
+            f"{len(files)}"
+        )
+    prepare(engine, space.images)
     new, skipped, notes = 0, list(there.refused), []
     with progress("importing", len(files), "images") as advance:
         for file in files:

@@ -32,6 +32,7 @@ from hfi.cli.options import JsonOption, NameOption, WorkspaceOption, with_config
 from hfi.diffusion.tokens import LearnedToken, check_placeholder, read_safetensors
 from hfi.distributed import from_main, is_main
 from hfi.errors import HfiError, UsageError
+from hfi.hub import pinned
 from hfi.invert.train import Examples, InvertConfig
 from hfi.judgments import Include, each_once, judged_by
 from hfi.runs import Run
@@ -120,13 +121,14 @@ def invert(
         raise UsageError("--keep best needs a loss that has a least value, and contrast has none: take --weighting reward")
     where = pick_device(device)
 
-    def ask() -> tuple[Workspace, list[Asked], str, Run, bool]:
+    def ask() -> tuple[Workspace, list[Asked], str, str, Run, bool]:
         space = Workspace.open(workspace)
         asked = _asked(space, concept, initial_word, reward, token, name, simulated, force)
-        content = content_id(find_model(model))
+        source = find_model(model)
+        exact, content = pinned(model, source), content_id(source)
         check_writable(space.tokens, space.runs)
         settings = {
-            "model": model,
+            "model": exact,
             "model_content": content,
             "concept": _one_or_all([a.slug for a in asked]),
             "placeholder": _one_or_all([a.placeholder for a in asked]),
@@ -142,7 +144,7 @@ def invert(
             **asdict(config),
         }
         run = start_run(space, "invert", name, "+".join(a.slug for a in asked), settings)
-        return space, asked, content, run, run.finished
+        return space, asked, exact, content, run, run.finished
 
     def choices() -> tuple[list[tuple[list[str], list[str | None], Any]], list[float]]:
         """Of each concept: images, their prompts, their weights. And the lowest reward among them."""
@@ -171,13 +173,13 @@ def invert(
             lowest.append(float(scores[best].min()))
         return chosen, lowest
 
-    space, asked, content, run, trained = from_main(ask)
+    space, asked, exact, content, run, trained = from_main(ask)
     files = [run.path / ("token.safetensors" if len(asked) == 1 else a.file) for a in asked]
     if trained and is_main():
         say_finished(run)
     if not trained:
         chosen, lowest = from_main(choices)
-        sd = load_sd(model, where, PRECISIONS[precision])
+        sd = load_sd(exact, where, PRECISIONS[precision])
         lighten(sd.unet, gradient_checkpointing=gradient_checkpointing, attention_slicing=attention_slicing)
 
         def encode() -> list[list[torch.Tensor]]:
@@ -216,7 +218,7 @@ def invert(
                 "placeholder": a.placeholder,
                 "concept": a.slug,
                 "base": content,
-                "base_name": model,
+                "base_name": exact,
                 "initial_word": a.phrase,
                 "judgments": a.found.judgments.sha256,
                 "simulated": str(a.found.judgments.simulated).lower(),

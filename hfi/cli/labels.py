@@ -23,7 +23,7 @@ from hfi.files import visible, write_pieces
 from hfi.images import safe_open
 from hfi.judgment_folder import TABLE, Taken, write_folder
 from hfi.judgment_tables import csv_lines, from_csv, from_parquet, to_parquet
-from hfi.judgments import Judgment, Judgments, JudgmentSet, freeze, frozen, load, save, to_lines
+from hfi.judgments import Judgment, Judgments, JudgmentSet, check_size, freeze, frozen, load, save, to_lines
 from hfi.keeping import prepare
 from hfi.progress import progress
 from hfi.store import campaigns, judging, people, queries
@@ -358,6 +358,7 @@ def _read(file: Path, concept: str | None) -> tuple[tuple[Judgment, ...], str | 
 
 def _text(file: Path) -> str:
     try:
+        check_size(file)
         with open(file, encoding="utf-8-sig", newline="") as opened:  # line ends inside a comment stay as they are
             return opened.read()
     except UnicodeDecodeError:

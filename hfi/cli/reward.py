@@ -23,6 +23,7 @@ from hfi.cli.common import (
 )
 from hfi.cli.options import JsonOption, NameOption, WorkspaceOption, with_config
 from hfi.errors import NoJudgments
+from hfi.hub import pinned
 from hfi.progress import progress
 from hfi.reward.train import Labels, RewardConfig, check_labels, split, train_reward
 from hfi.store import queries
@@ -67,7 +68,7 @@ def reward(
     shas, targets = training_labels(found, labels)
     check_labels(targets)
     reference = _backbone(space, shas) if backbone == "auto" else backbone
-    find_clip(reference)
+    reference = pinned(reference, find_clip(reference))
     check_writable(space.rewards, space.runs)
     settings = {
         "concept": concept,
