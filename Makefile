@@ -2,12 +2,13 @@
 # make test   the test suite
 # make test-postgres   those of the store and the labeling app once more, on a PostgreSQL server that they start
 # make bench  what a step costs, beside plain loops
+# make site   the documents as a site, site/index.html
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: install demo test test-postgres bench lint format docs clean
+.PHONY: install demo test test-postgres bench lint format docs site dist transcript audit clean
 
 install: $(VENV)/.test
 
@@ -36,6 +37,16 @@ format: $(VENV)/.test
 
 docs: $(VENV)/.test
 	$(BIN)/python -m hfi.cli.manual > docs/cli.md
+	$(BIN)/python -m hfi.cli.completion > hfi/cli/completions.tmp && mv hfi/cli/completions.tmp hfi/cli/completions.json
+
+site: $(VENV)/.test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+dist: $(VENV)/.test
+	$(BIN)/python -m hatchling build
+
+transcript: dist
+	$(BIN)/python .ci/transcript.py
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -44,8 +55,8 @@ $(VENV)/.core: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.core
-	$(PIP) install -c constraints.txt -e ".[test,dev,data,postgres,s3,nudenet,nsfw,features]"
+	$(PIP) install -c constraints.txt -e ".[test,dev,docs,data,postgres,s3,nudenet,nsfw,features,tensorboard]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) dist build *.egg-info
+	rm -rf $(VENV) dist build site *.egg-info

@@ -223,8 +223,7 @@ def evaluate(
     by = Instruments(detector, backbone, features, lpips)
     _check(systems, concept, prompt_sets, detector, images)
     jobs = {name: plan(prompts, images, seed) for name, prompts in prompt_sets.items()}
-    for i, system in enumerate(systems, 1):
-        _sample_system(system, {name: _cell(folder, system, name, job) for name, job in jobs.items()}, f"{i} of {len(systems)}")
+    sample_missing(systems, jobs, folder)
 
     rows: list[Row] = []
     cells: list[dict[str, Any]] = []
@@ -460,6 +459,12 @@ def _check(
         raise ValueError(f"two systems share a method and a conditioning: {names}")
     if detector:
         check_knows(detector, concept)
+
+
+def sample_missing(systems: Sequence[System], jobs: Mapping[str, Plan], folder: Path) -> None:
+    """Every image that is not in `folder` yet, of each system and prompt set."""
+    for i, system in enumerate(systems, 1):
+        _sample_system(system, {name: _cell(folder, system, name, job) for name, job in jobs.items()}, f"{i} of {len(systems)}")
 
 
 def _cell(folder: Path, system: System, name: str, job: Plan) -> _Cell:

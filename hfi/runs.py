@@ -10,10 +10,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from hfi import __version__
+from hfi import __version__, tensorboard
 from hfi.config import to_toml
 from hfi.errors import HfiError, UsageError
 from hfi.files import room_for, write_text
+from hfi.logs import event
 
 _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "sqlalchemy", "gradio", "pillow", "numpy")
 
@@ -41,6 +42,7 @@ class Run:
                     f"the run {command}/{name} was started with other settings ({_difference(held, wanted)}): "
                     f"give another --name, or remove {run.path}"
                 )
+            event("run_found", run=f"{command}/{name}", finished=run.finished)
             return run
         try:
             run.path.mkdir(parents=True, exist_ok=True)
@@ -49,6 +51,7 @@ class Run:
             write_text(run.path / "config.json", json.dumps(wanted, indent=2) + "\n")
         except OSError as e:
             raise HfiError(f"cannot write the run {run.path}: {e.strerror or e}") from e
+        event("run_started", run=f"{command}/{name}")
         return run
 
     @property
@@ -56,10 +59,15 @@ class Run:
         return (self.path / "result.json").exists()
 
     def log(self, **values: Any) -> None:
-        """Appends one line to metrics.jsonl."""
+        """Appends one line to metrics.jsonl, and to the event file where there is one (see `hfi.tensorboard`)."""
         path = self.path / "metrics.jsonl"
         with room_for(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
+        tensorboard.add(self.path, values)
+
+    def show(self, path: Path) -> None:
+        """Puts a PNG of this run, named by its step, into the event file where there is one."""
+        tensorboard.show(self.path, path)
 
     def metrics(self) -> list[dict[str, Any]]:
         path = self.path / "metrics.jsonl"
@@ -69,12 +77,16 @@ class Run:
         return [json.loads(line) for line in lines if line.endswith("\n")]  # a killed run may leave half a line
 
     def truncate_metrics(self, step: int) -> None:
-        """Forgets what was logged after `step`: a resumed run logs it again."""
+        """Forgets what was logged after `step`: a resumed run logs it again. Every training starts with it."""
         kept = [line for line in self.metrics() if line.get("step", 0) <= step]
         write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        config = self.path / "config.toml"
+        tensorboard.begin(self.path, config.read_text(encoding="utf-8") if config.exists() else "", kept, step)
 
     def finish(self, result: dict[str, Any]) -> None:
+        tensorboard.end(self.path)
         write_text(self.path / "result.json", json.dumps(result, indent=2, default=str) + "\n")
+        event("run_finished", run=f"{self.path.parent.name}/{self.path.name}")
 
     def result(self) -> dict[str, Any]:
         if not self.finished:

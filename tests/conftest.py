@@ -107,8 +107,10 @@ def new_workspace(empty_workspace: Path, request: pytest.FixtureRequest) -> Call
 def workspace(new_workspace: Callable[[Path], Workspace], tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Workspace]:
     """An empty workspace with an up-to-date database."""
     space = new_workspace(tmp_path / "work")
+    url = os.environ.get("HFI_DATABASE_URL")
     yield space
-    if url := os.environ.pop("HFI_DATABASE_URL", None):
+    if url:
+        os.environ.pop("HFI_DATABASE_URL", None)
         request.getfixturevalue("postgres").drop(url)
 
 

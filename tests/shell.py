@@ -124,7 +124,7 @@ def _answer(call: socket.socket) -> int:
     given = json.loads(b"".join(iter(lambda: call.recv(1 << 16), b"")))
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
-    sys.stdin, sys.stdout, sys.stderr = open(0, closefd=False), open(1, "w", closefd=False), open(2, "w", closefd=False)
+    sys.stdin, sys.stdout, sys.stderr = (os.fdopen(os.dup(n), "r" if n == 0 else "w") for n in range(3))
     os.chdir(given["folder"])
     os.environ.clear()
     os.environ.update(given["environment"])
@@ -156,7 +156,9 @@ def _made_small(words: list[str]) -> list[str]:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        threading.Thread(target=_visit, args=(f"http://127.0.0.1:{port}", _after(words, "--workspace", "-w")), daemon=True).start()
+        threading.Thread(
+            target=_visit, args=(f"http://127.0.0.1:{port}", _after(words, "--workspace", "-w")), daemon=True
+        ).start()
         return [*words, "--port", str(port), "--no-open"]
     if words[:2] in (["user", "add"], ["user", "password"]) and "--password-file" not in words:
         Path(os.environ["HOME"], "password").write_text(PASSWORD + "\n", encoding="utf-8")

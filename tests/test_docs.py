@@ -1,6 +1,7 @@
 """Documents and commands in step."""
 
 import csv
+import importlib.util
 import json
 import re
 import subprocess
@@ -9,10 +10,11 @@ from pathlib import Path
 
 from hfi import __version__
 from hfi.bench.page import markdown
-from hfi.cli import COMMANDS
+from hfi.cli import COMMANDS, completion
 from hfi.cli.manual import help_of, manual, paths
 from hfi.erase import METHODS
 from hfi.guide import GUIDES
+from hfi.metrics.interval import wilson
 from hfi.results import Row
 
 ROOT = Path(__file__).parent.parent
@@ -20,6 +22,10 @@ ROOT = Path(__file__).parent.parent
 
 def test_the_manual_is_what_help_says() -> None:
     assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == manual(), "run 'make docs'"
+
+
+def test_completion_knows_what_the_commands_take() -> None:
+    assert json.loads(completion.FILE.read_text(encoding="utf-8")) == completion.table(), "run 'make docs'"
 
 
 def test_every_command_and_option_has_help() -> None:
@@ -92,6 +98,46 @@ def test_the_tables_of_the_methods_are_the_rows_that_were_measured() -> None:
         name, lines = made.split(",")[0], made.rstrip().splitlines()[2:]
         assert len(lines) == 2 + 21  # head, rule, systems
         assert "\n".join(lines) in page.split(f"<!-- table {name} -->")[1], name
+
+
+def test_the_figures_of_the_limits_are_those_that_were_measured() -> None:
+    limits, results = ((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("limits", "results"))
+    smoking = results.split("<!-- table smoking -->")[1].split("###")[0]
+    rows = {line.split("|")[1].strip(): line for line in smoking.splitlines() if line.startswith("| ")}
+    found = 0
+    for line in limits.split("## Attacks that were measured")[1].split("##")[0].splitlines():
+        name = re.match(r"\| (?:`([\w-]+)`|untouched model)", line)
+        if name:
+            for figure in re.findall(r"[\d.]+ \([\d.]+–[\d.]+\)", line):
+                assert figure in rows[f"{name[1]} (text)" if name[1] else "sd"], (name[0], figure)
+                found += 1
+    assert found == 7 * 3
+    for count, of, low, high in re.findall(r"^\| (\d+) \| ([\d,]+) \| ([\d.]+)(?: %)? and ([\d.]+) % \|", limits, re.MULTILINE):
+        interval = wilson(int(count), int(of.replace(",", "")))
+        bounds = (interval.low, interval.high)
+        digits = len(high.partition(".")[2])
+        assert [f"{100 * bound:.{digits}f}" for bound in bounds] == [f"{float(low):.{digits}f}", high]
+
+
+def test_the_transcript_is_of_the_commands_that_make_it() -> None:
+    spec = importlib.util.spec_from_file_location("transcript", ROOT / ".ci" / "transcript.py")
+    assert spec and spec.loader
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    commands = [command for _, commands in script.STEPS for command in commands]
+    page = (ROOT / "docs" / "transcript.md").read_text(encoding="utf-8")
+    assert [line[2:] for line in page.splitlines() if line.startswith("$ ")] == commands, "run 'make transcript'"
+    known = {words: help_of(words) for words in paths()}
+    found = [call for command in commands for call in re.findall(r"\bhfi ((?:[a-z]+ ?)+[^&;)>]*)", command)]
+    assert len(found) > 8
+    for call in found:
+        words = call.split()
+        command = next(tuple(words[:n]) for n in (2, 1) if tuple(words[:n]) in known)
+        for option in re.findall(r"--[a-z][a-z-]*", call):
+            assert option in known[command], call
+    places = {"/tmp/hfi-fresh-x": "/home/you", "54321": "PORT"}
+    said = "generating: 65/352, 4.5 images/s\n/tmp/hfi-fresh-x/a at http://127.0.0.1:54321\n4 min 2 s\n54321 images, 12 GB free"
+    assert script.plain(said, places) == ["/home/you/a at http://127.0.0.1:7860", "… min … s", "54321 images, … GB free"]
 
 
 def test_what_the_project_says_of_itself_is_so() -> None:

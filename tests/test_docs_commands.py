@@ -48,6 +48,19 @@ hfi ui
 hfi reward --concept badge
 hfi invert --concept badge --model data/portraits
 """,
+    "cookbook.md": f"""hfi portraits render --out pictures --count 6
+hfi portraits render --out others --count 6 --seed 1
+mkdir work
+cd work
+ln -s ../data data
+{_JUDGED}hfi reward --concept smoking
+hfi invert --concept smoking --model data/portraits
+hfi erase --concept smoking --method sdd-context --model data/portraits
+""",
+    "managing.md": """hfi init
+hfi concept add smoking --initial-word smoking
+hfi generate --model data/portraits --prompts data/prompts/smoking/judge.csv
+""",
     "serving.md": f"""hfi init
 {_SMOKING}
 hfi generate --model data/portraits --prompt 'a portrait of a sailor' --prompt 'a portrait of a king'
@@ -85,7 +98,7 @@ def script(found: list[Block], before: str) -> str:
     parts = ["set -eo pipefail", "echo '@@ what the page takes for granted'", before]
     for block in found:
         if block.why is None and block.language in ("sh", "python"):
-            parts.append(f"echo '@@ {block.page}:{block.line}'")
+            parts.append(f'echo "@@ {block.page}:{block.line} ($SECONDS s)"')
             parts.append(block.text if block.language == "sh" else f"python - <<'END-OF-PYTHON'\n{block.text}END-OF-PYTHON")
     return "\n".join([*parts, "echo '@@ the end'"])
 

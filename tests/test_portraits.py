@@ -13,15 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hfi.errors import NonFiniteLoss
+from hfi.errors import NoJudgments, NonFiniteLoss
+from hfi.judgments import freeze
 from hfi.portraits import models, world
 from hfi.portraits.check import check, check_detector
 from hfi.portraits.detector import load_detector
 from hfi.portraits.prompts import NEAR, prompt_sets, write_prompt_sets
 from hfi.portraits.render import render
 from hfi.portraits.train import Plan, fit
-from hfi.portraits.world import BADGE, BRAVA, SMOKING
+from hfi.portraits.world import BADGE, BRAVA, SMOKING, Person
 from hfi.resources import data_dir
+from hfi.store import campaigns, queries
+from hfi.store.session import writing
 
 MODEL = data_dir() / "portraits"
 
@@ -225,3 +228,28 @@ def test_ground_truth_is_written_beside_the_pictures(tmp_path: Path, hfi) -> Non
     rows = list(csv.DictReader((tmp_path / "r" / "captions.csv").open(encoding="utf-8")))
     assert [r["file"] for r in rows] == [f"{i:05d}.png" for i in range(5)]
     assert all(r["character"] in world.CHARACTERS and r["caption"] for r in rows)
+
+
+def test_simulated_annotators_judge_a_workspace_and_say_what_they_cannot(hfi, workspace) -> None:  # type: ignore[no-untyped-def]
+    there = ("--workspace", workspace.path)
+    assert hfi("portraits", "path").stdout == f"{data_dir()}\n"
+    assert "no concept to judge by" in hfi("portraits", "judge", *there).errors[0]
+    hfi("concept", "add", "smoking", *there)
+    assert "no images to judge" in hfi("portraits", "judge", *there).errors[0]
+    with writing(workspace.engine()) as s:
+        assert not campaigns.campaigns(s)
+        for i, smoking in enumerate((True, False)):
+            drawn = Person("sailor", "black", "blue", 0, False, smoking, False, 0.0, i)
+            sha = workspace.images.put(render(drawn))
+            queries.add_image(s, queries.Provenance(key=f"{i:064}", sha256=sha, width=64, height=64, source="generated"))
+    for _ in range(2):  # again adds nothing
+        done = hfi("portraits", "judge", *there)
+        assert done.exit_code == 0 and done.stdout.startswith("6 judgments. No person judged these images."), done.output
+    with pytest.raises(NoJudgments, match="6 simulated ones exist"):
+        freeze(workspace.engine(), "smoking", "exclude")
+    assert len(freeze(workspace.engine(), "smoking", "only").judgments) == 6
+    hfi("concept", "add", "fog", *there)
+    refused = hfi("portraits", "judge", "--concept", "fog", *there)
+    assert refused.exit_code == 2 and "judge it yourself with 'hfi ui'" in refused.errors[0]
+    hfi("concept", "add", "badge", "--question", "ranking", *there)
+    assert "asks something else" in hfi("portraits", "judge", "--concept", "badge", *there).errors[0]

@@ -120,6 +120,13 @@ def test_another_url_is_refused_without_its_password(given: str) -> None:
     assert "secret" not in str(told.value).replace("postgresql:secret", "")
 
 
+def test_a_missing_driver_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    for use in (connect, upgrade):
+        with pytest.raises(HfiError, match=r"pip install 'hfi\[postgres\]'"):
+            use("postgresql://ann:secret@host/db")
+
+
 def test_what_is_printed_of_a_url_has_no_password() -> None:
     for given in (
         "postgresql://ann:secret@host/db",

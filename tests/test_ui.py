@@ -312,7 +312,7 @@ def test_stopping_keeps_the_work_and_one_can_go_on(kim: Seat) -> None:
     at = kim.token()
     bye = label.stop(kim.desk, kim.person, kim.campaign_id)
     assert (bye["stopped"], bye["task"], bye["done"], bye["today"]["judgments"]) == (True, None, 1, 1)
-    with reading(kim.desk.engine) as s:
+    with writing(kim.desk.engine) as s:
         assert well.rest(s, kim.person.id) is None
     assert kim.token() == at
 

@@ -43,6 +43,7 @@ from hfi.store.queries import Annotator, now_utc
 from hfi.store.session import Again, Away, Busy, Engine, Session, again, reading, writing
 from hfi.store.showing import shown_image, simulations_judged
 from ui import messages
+from ui.metrics import Meter
 from ui.pictures import Picture, Pictures, View, threads
 
 ASSETS = Path(__file__).parent / "assets"
@@ -62,6 +63,7 @@ class Desk:
     pictures: Pictures
     next_step: str = ""
     totals: dict[tuple[int, int], tuple[float, int]] = field(default_factory=dict)  # see `_total`
+    meter: Meter | None = None
 
 
 class Answer(BaseModel):
@@ -132,6 +134,8 @@ def judge(desk: Desk, person: Annotator, answer: Answer, *, wait: bool = True) -
             shift = wellbeing.note(session, person.id, answer.verdict in wellbeing.HARMFUL)
             resting = wellbeing.rest(session, person.id, shift=shift)
             found = _shown(desk, session, person, taken.campaign_id, resting)
+    if desk.meter and not taken.duplicate:
+        desk.meter.judged(taken.campaign_id, answer.verdict)
     return found or _soon(desk, person, taken.campaign_id)
 
 
@@ -140,6 +144,8 @@ def undo(desk: Desk, person: Annotator, campaign_id: int, done: int) -> dict[str
     with _writing(desk, person) as session:
         if judging.partaking(session, campaign_id, person.id).done == done:
             judging.undo(session, campaign_id, person.id)
+            if desk.meter:
+                desk.meter.undone()
         found = _state(desk, session, person, campaign_id)
     return found or _soon(desk, person, campaign_id)
 
@@ -205,6 +211,8 @@ def _shown(
 ) -> dict[str, Any] | None:
     """The next task, unless the person is resting; None where it is to be asked for in another transaction."""
     hand = judging.Hand(None, None, 0) if resting else judging.serve(session, campaign_id, person.id)
+    if desk.meter:
+        desk.meter.claimed(hand.taken)
     if hand.busy:
         return None
     if hand.task is None:
@@ -295,10 +303,15 @@ _MARKDOWN.add_render_rule("link_open", _open_elsewhere)
 
 
 def add_routes(
-    app: FastAPI, engine: Engine, images: ImageStore, person: Callable[[Request], Annotator], next_step: str = ""
+    app: FastAPI,
+    engine: Engine,
+    images: ImageStore,
+    person: Callable[[Request], Annotator],
+    next_step: str = "",
+    meter: Meter | None = None,
 ) -> None:
     """Adds what the page's script asks for. `person` gives the annotator who sent a request, and refuses whoever is none."""
-    desk = Desk(engine, Pictures(images), next_step)
+    desk = Desk(engine, Pictures(images, meter.pictured if meter else None), next_step, meter=meter)
     turn, looking = asyncio.Lock(), threads(images)
 
     async def in_turn(work: Callable[[], dict[str, Any]]) -> Response:

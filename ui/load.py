@@ -90,20 +90,21 @@ class Server:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        self.path = path
+        self.path, self.log = path, path.with_name(f"{path.name}.log")
         self.url = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         words = [sys.executable, "-m", "hfi", "ui", "-w", str(self.path), "--port", str(self.port), "--no-open"]
-        self.process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=log)
         while True:
             try:
                 httpx.get(self.url, timeout=5)
                 return
             except httpx.TransportError:
                 if self.process.poll() is not None:
-                    raise RuntimeError(f"the server ended: {(self.process.stderr or sys.stdin).read()!r}") from None
+                    raise RuntimeError(f"the server ended: {self.log.read_text()!r}") from None
                 time.sleep(0.1)
 
     def kill(self) -> None:

@@ -19,6 +19,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from hfi import __version__
 from hfi.errors import HfiError
+from hfi.logs import event
 from hfi.store import campaigns, judging, people, queries
 from hfi.store.people import SignInRefused, Standing
 from hfi.store.session import Engine, Session, reading, writing
@@ -176,6 +177,7 @@ def add_routes(app: FastAPI, identity: Identity) -> None:
         offer_consent(identity)
         with reading(engine) as session:
             now = people.standing(session, found.annotator.id) or found
+        event("signed_in", who=found.annotator.pseudonym, role=found.role or "manager")
         response = go(way(engine, now, asked))
         identity.sign_in(request, response, found.annotator.id, found.session_version)
         return response
@@ -212,6 +214,7 @@ def add_routes(app: FastAPI, identity: Identity) -> None:
         try:
             return enter(request, people.check_password(engine, name, password), campaign)
         except SignInRefused as e:
+            event("sign_in_refused", reason="wrong" if e.wait is None else "wait")  # not whose: a name is none until it is right
             if e.wait is None:
                 return door(request, texts["page.sign_in.wrong"], 401, name, campaign)
             answer = door(request, texts["page.sign_in.wait"].format(seconds=e.wait), 429, name, campaign)
@@ -230,6 +233,7 @@ def add_routes(app: FastAPI, identity: Identity) -> None:
         if person and person.account:
             with writing(engine) as session:
                 people.sign_out_everywhere(session, person.annotator.id)
+            event("signed_out_everywhere", who=person.annotator.pseudonym)
         return leave()
 
     @app.get("/consent")
@@ -262,6 +266,7 @@ def add_routes(app: FastAPI, identity: Identity) -> None:
                 people.agree(session, person.annotator.id, version)
         except HfiError:  # there is a newer one
             return go("/consent")
+        event("consented", who=person.annotator.pseudonym, version=version)
         return go("/")
 
     def list_work(
@@ -307,6 +312,7 @@ def add_routes(app: FastAPI, identity: Identity) -> None:
         with writing(engine) as session:
             people.set_password(session, person.annotator.id, new)
             now = people.standing(session, person.annotator.id)
+        event("password_changed", who=person.annotator.pseudonym)
         response = list_work(request, person, done=texts["page.password.done"])
         if now:
             identity.sign_in(request, response, person.annotator.id, now.session_version)
@@ -336,6 +342,7 @@ def add_routes(app: FastAPI, identity: Identity) -> None:
                 done = people.withdraw(session, person.annotator.id)
         except HfiError:
             return confirm(request, person, texts["page.withdraw.last"])
+        event("withdrawn", who=person.annotator.pseudonym, judgments=done.judgments, comments=done.comments)
         response = notice(request, 200, "withdrawn", False, comments=done.comments, judgments=done.judgments)
         identity.sign_out(response)
         return response

@@ -3,6 +3,7 @@
 import io
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -10,6 +11,7 @@ from anyio import CapacityLimiter
 from PIL import Image, ImageFilter
 
 from hfi.bucket import Bucket
+from hfi.errors import HfiError
 from hfi.images import ImageStore
 
 View = Literal["plain", "blur", "grey", "both"]
@@ -35,9 +37,10 @@ class Picture:
 
 @dataclass
 class Pictures:
-    """Pictures of an image store, the latest ones kept in memory."""
+    """Pictures of an image store, the latest ones kept in memory. `note` is told where each came from: memory, store, or failed."""
 
     images: ImageStore
+    note: Callable[[str], None] | None = None
     _kept: OrderedDict[tuple[str, View, int], Picture] = field(default_factory=OrderedDict)
     _bytes: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -45,11 +48,20 @@ class Pictures:
     def get(self, sha: str, view: View = "plain", strength: int = 2) -> Picture:
         """The image of this sha256, as large as it is. HfiError where the store does not have it whole."""
         key = (sha, view, strength if view in ("blur", "both") else 0)
+        note = self.note or (lambda source: None)
         with self._lock:
-            if found := self._kept.get(key):
+            found = self._kept.get(key)
+            if found:
                 self._kept.move_to_end(key)
-                return found
-        made = encode(self.images.load(sha), view, strength)
+        if found:
+            note("memory")
+            return found
+        try:
+            made = encode(self.images.load(sha), view, strength)
+        except HfiError:
+            note("failed")
+            raise
+        note("store")
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = made

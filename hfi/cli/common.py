@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="The model: a folder in diffusers' layout, a checkpoint file, or a hub id.")
 ]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, mps or auto.", autocompletion=lambda: ["cpu", "cuda", "mps", "auto"])]
 PrecisionOption = Annotated[
     Literal["float32", "bfloat16"], typer.Option(help="Of the frozen weights; what is trained is kept in float32.")
 ]

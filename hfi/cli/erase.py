@@ -126,7 +126,8 @@ def erase(
         str,
         typer.Option(
             help=f"How: {' or '.join(METHODS)}. sdd is the paper's; sdd-context removes much more where prompts do not name the "
-            "concept, see docs/results.md."
+            "concept, see docs/results.md.",
+            autocompletion=lambda: list(METHODS),
         ),
     ] = "sdd",
     token: Annotated[

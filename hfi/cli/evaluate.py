@@ -165,7 +165,7 @@ def evaluate(
     run, measured = from_main(begin)
     if not measured:
         measure(
-            _systems(model, work.base, work.cleaned, work.guides, config, device),
+            systems_of(model, work.base, work.cleaned, work.guides, config, device),
             work.concept,
             work.sets,
             run.path,
@@ -192,7 +192,7 @@ def evaluate(
     typer.echo(f"{run.path / 'report.html'}\n{run.path / 'results.json'}")
 
 
-def _systems(
+def systems_of(
     model: str, base: str, cleaned: Sequence[_Cleaned], guides: "Sequence[Guide]", config: EvaluateConfig, device: "torch.device"
 ) -> list[System]:
     """The untouched model, the cleaned ones and the guided ones. The model is loaded when the first missing image is asked for."""

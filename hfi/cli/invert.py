@@ -192,7 +192,9 @@ def invert(
 
         def look(step: Step) -> bool:
             tokens = learned(examples, step.state()["average"])
-            write_sheet(previews / f"{step.step:05}.png", preview(sd, examples, tokens))
+            path = previews / f"{step.step:05}.png"
+            write_sheet(path, preview(sd, examples, tokens))
+            run.show(path)
             return False
 
         if config.preview_every and is_main() and not (previews / "00000.png").exists():

@@ -29,7 +29,8 @@ def path() -> None:
 def judge(
     workspace: WorkspaceOption = Path("."),
     concept: Annotated[
-        str | None, typer.Option("--concept", "-c", help="smoking, badge or brava (default: the only concept).", show_default=False)
+        str | None,
+        typer.Option("--concept", "-c", help="smoking, badge or brava (default: the only concept).", show_default=False),
     ] = None,
 ) -> None:
     """Let three simulated annotators judge every image of a workspace. What they say is marked, and left out unless asked for."""

@@ -210,12 +210,14 @@ class Held:
 @dataclass(frozen=True)
 class Hand:
     """What an annotator has of a campaign: the task in hand, and the one after it; `done` are behind them. `busy`: there is none as
-    others are just writing the last ones, in transactions of some milliseconds: ask again, in another transaction."""
+    others are just writing the last ones, in transactions of some milliseconds: ask again, in another transaction. `taken`: how many
+    were given out just now."""
 
     task: Held | None
     ahead: Held | None
     done: int
     busy: bool = False
+    taken: int = 0
 
 
 def claim_next(s: Session, campaign_id: int, annotator_id: int, now: datetime | None = None) -> Claim | None:
@@ -254,6 +256,7 @@ def serve(s: Session, campaign_id: int, annotator_id: int, now: datetime | None 
     ]  # fmt: skip
     if renewed := [{"which": one.id, "until": until} for one in held if one.lease_expires_at == until]:
         c.execute(_RENEW, renewed)
+    already = len(held)
     while len(held) < 1 + ahead:
         opened = held[0].opened_at - timedelta(microseconds=1) if held else now
         taken = _take(s, part, annotator_id, given=part.done + len(held), opened_at=opened, until=until)
@@ -263,7 +266,7 @@ def serve(s: Session, campaign_id: int, annotator_id: int, now: datetime | None 
     if not held and side_by_side(s):
         at = {"person": annotator_id, "campaign": campaign_id, "now": now}
         return Hand(None, None, part.done, busy=any(c.execute(query, at).first() for query in (_ANY_FREE, _ANY_LAPSED)))
-    return Hand(held[0] if held else None, held[1] if len(held) > 1 else None, part.done)
+    return Hand(held[0] if held else None, held[1] if len(held) > 1 else None, part.done, taken=len(held) - already)
 
 
 def partaking(s: Session, campaign_id: int, annotator_id: int) -> Any:
@@ -528,7 +531,7 @@ def submit(
     c = s.connection()
     hold_person(s, annotator_id)
     if side_by_side(s) and (number := c.execute(_TASK_OF, {"token": token}).scalar_one_or_none()) is not None:
-        hold_task(s, number)  # whether it is free is known once nobody else is writing it
+        note_task(s, number)
     task = c.execute(_ASKED, {"token": token, "person": annotator_id, "once": idempotency_token}).one_or_none()
     if task is None or task.said:
         before = c.execute(_SAID_BEFORE, {"once": idempotency_token}).one_or_none()
@@ -586,7 +589,11 @@ def _said_by_another() -> HfiError:
     return HfiError("this answer was given by somebody else: reload the page")
 
 
-_TASK_OF = select(_A.c.task_id).where(_A.c.token == bindparam("token"))
+_TASK_OF = (  # locked: whether it is free is known once nobody else is writing it
+    select(_T.c.id)
+    .where(_T.c.id == select(_A.c.task_id).where(_A.c.token == bindparam("token")).scalar_subquery())
+    .with_for_update(key_share=True)
+)
 _SAID_BEFORE = (
     select(_J.c.id, _J.c.annotator_id, _T.c.campaign_id)
     .join(_T, _T.c.id == _J.c.task_id)
