@@ -39,7 +39,7 @@ COMMANDS = {
     "db": ("hfi.cli.db", "app", "The database: status, upgrade, copy."),
     "images": ("hfi.cli.images", "app", "The image store: status, copy, collect."),
     "completion": ("hfi.cli.completion", "completion", "Have a shell complete commands, options and values."),
-    "doctor": ("hfi.cli.workspace", "doctor", "Check versions, devices, database and data files."),
+    "doctor": ("hfi.cli.doctor", "doctor", "Check versions, devices, database and data files."),
 }
 
 TOGETHER = ("generate", "invert", "erase", "evaluate", "bench")  # what several processes can work at
