@@ -114,7 +114,7 @@ def model(family: Family, precision: str, gradient_checkpointing: bool = False) 
         )
         encoders = [
             kind(
-                CLIPTextConfig(
+                CLIPTextConfig(  # type: ignore[call-arg]
                     hidden_size=width,
                     num_hidden_layers=layers,
                     num_attention_heads=heads,
