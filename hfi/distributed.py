@@ -164,6 +164,21 @@ def gather(value: T) -> list[T]:
     return found or []
 
 
+def scatter(make: Callable[[], Sequence[T]]) -> T:
+    """One of the values that main makes, as many as there are processes: each its own. They must pickle."""
+    if size() == 1:
+        return make()[0]
+    import torch.distributed as dist
+
+    own: list[Any] = [None]
+    patient, _ = _groups()
+    made = list(make()) if is_main() else None
+    with _peers():
+        dist.scatter_object_list(own, made, src=0, group=patient)
+    found: T = own[0]
+    return found
+
+
 def anyone(answer: bool) -> bool:
     """Whether any of the processes says yes: the same answer in all. Waits for all of them, however long it takes."""
     if size() == 1:

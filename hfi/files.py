@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,9 +38,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
         with room_for(path):
             scratch.mkdir(parents=True)
             yield scratch
-            for file in scratch.rglob("*"):
-                if file.is_file():
-                    share(file)
+            for here, _, files in os.walk(scratch):
+                for name in files:
+                    share(Path(here, name))
             if path.exists():
                 shutil.rmtree(path)
             os.replace(scratch, path)
@@ -91,8 +91,13 @@ def share(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    with whole(path) as scratch:
-        scratch.write_text(text, encoding="utf-8")
+    write_pieces(path, [text])
+
+
+def write_pieces(path: Path, pieces: Iterable[str]) -> None:
+    """A text, UTF-8, that need not be in memory as one; its line ends stay as they are."""
+    with whole(path) as scratch, open(scratch, "w", encoding="utf-8", newline="") as file:
+        file.writelines(pieces)
 
 
 def visible(text: object) -> str:

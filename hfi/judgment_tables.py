@@ -7,16 +7,18 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from hfi.errors import HfiError
 from hfi.extras import bring
 from hfi.files import from_spreadsheet_cell, spreadsheet_cell, whole
-from hfi.judgments import Judgment, JudgmentSet, NotSound, changed, sound
+from hfi.judgments import Judgment, Judgments, JudgmentSet, NotSound, changed, sound
 
 COLUMNS = ("judgment", "image", "verdict", "rank", "annotator", "simulated", "campaign", "time", "guideline_version",
            "prompt", "comment", "elapsed_ms", "region", "adjudicated")  # fmt: skip
+GROUP = 2_500  # rows of a Parquet file that are written together
 MAX_ROWS = 5_000_000  # of a Parquet file: a small one can unpack to more than the memory holds
 
 
@@ -37,14 +39,25 @@ def _rows(judgments: Iterable[Judgment]) -> Iterator[tuple[Any, ...]]:
 
 
 def to_csv(judgments: Iterable[Judgment], image: str = "image") -> str:
+    """`csv_lines` as one text."""
+    return "".join(csv_lines(judgments, image))
+
+
+def csv_lines(judgments: Iterable[Judgment], image: str = "image") -> Iterator[str]:
     """A text that a spreadsheet would run as a formula gets a leading apostrophe, which `from_csv` takes off again. `image` is what
     its column is called."""
-    text = io.StringIO()
-    writer = csv.writer(text)  # lines end in CR LF, so that a lone CR or LF in a comment is quoted
-    writer.writerow([image if name == "image" else name for name in COLUMNS])
-    for row in _rows(judgments):
-        writer.writerow([spreadsheet_cell(_text(cell) or "") for cell in row])
-    return text.getvalue()
+    yield from lines([[image if name == "image" else name for name in COLUMNS]])
+    yield from lines([spreadsheet_cell(_text(cell) or "") for cell in row] for row in _rows(judgments))
+
+
+def lines(rows: Iterable[Sequence[Any]]) -> Iterator[str]:
+    """Of a CSV file. They end in CR LF, so that a lone CR or LF in a cell is quoted."""
+    return map(csv.writer(_Back()).writerow, rows)  # type: ignore[arg-type]  # it gives what `write` gives
+
+
+class _Back:
+    def write(self, line: str) -> Any:
+        return line
 
 
 def from_csv(text: str, source: str = "the file") -> tuple[Judgment, ...]:
@@ -69,8 +82,9 @@ def from_csv(text: str, source: str = "the file") -> tuple[Judgment, ...]:
 # --- Parquet ---
 
 
-def to_parquet(judgments: JudgmentSet, path: Path) -> None:
-    """Needs pyarrow. Concept, question and hash stand in the file's own metadata, under 'hfi'. HfiError where it cannot be written."""
+def to_parquet(judgments: Judgments, path: Path) -> None:
+    """Needs pyarrow. Concept, question and hash stand in the file's own metadata, under 'hfi'; rows come in groups of `GROUP`. HfiError
+    where it cannot be written."""
     pa, parquet = _pyarrow()
     kinds = {
         **dict.fromkeys(COLUMNS, pa.string()),
@@ -80,14 +94,14 @@ def to_parquet(judgments: JudgmentSet, path: Path) -> None:
         "region": pa.list_(pa.float64()),
     }
     head = {"concept": judgments.concept, "question": judgments.question, "sha256": judgments.sha256}
-    columns = list(zip(*_rows(judgments.judgments), strict=True)) or [()] * len(COLUMNS)
-    given = dict(zip(COLUMNS, columns, strict=True))
-    given["time"] = tuple(datetime.fromisoformat(time) if time else None for time in given["time"])
     schema = pa.schema([(name, kinds[name]) for name in COLUMNS], metadata={"hfi": json.dumps(head)})
-    table = pa.table([pa.array(given[name], kinds[name]) for name in COLUMNS], schema=schema)
+    rows = _rows(judgments.judgments)
     try:
-        with whole(path) as scratch:
-            parquet.write_table(table, scratch)
+        with whole(path) as scratch, parquet.ParquetWriter(scratch, schema) as writer:
+            while some := list(islice(rows, GROUP)):
+                given = dict(zip(COLUMNS, zip(*some, strict=True), strict=True))
+                given["time"] = tuple(datetime.fromisoformat(time) if time else None for time in given["time"])
+                writer.write_table(pa.table([pa.array(given[name], kinds[name]) for name in COLUMNS], schema=schema))
     except OSError as e:
         raise HfiError(f"cannot write {path}: {e.strerror or e}") from e
 

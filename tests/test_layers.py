@@ -12,7 +12,7 @@ RANKS = {
     "judgments": 2, "judgment_tables": 2, "judgment_folder": 2, "aggregate": 2, "strengths": 2, "diffusion": 2, "embed": 2, "reward": 2,
     "invert": 3, "erase": 3, "guide": 3, "metrics": 3, "simulate": 3,
     "attack": 4, "evaluate": 4, "systems": 4, "measure": 4, "report": 4, "report_reward": 4, "plots": 4, "export": 4, "consensus": 4,
-    "dashboard": 4, "jobs": 4,
+    "dashboard": 4, "jobs": 4, "measured": 4,
     "demo": 5, "comparison": 5, "bench": 5, "cli": 5, "__main__": 5,
 }  # fmt: skip
 

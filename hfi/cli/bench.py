@@ -15,6 +15,7 @@ from hfi.bench.load import LoadConfig
 from hfi.bench.processes import ProcessesConfig
 from hfi.bench.processes import run as run_processes
 from hfi.bench.processes import table as processes_table
+from hfi.bench.rows import RowsConfig
 from hfi.bench.speed import SpeedConfig, table
 from hfi.bench.speed import run as measure_speed
 from hfi.cli import TOGETHER
@@ -132,6 +133,33 @@ def load(
     typer.echo(json.dumps(results) if as_json else table(results))
     if wrong := [r for r in results if r["errors"] or r["lost"] or r["duplicates"] or r["over_overlap"]]:
         raise HfiError(f"{len(wrong)} of {len(results)} runs lost, repeated or refused judgments: see the table")
+
+
+@app.command()
+@with_config(RowsConfig)
+def rows(
+    workspace: Annotated[
+        Path | None,
+        typer.Option(
+            "--workspace", "-w", help="A new folder for the workspaces, to keep them (default: none).", show_default=False
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+    *,
+    config: RowsConfig,
+) -> None:
+    """The most memory that evaluate, exports and aggregate take on 50,000 rows, beside 1,000. Fails where it grows with the rows."""
+    from tempfile import TemporaryDirectory
+
+    from hfi.bench.rows import PER_ROW, run, table
+
+    if workspace and workspace.exists():
+        raise UsageError(f"{workspace} is there already: name a new folder")
+    with TemporaryDirectory(prefix="hfi-rows-") as scratch:
+        found = run(config, workspace or Path(scratch))
+    typer.echo(json.dumps(found) if as_json else table(found))
+    if grown := [row["command"] for row in found if row["bytes_per_row"] > PER_ROW]:
+        raise HfiError(f"memory grows with the rows in {', '.join(grown)}: see the table")
 
 
 def _chosen(plan: "Plan", names: list[str] | None) -> "Plan":
