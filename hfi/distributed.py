@@ -9,6 +9,7 @@ processes, in the same order. A process that dies breaks its connections: the ot
 
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -92,6 +93,17 @@ def start_the_others(args: Sequence[str]) -> None:
         where += ["--standalone"]  # finds a free port
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "torch.distributed.run", *map(str, where), "-m", "hfi", *args])
+
+
+def meeting_place() -> dict[str, str]:
+    """What to add to the environment of a command that every process starts for itself, so that these commands find one another."""
+
+    def free_port() -> int:
+        with socket.socket() as found:
+            found.bind(("", 0))
+            return int(found.getsockname()[1])
+
+    return {"MASTER_PORT": str(from_main(free_port)), "TORCHELASTIC_USE_AGENT_STORE": "False"} if size() > 1 else {}
 
 
 # --- talking ---
@@ -220,18 +232,54 @@ def all_rows(own: "Tensor", n: int) -> "Tensor":
     return torch.cat([rows[:k] for rows, k in zip(found, counts, strict=True)])
 
 
+def in_shares(compute: "Callable[[slice], Tensor]", like: "Tensor") -> "Tensor":
+    """What `compute` makes of the rows of a batch, of the shape of `like` [n, ...]: each process is asked for its share of the rows
+    and gets all. In each the gradients flow to what its own rows were made of: added up by `total_gradients` they are the batch's."""
+    if size() == 1:
+        return compute(slice(None))
+    import torch
+
+    rows = share(len(like))
+    own = compute(rows) if rows.stop > rows.start else like[:0].detach()
+    found = all_rows(own, len(like))
+    return torch.cat([found[: rows.start], own, found[rows.stop :]]) if own.requires_grad else found
+
+
 def total(tensors: "Sequence[Tensor]") -> None:
     """Adds up each tensor over the processes, in place: afterwards all have the same sums. All of one device and dtype."""
-    if size() == 1 or not tensors:
+    if size() == 1:
         return
     import torch
     import torch.distributed as dist
 
-    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])  # one message, not one for each tensor
-    with _peers():
-        dist.all_reduce(flat, group=_tensor_group(flat))
-    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-        tensor.copy_(part.view_as(tensor))
+    left = list(tensors)
+    while left:
+        some = [left.pop(0)]  # a message of many small tensors, and never a second copy of all
+        while left and sum(tensor.numel() for tensor in some) < _MESSAGE:
+            some.append(left.pop(0))
+        flat = torch.cat([tensor.detach().reshape(-1) for tensor in some])
+        with _peers():
+            dist.all_reduce(flat, group=_tensor_group(flat))
+        for tensor, part in zip(some, flat.split([tensor.numel() for tensor in some]), strict=True):
+            tensor.detach().copy_(part.view_as(tensor))
+
+
+_MESSAGE = 2**24  # numbers
+
+
+def total_gradients(parameters: "Sequence[Tensor]") -> None:
+    """Adds up the gradients over the processes; a parameter that has none in any of them has none afterwards."""
+    if size() == 1:
+        return
+    import torch
+
+    reached = torch.tensor([float(p.grad is not None) for p in parameters])
+    total([reached])
+    chosen = [p for p, count in zip(parameters, reached.tolist(), strict=True) if count]
+    for p in chosen:
+        if p.grad is None:  # this process had no row of the batch
+            p.grad = torch.zeros_like(p)
+    total([p.grad for p in chosen if p.grad is not None])
 
 
 def _tensor_group(tensor: "Tensor") -> Any:
@@ -276,5 +324,5 @@ def first_to_say() -> bool:
 
     try:
         return int(dist.distributed_c10d._get_default_store().add("hfi/said", 1)) == 1
-    except Exception:  # the store went with its process: nobody else can be asked
-        return True
+    except Exception:  # the store went with the process that kept it
+        return local_rank() == 0

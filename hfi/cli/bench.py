@@ -12,10 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hfi.bench.load import LoadConfig
+from hfi.bench.processes import ProcessesConfig
+from hfi.bench.processes import run as run_processes
+from hfi.bench.processes import table as processes_table
 from hfi.bench.rows import RowsConfig
 from hfi.bench.speed import SpeedConfig, table
 from hfi.bench.speed import run as measure_speed
+from hfi.cli import TOGETHER
 from hfi.cli.options import JsonOption, WorkspaceOption, name_option, with_config
+from hfi.distributed import from_main, is_main, meeting_place, one_process
 from hfi.errors import HfiError, NoJudgments, UsageError
 from hfi.resources import data_dir
 from hfi.workspace import Workspace
@@ -83,8 +88,27 @@ def portraits(
 @with_config(SpeedConfig)
 def speed(as_json: JsonOption = False, *, config: SpeedConfig) -> None:
     """Time, U-Net evaluations and memory of invert and erase, beside plain loops written down from the papers, on random models."""
+    one_process("hfi bench speed")
     result = measure_speed(config)
     typer.echo(json.dumps(result) if as_json else table(result))
+
+
+@app.command()
+@with_config(ProcessesConfig)
+def processes(as_json: JsonOption = False, *, config: ProcessesConfig) -> None:
+    """Images a second of one process and of several that share this machine's cores, and whether their bytes are equal."""
+    one_process("hfi bench processes")
+    rows = run_processes(config)
+    typer.echo(json.dumps(rows) if as_json else processes_table(rows))
+
+
+@app.command()
+def memory() -> None:
+    """GPU memory of every recipe in docs/scaling.md, computed from the models' architectures; needs no GPU and downloads nothing."""
+    one_process("hfi bench memory")
+    from hfi.bench.memory import table
+
+    typer.echo(table())
 
 
 @app.command()
@@ -97,6 +121,7 @@ def load(
 ) -> None:
     """Many annotators at once on a labeling server of their own, as fast as it answers, killed now and then: how long each waits for
     the next task, what the server holds in memory, and whether a judgment was lost or taken twice."""
+    one_process("hfi bench load")
     from tempfile import TemporaryDirectory
 
     from ui.load import run, table
@@ -177,7 +202,9 @@ def _run(plan: "Plan", space: Workspace, name: str, only: list[str] | None, as_j
     put = {c.slug: c.learned(behind_prompts=False) for c in plan.concepts}
     tokens = {slug: every[token] for slug, token in put.items() if token}
     asked = "relapse" in plan.attacks or any(METHODS[m].judged for t in plan.tables for m in t.methods if m in METHODS)
-    found = {c.slug: judged(space, c.slug, plan.simulated) for c in plan.concepts} if asked else {}  # type: ignore[arg-type]
+    found = from_main(
+        lambda: {c.slug: judged(space, c.slug, plan.simulated) for c in plan.concepts} if asked else {}  # type: ignore[arg-type]
+    )
     flagged = {
         slug: [(sha, j.judgments.prompts[sha]) for sha in sorted(j.flagged_images("majority"))] for slug, j in found.items()
     }
@@ -215,9 +242,11 @@ def _run(plan: "Plan", space: Workspace, name: str, only: list[str] | None, as_j
         "tokens": {name: token.content for name, token in every.items()},
         "judgments": {slug: j.judgments.sha256 for slug, j in found.items()},
     }
-    run = Run.start(space.runs, "bench", name, settings)
+    run = from_main(lambda: Run.start(space.runs, "bench", name, settings))
     job = Bench(todo, space, name, content, device, detectors, clip, features, lpips, tokens, flagged)
     rows = measure(job, _child)
+    if not is_main():
+        return
     spent = costs(job) if only is None else []  # beside other runs that share the work, times would say nothing
     if only is None:
         write_tables(job, rows)
@@ -239,10 +268,22 @@ def _run(plan: "Plan", space: Workspace, name: str, only: list[str] | None, as_j
 
 
 def _child(line: str) -> None:
-    """One command line of hfi in a process of its own, so that its cost is its own. Its results go to stderr, as ours is stdout."""
+    """One command line of hfi in a process of its own, so that its cost is its own. Its results go to stderr, as ours is stdout.
+
+    Of several processes each starts it, where they can share it, and they work at it together; else the first does."""
+    shared = line.split()[0] in TOGETHER
+    if shared or is_main():
+        _run_child(line, meeting_place() if shared else {"WORLD_SIZE": "1"})
+    if not shared:
+        from_main(lambda: None)
+
+
+def _run_child(line: str, environment: dict[str, str]) -> None:
     shown = line if len(line) < 300 else f"{line[:140]} ... {line[-120:]}"
-    print(f"\n$ hfi {' '.join(shown.split())}", file=sys.stderr, flush=True)
-    child = subprocess.Popen([sys.executable, "-m", "hfi.cli.child", str(os.getpid()), *shlex.split(line)], stdout=sys.stderr)
+    if is_main():
+        print(f"\n$ hfi {' '.join(shown.split())}", file=sys.stderr, flush=True)
+    command = [sys.executable, "-m", "hfi.cli.child", str(os.getpid()), *shlex.split(line)]
+    child = subprocess.Popen(command, stdout=sys.stderr, env={**os.environ, **environment})
     try:
         code = child.wait()
     except KeyboardInterrupt:  # the child has it too, and keeps its state before it ends
