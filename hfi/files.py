@@ -38,9 +38,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         with room_for(path):
             scratch.mkdir(parents=True)
             yield scratch
-            for here, _, files in os.walk(scratch):
-                for name in files:
-                    share(Path(here, name))
+            _share_all(scratch)
             if path.exists():
                 shutil.rmtree(path)
             os.replace(scratch, path)
@@ -88,6 +86,12 @@ def _scratch(path: Path) -> Path:
 def share(path: Path) -> None:
     """Gives a file the permissions of other new files: safetensors writes for the owner alone, a web UI may be another user."""
     path.chmod(0o666 & ~_MASK)
+
+
+def _share_all(folder: Path) -> None:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            _share_all(Path(entry)) if entry.is_dir(follow_symlinks=False) else share(Path(entry))
 
 
 def write_text(path: Path, text: str) -> None:

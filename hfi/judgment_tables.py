@@ -18,7 +18,7 @@ from hfi.judgments import MAX_ROWS, Judgment, Judgments, JudgmentSet, NotSound, 
 
 COLUMNS = ("judgment", "image", "verdict", "rank", "annotator", "simulated", "campaign", "time", "guideline_version",
            "prompt", "comment", "elapsed_ms", "region", "adjudicated")  # fmt: skip
-GROUP = 2_500  # rows of a Parquet file that are written together
+GROUP = 2_000  # rows of a Parquet file that are written together
 
 
 def _rows(judgments: Iterable[Judgment]) -> Iterator[tuple[Any, ...]]:
@@ -96,12 +96,16 @@ def to_parquet(judgments: Judgments, path: Path) -> None:
     head = {"concept": judgments.concept, "question": judgments.question, "sha256": judgments.sha256}
     schema = pa.schema([(name, kinds[name]) for name in COLUMNS], metadata={"hfi": json.dumps(head)})
     rows = _rows(judgments.judgments)
+
+    def group(some: Sequence[tuple[Any, ...]]) -> Any:
+        given = dict(zip(COLUMNS, zip(*some, strict=True), strict=True))
+        given["time"] = tuple(datetime.fromisoformat(time) if time else None for time in given["time"])
+        return pa.table([pa.array(given[name], kinds[name]) for name in COLUMNS], schema=schema)
+
     try:
         with whole(path) as scratch, parquet.ParquetWriter(scratch, schema) as writer:
-            while some := list(islice(rows, GROUP)):
-                given = dict(zip(COLUMNS, zip(*some, strict=True), strict=True))
-                given["time"] = tuple(datetime.fromisoformat(time) if time else None for time in given["time"])
-                writer.write_table(pa.table([pa.array(given[name], kinds[name]) for name in COLUMNS], schema=schema))
+            for table in map(group, iter(lambda: list(islice(rows, GROUP)), [])):
+                writer.write_table(table)
     except OSError as e:
         raise HfiError(f"cannot write {path}: {e.strerror or e}") from e
 

@@ -120,7 +120,6 @@ def model(family: Family, precision: str, gradient_checkpointing: bool = False) 
                     num_attention_heads=heads,
                     intermediate_size=inner,
                     projection_dim=width,
-                    attn_implementation="sdpa",
                 )
             )
             for kind, (width, layers, heads, inner) in zip(classes, ENCODERS[family], strict=False)

@@ -184,6 +184,7 @@ def rows(
     config: RowsConfig,
 ) -> None:
     """The most memory that evaluate, exports and aggregate take on 50,000 rows, beside 1,000. Fails where it grows with the rows."""
+    one_process("hfi bench rows")
     from tempfile import TemporaryDirectory
 
     from hfi.bench.rows import PER_ROW, run, table
