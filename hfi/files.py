@@ -38,9 +38,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
         with room_for(path):
             scratch.mkdir(parents=True)
             yield scratch
-            for file in scratch.rglob("*"):
-                if file.is_file():
-                    share(file)
+            for here, _, files in os.walk(scratch):
+                for name in files:
+                    share(Path(here, name))
             if path.exists():
                 shutil.rmtree(path)
             os.replace(scratch, path)

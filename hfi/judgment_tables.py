@@ -18,7 +18,7 @@ from hfi.judgments import MAX_ROWS, Judgment, Judgments, JudgmentSet, NotSound, 
 
 COLUMNS = ("judgment", "image", "verdict", "rank", "annotator", "simulated", "campaign", "time", "guideline_version",
            "prompt", "comment", "elapsed_ms", "region", "adjudicated")  # fmt: skip
-GROUP = 10_000  # rows of a Parquet file that are written together
+GROUP = 2_500  # rows of a Parquet file that are written together
 
 
 def _rows(judgments: Iterable[Judgment]) -> Iterator[tuple[Any, ...]]:

@@ -117,7 +117,7 @@ def script(found: list[Block], before: str) -> str:
     for block in found:
         if block.why is None and block.language in ("sh", "python"):
             parts.append(f'echo "@@ {block.page}:{block.line} ($SECONDS s)"')
-            parts.append(block.text if block.language == "sh" else f"python - <<'END-OF-PYTHON'\n{block.text}END-OF-PYTHON")
+            parts.append(block.text if block.language == "sh" else f"forked-python <<'END-OF-PYTHON'\n{block.text}END-OF-PYTHON")
     return "\n".join([*parts, "echo '@@ the end'"])
 
 

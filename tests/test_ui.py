@@ -733,5 +733,5 @@ def test_the_server_listens_without_nagles_algorithm() -> None:
 def test_a_page_cannot_take_the_names_that_the_server_gives(client: TestClient) -> None:
     enter(client)
     token = client.get(STATE).json()["task"]["token"]
-    for once in ("undo-1234", "import-12345678", f"simulated-{token}"):
+    for once in ("undo-1234", "import-12345678", f"simulated-{token}", "a name\0of a page"):
         assert client.post("/api/judge", json={"token": token, "verdict": "shows", "once": once}).status_code == 422

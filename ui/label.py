@@ -73,19 +73,19 @@ class Answer(BaseModel):
     token: str = Field(max_length=64)
     verdict: str = Field(max_length=16)
     once: str = Field(min_length=8, max_length=100)
-    ranking: list[int | Annotated[list[int], Field(max_length=100)]] | None = Field(None, max_length=100)
-    comment: str | None = Field(None, max_length=20_000)
-    region: list[float] | None = Field(None, max_length=4)
-    elapsed_ms: int | None = Field(None, ge=0, le=_DAY_MS)
+    ranking: list[int | Annotated[list[int], Field(max_length=100)]] | None = Field(default=None, max_length=100)
+    comment: str | None = Field(default=None, max_length=20_000)
+    region: list[float] | None = Field(default=None, max_length=4)
+    elapsed_ms: int | None = Field(default=None, ge=0, le=_DAY_MS)
     filter: Literal["none", "blur", "grey", "both"] | None = None
-    reveals: int | None = Field(None, ge=0, le=100_000)
-    revealed_ms: int | None = Field(None, ge=0, le=_DAY_MS)
+    reveals: int | None = Field(default=None, ge=0, le=100_000)
+    revealed_ms: int | None = Field(default=None, ge=0, le=_DAY_MS)
 
     @field_validator("once")
     @classmethod
     def _of_a_page(cls, once: str) -> str:
         """What the server itself gives an undo, an import and a simulation cannot come from a page: it would stand in their way."""
-        if once.startswith(("undo-", "import-", "simulated-")):
+        if once.startswith(("undo-", "import-", "simulated-")) or "\0" in once:
             raise ValueError("this name is taken")
         return once
 

@@ -494,10 +494,16 @@ _ASKED = (
 def asked(s: Session, token: str, annotator_id: int) -> Any:
     """A row of the assignment that a token names, its task and its campaign. NotFound where it is not this annotator's."""
     s.flush()
+    _check_token(token)
     row = s.connection().execute(_ASKED, {"token": token, "person": annotator_id, "once": None}).one_or_none()
     if row is None:
         raise _not_yours()
     return row
+
+
+def _check_token(token: str) -> None:
+    if "\0" in token:  # PostgreSQL takes no such text, not even to say that it has none
+        raise _not_yours()
 
 
 def _not_yours() -> NotFound:
@@ -529,6 +535,7 @@ def submit(
     """
     s.flush()
     c = s.connection()
+    _check_token(token)
     hold_person(s, annotator_id)
     if side_by_side(s) and (number := c.execute(_TASK_OF, {"token": token}).scalar_one_or_none()) is not None:
         note_task(s, number)

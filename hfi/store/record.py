@@ -53,19 +53,20 @@ def living(
     """
     owner = concept_row(s, concept_slug)
     chosen = _chosen(owner, simulated) if shas is None else (*_chosen(owner, simulated), _SAID.task_id.in_(_tasks_of(shas)))
-    query = _of_said(select(_SAID, m.Annotator, m.Campaign.name)).where(*chosen).order_by(_SAID.id)
+    columns = (*(getattr(_SAID, name) for name in _TOLD), m.Annotator.pseudonym, m.Annotator.simulated, m.Campaign.name)
+    query = _of_said(select(*columns)).where(*chosen).order_by(_SAID.id)
     for part in s.execute(query, execution_options=_STREAM).partitions():
-        shown = _images_by_task(s, {row.task_id for row, *_ in part})
-        ranked = _images_by_ranking(s, {row.id for row, *_ in part if row.verdict == "ranked"})
-        for row, person, name in part:
+        shown = _images_by_task(s, {row.task_id for row in part})
+        ranked = _images_by_ranking(s, {row.id for row in part if row.verdict == "ranked"})
+        for row in part:
             pictures = ranked.get(row.id) or shown[row.task_id]
             yield JudgmentRow(
                 verdict=row.verdict,
                 images=tuple(sha for sha, *_ in pictures),
                 prompts=tuple(prompt for _, prompt, *_ in pictures),
-                annotator=person.pseudonym,
-                simulated=person.simulated,
-                campaign=name,
+                annotator=row.pseudonym,
+                simulated=row.simulated,
+                campaign=row.name,
                 comment=row.comment,
                 elapsed_ms=row.elapsed_ms,
                 guideline_version=row.guideline_version,
@@ -97,6 +98,9 @@ def judged_images(s: Session, concept_slug: str, simulated: bool | None = None) 
 
 
 _SAID: Any = aliased(m.Judgment)
+_TOLD = (
+    "id", "task_id", "verdict", "comment", "elapsed_ms", "guideline_version", "app_version", "created_at", "region",
+)  # fmt: skip
 _STREAM = {"yield_per": 250}
 _BEHIND = 1 << 62  # decisions stand behind all judgments
 
@@ -150,17 +154,18 @@ def _decided(owner: m.Concept) -> tuple[Any, ...]:
 
 def _decisions(s: Session, owner: m.Concept, shas: Collection[str] | None) -> Iterator[JudgmentRow]:
     chosen = _decided(owner) if shas is None else (*_decided(owner), m.Adjudication.task_id.in_(_tasks_of(shas)))
-    query = _of_decided(select(m.Adjudication, m.Annotator.pseudonym, m.Campaign.name)).where(*chosen)
+    made = (m.Adjudication.task_id, m.Adjudication.verdict, m.Adjudication.note, m.Adjudication.created_at)
+    query = _of_decided(select(*made, m.Annotator.pseudonym, m.Campaign.name)).where(*chosen)
     for part in s.execute(query.order_by(m.Adjudication.id), execution_options=_STREAM).partitions():
-        shown = _images_by_task(s, {row.task_id for row, *_ in part})
-        for row, pseudonym, name in part:
+        shown = _images_by_task(s, {row.task_id for row in part})
+        for row in part:
             yield JudgmentRow(
                 verdict=row.verdict,
                 images=tuple(sha for sha, *_ in shown[row.task_id]),
                 prompts=tuple(prompt for _, prompt, *_ in shown[row.task_id]),
-                annotator=pseudonym,
+                annotator=row.pseudonym,
                 simulated=False,
-                campaign=name,
+                campaign=row.name,
                 comment=row.note,
                 elapsed_ms=None,
                 guideline_version=owner.guideline_version,

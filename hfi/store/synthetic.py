@@ -191,8 +191,9 @@ def _bulk(s: Session, table: Any, columns: Sequence[str], rows: Sequence[tuple[A
     if connection.dialect.name != "postgresql":
         connection.execute(insert(table), [dict(zip(columns, row, strict=True)) for row in rows])
         return
+    driver: Any = connection.connection
     with (
-        connection.connection.cursor() as cursor,
+        driver.cursor() as cursor,
         cursor.copy(f"COPY {table.__tablename__} ({', '.join(columns)}) FROM STDIN") as copy,
     ):
         for row in rows:
