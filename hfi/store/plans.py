@@ -113,7 +113,7 @@ def listening(engine: Engine) -> Iterator[Heard]:
         if sql.split(None, 1)[0].upper() not in ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH"):
             return
         found = heard.statements.setdefault(sql, Statement(sql, parameters[0] if many else parameters, []))
-        if heard._step not in found.steps:
+        if heard._step and heard._step not in found.steps:
             found.steps.append(heard._step)
         found.count += 1
         if engine.dialect.name == "sqlite":
