@@ -39,6 +39,7 @@ from hfi.workspace import Workspace
 from ui import label, messages, pictures
 from ui.app import build_app
 from ui.label import Answer, Desk
+from ui.pages import offers
 from ui.pictures import Pictures, encode
 
 pytestmark = pytest.mark.databases
@@ -57,7 +58,7 @@ def fill(
         q.add_concept(s, Concept("smoking", "Smoking", "A **cigarette** is visible.", question, prompt="smoking"))  # type: ignore[arg-type]
         ids = []
         for i in range(images):
-            sha = space.images.put(Image.new("RGB", (8, 8), (10 * i, 100, 200)))
+            sha = space.images.put(Image.new("RGB", (8, 8), (10 * i % 256, 100, 200)))
             about = q.Provenance(
                 key=f"{i:064}", sha256=sha, width=8, height=8, source="generated", prompt=SECRET, model="secret-model", seed=i
             )
@@ -134,6 +135,23 @@ def enter(client: TestClient, name: str = "Kim") -> None:
 
 
 # --- handlers ---
+
+
+def test_a_campaign_of_many_is_not_counted(workspace: Workspace) -> None:
+    kim = seat(workspace, images=judging.MOST_LEFT + 1)
+    assert (kim.state()["done"], kim.state()["total"]) == (0, None)
+    with reading(kim.desk.engine) as s:
+        assert [(offer.done, offer.total) for offer in offers(s, kim.person.id)] == [(0, None)]
+    at = kim.judge("clean")
+    assert (at["done"], at["total"]) == (1, None)
+    page = app_client(workspace, kim.desk.engine)
+    enter(page)
+    assert "1 done, more than 1,000 to come" in page.get("/work").text
+    kim.desk.totals.clear()
+    for _ in range(3):  # two are in hand, and one of those that are left is counted with them
+        at = kim.judge("clean")
+    kim.desk.totals.clear()
+    assert kim.state()["total"] == judging.MOST_LEFT + 1
 
 
 def test_judging_goes_through_every_image_and_ends_with_what_to_do_next(kim: Seat) -> None:

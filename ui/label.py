@@ -62,7 +62,7 @@ class Desk:
     engine: Engine
     pictures: Pictures
     next_step: str = ""
-    totals: dict[tuple[int, int], tuple[float, int]] = field(default_factory=dict)  # see `_total`
+    totals: dict[tuple[int, int], tuple[float, int | None]] = field(default_factory=dict)  # see `_total`
     meter: Meter | None = None
 
 
@@ -228,15 +228,15 @@ def _shown(
     }
 
 
-def _total(desk: Desk, session: Session, person: Annotator, campaign_id: int, done: int) -> int:
-    """How many tasks this person has done, has in hand or may be given. Counted now and then: their own judgments do not change it,
-    others' do, and counting takes as long as all the rest of a judgment."""
+def _total(desk: Desk, session: Session, person: Annotator, campaign_id: int, done: int) -> int | None:
+    """How many tasks this person has done, has in hand or may be given; None where there are too many to be counted. Counted now and
+    then: their own judgments do not change it, others' do, and counting takes as long as all the rest of a judgment."""
     now = time.monotonic()
     until, total = desk.totals.get((campaign_id, person.id), (0.0, 0))
     if now >= until:
-        total = done + judging.left(session, campaign_id, person.id)
+        total = judging.total(done, judging.left(session, campaign_id, person.id))
         desk.totals[campaign_id, person.id] = (now + _TOTAL_SECONDS, total)
-    return max(total, done + 1)
+    return None if total is None else max(total, done + 1)
 
 
 def _without_task(
@@ -251,7 +251,7 @@ def _without_task(
         "task": None,
         "ahead": None,
         "done": done,
-        "total": done + judging.left(session, campaign_id, person.id),
+        "total": judging.total(done, judging.left(session, campaign_id, person.id)),
         "verdicts": dict(said),
         "closed": about.state != "open",
         "rest": resting and _rest(resting, now_utc()),

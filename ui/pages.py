@@ -45,14 +45,15 @@ _PART = re.compile(r"^<!--\s*([a-z]{2,8})\s*-->\s*$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Offer:
-    """A campaign as its card on the list says it; `name` where another one is about the same concept."""
+    """A campaign as its card on the list says it; `name` where another one is about the same concept. `total`: None where there are
+    too many to be counted."""
 
     id: int
     title: str
     name: str
     question: str
     done: int
-    total: int
+    total: int | None
 
 
 def render(request: Request, template: str, status: int = 200, /, **values: Any) -> HTMLResponse:
@@ -115,7 +116,7 @@ def offers(session: Session, annotator_id: int) -> list[Offer]:
             c.name if times[c.concept] > 1 else "",
             c.question,
             did,
-            did + left,
+            judging.total(did, left),
         )
         for c, did, left in here
     ]

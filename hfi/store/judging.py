@@ -456,6 +456,13 @@ _NOT_GIVEN = (
     .order_by(_T.c.place.desc())  # what nobody has come to is quickly found not to be theirs
     .limit(MOST_LEFT)
 )
+
+
+def total(done: int, left: int) -> int | None:
+    """Of what is `left`, as it was counted: all the tasks of an annotator, or None where there are more than are counted."""
+    return done + left if left < MOST_LEFT else None
+
+
 _LEFT = select(
     select(func.count()).select_from(_NOT_GIVEN.subquery()).scalar_subquery(),
     select(func.count())
