@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from buckets import filesystem, leading_to, object_store
 from documented import PROGRAMS, Block, blocks
-from shell import Shell
+from shell import HUB, Shell
 from tiny import saved
 
 ROOT = Path(__file__).parent.parent
@@ -26,11 +26,6 @@ PAGES = {
     if path.name not in GENERATED
 }
 RUN = [name for name, found in PAGES.items() if any(b.why is None and b.language in ("sh", "python") for b in found)]
-HUB = {
-    "CompVis/stable-diffusion-v1-4": "epsilon",
-    "stabilityai/stable-diffusion-xl-base-1.0": "xl",
-    "openai/clip-vit-large-patch14": "clip",
-}
 LONGEST = 240  # seconds, for a page
 
 _SMOKING = "hfi concept add smoking --title Smoking --initial-word smoking --prompt 'smoking a cigarette'"
