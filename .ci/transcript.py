@@ -91,7 +91,9 @@ def run(wheel: Path, folder: Path) -> tuple[list[list[str]], int]:
             lines += [f"echo '@@ {i} {j}'", real, "code=$?", '[ $code = 0 ] || { echo "@@ failed $code"; exit 1; }']
     lines.append("echo '@@ end'")
     bare = {
-        k: v for k, v in os.environ.items() if k in ("PATH", "LANG", "TMPDIR", "SSL_CERT_FILE") or k.startswith(("PIP_", "UV_"))
+        k: v
+        for k, v in os.environ.items()
+        if k in ("PATH", "LANG", "TMPDIR", "SSL_CERT_FILE", "OMP_NUM_THREADS") or k.startswith(("PIP_", "UV_"))
     }
     inside = bare | {"HOME": str(folder), "COLUMNS": "120", "TERM": "dumb", "NO_COLOR": "1"}
     if config := next((p for p in (Path.home() / ".config/pip/pip.conf", Path.home() / ".pip/pip.conf") if p.exists()), None):

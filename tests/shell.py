@@ -1,7 +1,7 @@
 """A shell in which `hfi` costs no start: each call is forked off one process that has the libraries loaded, and made small.
 
 `python shell.py SOCKET` is that process; the program `hfi` that `Shell` puts on the PATH hands it the call. What is run is the real
-command line, in the caller's folder and environment, with these differences:
+command line, in the caller's folder and environment, with the differences below. `forked-python` runs Python from its input, likewise.
 
 - SMALL is added to commands that would take minutes, and replaces what the page says of steps and images;
 - `hfi ui` takes a free port, opens no browser, and is asked for its pages by somebody who judges everything and then presses Ctrl-C;
@@ -30,7 +30,6 @@ SMALL = {
     "invert": "--steps 2 --batch-size 4",
     "erase": "--steps 2 --ddim-steps 3",
     "evaluate": "--images 2 --steps 2",
-    "bench speed": "--size tiny --steps 1 --device cpu",
     "bench load": "--annotators 2 --images 40 --judgments 20",
     "portraits check": "--images 2",
     "portraits train": "--steps 2",
@@ -46,7 +45,7 @@ LOADED = [  # all that a command would otherwise import for itself
     "sqlalchemy.dialects.sqlite",
     "diffusers.models.unets.unet_2d_condition",
     "diffusers.models.autoencoders.autoencoder_kl",
-    "diffusers.loaders",
+    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
     "torch._dynamo",
     "ui.app",
 ]
@@ -55,7 +54,7 @@ import json, os, socket, sys
 call = socket.socket(socket.AF_UNIX)
 call.connect({path!r})
 socket.send_fds(call, [b"-"], [0, 1, 2])
-call.sendall(json.dumps({{"words": sys.argv[1:], "folder": os.getcwd(), "environment": dict(os.environ)}}).encode())
+call.sendall(json.dumps({{"words": sys.argv, "folder": os.getcwd(), "environment": dict(os.environ)}}).encode())
 call.shutdown(socket.SHUT_WR)
 sys.exit(int(call.recv(8) or 70))
 """
@@ -67,8 +66,9 @@ class Shell:
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         programs, path = folder / "bin", folder / "hfi.socket"
         programs.mkdir(parents=True)
-        (programs / "hfi").write_text(_CLIENT.format(python=sys.executable, path=str(path)), encoding="utf-8")
-        (programs / "hfi").chmod(0o755)
+        for name in ("hfi", "forked-python"):
+            (programs / name).write_text(_CLIENT.format(python=sys.executable, path=str(path)), encoding="utf-8")
+            (programs / name).chmod(0o755)
         inside = {k: v for k, v in os.environ.items() if not k.startswith(("HFI_", "PYTEST_"))}
         here = [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.environment = inside | {
@@ -131,8 +131,12 @@ def _answer(call: socket.socket) -> int:
     from hfi.cli import main
 
     code = 70
+    program, *words = given["words"]
     try:
-        main(_made_small(given["words"]))
+        if Path(program).name == "hfi":
+            main(_made_small(words))
+        else:
+            exec(compile(sys.stdin.read(), "a block of Python", "exec"), {"__name__": "__main__"})
         code = 0
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else int(e.code is not None)

@@ -20,8 +20,9 @@ UNPINNED = re.compile(r"(nvidia|cuda)-.*|triton|setuptools")
 
 def pins() -> dict[str, Version]:
     lines = [line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-    assert lines == sorted(lines, key=lambda line: line.partition("==")[0].lower())
-    return {canonicalize_name(name): Version(version) for name, _, version in (line.partition("==") for line in lines)}
+    found = {canonicalize_name(name): Version(version) for name, _, version in (line.partition("==") for line in lines)}
+    assert len(found) == len(lines), "a package is pinned twice"
+    return found
 
 
 def asked() -> Iterator[Requirement]:

@@ -285,6 +285,7 @@ def judged_page(space: Workspace, images: int) -> Engine:
     return engine
 
 
+@pytest.mark.databases
 def test_people_judge_pictures_of_a_bucket_on_a_real_server(remote: Workspace) -> None:
     engine = judged_page(remote, 3)
     with serving(build_app(remote, engine)) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
@@ -300,6 +301,7 @@ def test_people_judge_pictures_of_a_bucket_on_a_real_server(remote: Workspace) -
         assert seen == {square(i).tobytes() for i in range(3)}
 
 
+@pytest.mark.databases
 def test_people_go_on_answering_while_the_bucket_is_silent(remote: Workspace, server: ObjectStore) -> None:
     engine = judged_page(remote, 3)
     with serving(build_app(remote, engine)) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
@@ -340,6 +342,7 @@ def collected(hfi: Hfi, space: Workspace, *more: object) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
+@pytest.mark.databases
 def test_collecting_takes_old_files_without_a_row_and_nothing_else(hfi: Hfi, workspace: Workspace) -> None:
     engine, store = workspace.engine(), workspace.images
     wanted = {known(engine, store, i) for i in range(5)}
@@ -366,6 +369,7 @@ def test_collecting_takes_old_files_without_a_row_and_nothing_else(hfi: Hfi, wor
     assert all(store.load(sha) for sha in wanted)
 
 
+@pytest.mark.databases
 def test_collecting_is_refused_where_the_database_is_not_the_stores(hfi: Hfi, workspace: Workspace) -> None:
     engine, store = workspace.engine(), workspace.images
     garbage = {store.put(square(i)) for i in range(10, 13)}
@@ -408,6 +412,7 @@ def test_a_store_that_several_workspaces_use_is_not_collected(
     assert len(remote.images.shas()) == 7
 
 
+@pytest.mark.databases
 def test_a_row_is_never_added_without_its_file(workspace: Workspace) -> None:
     """A file that was collected between being put and being referred to is written again."""
     engine, store = workspace.engine(), workspace.images
@@ -480,6 +485,7 @@ def test_no_order_of_putting_referring_and_collecting_loses_an_image(empty_works
     run_state_machine_as_test(Keeping, settings=settings(max_examples=25, stateful_step_count=20, deadline=None))
 
 
+@pytest.mark.databases
 def test_collecting_beside_imports_of_other_processes_loses_nothing(hfi: Hfi, workspace: Workspace, tmp_path: Path) -> None:
     engine, store = workspace.engine(), workspace.images
     pictures = tmp_path / "pictures"
@@ -508,6 +514,7 @@ def test_collecting_beside_imports_of_other_processes_loses_nothing(hfi: Hfi, wo
 # --- copying ---
 
 
+@pytest.mark.databases
 def test_a_workspace_moves_into_a_bucket_and_back(
     hfi: Hfi, bucket: ImageStore, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

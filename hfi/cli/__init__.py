@@ -34,12 +34,12 @@ COMMANDS = {
     "export": ("hfi.cli.export", "app", "Write what comes out in the formats of other programs."),
     "import-token": ("hfi.cli.import_token", "import_token", "Bring in a token that was learned elsewhere."),
     "demo": ("hfi.cli.demo", "demo", "The loop on the embedded model, with simulated annotators."),
-    "bench": ("hfi.cli.bench", "app", "Every method side by side: run, portraits. Costs: speed, load."),
+    "bench": ("hfi.cli.bench", "app", "Every method side by side. Costs: speed, processes, memory, load."),
     "portraits": ("hfi.cli.portraits", "app", "The embedded model: render its world, train, check, compare."),
     "db": ("hfi.cli.db", "app", "The database: status, upgrade, copy."),
     "images": ("hfi.cli.images", "app", "The image store: status, copy, collect."),
     "completion": ("hfi.cli.completion", "completion", "Have a shell complete commands, options and values."),
-    "doctor": ("hfi.cli.workspace", "doctor", "Check versions, devices, database and data files."),
+    "doctor": ("hfi.cli.doctor", "doctor", "Check versions, devices, database and data files."),
 }
 
 TOGETHER = ("generate", "invert", "erase", "evaluate", "bench")  # what several processes can work at

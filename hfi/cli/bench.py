@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hfi.bench.load import LoadConfig
+from hfi.bench.processes import ProcessesConfig
+from hfi.bench.processes import run as run_processes
+from hfi.bench.processes import table as processes_table
 from hfi.bench.rows import RowsConfig
 from hfi.bench.scale import ScaleConfig
 from hfi.bench.speed import SpeedConfig, table
@@ -90,6 +93,24 @@ def speed(as_json: JsonOption = False, *, config: SpeedConfig) -> None:
     one_process("hfi bench speed")
     result = measure_speed(config)
     typer.echo(json.dumps(result) if as_json else table(result))
+
+
+@app.command()
+@with_config(ProcessesConfig)
+def processes(as_json: JsonOption = False, *, config: ProcessesConfig) -> None:
+    """Images a second of one process and of several that share this machine's cores, and whether their bytes are equal."""
+    one_process("hfi bench processes")
+    rows = run_processes(config)
+    typer.echo(json.dumps(rows) if as_json else processes_table(rows))
+
+
+@app.command()
+def memory() -> None:
+    """GPU memory of every recipe in docs/scaling.md, computed from the models' architectures; needs no GPU and downloads nothing."""
+    one_process("hfi bench memory")
+    from hfi.bench.memory import table
+
+    typer.echo(table())
 
 
 @app.command()

@@ -38,6 +38,10 @@ CheckpointingOption = Annotated[
 SlicingOption = Annotated[
     bool, typer.Option("--attention-slicing", help="Compute attention in parts: only where attention has no kernel of its own.")
 ]
+OffloadOption = Annotated[
+    bool,
+    typer.Option("--cpu-offload", help="Less GPU memory: what is not trained beside the U-Net waits in the CPU's until called."),
+]
 GUIDES = "neg, sld-weak, sld-medium, sld-strong, sld-max or sega"  # written out: help needs no torch
 SimulatedOption = Annotated[
     Include, typer.Option(help="Judgments of simulated annotators: leave them out, take them too, or take only those.")

@@ -22,6 +22,7 @@ from hfi.cli.common import (
     Judged,
     LabelOption,
     ModelOption,
+    OffloadOption,
     PrecisionOption,
     SimulatedOption,
     SlicingOption,
@@ -38,7 +39,7 @@ from hfi.cli.common import (
 from hfi.cli.options import JsonOption, NameOption, WorkspaceOption, with_config
 from hfi.concepts import Concept
 from hfi.config import as_dict, flag
-from hfi.diffusion.memory import PRECISIONS, lighten, unrounded
+from hfi.diffusion.memory import PRECISIONS, lighten, offload, unrounded
 from hfi.diffusion.sd import (
     StableDiffusion,
     check_placeholders,
@@ -163,6 +164,7 @@ def erase(
     precision: PrecisionOption = "float32",
     gradient_checkpointing: CheckpointingOption = False,
     attention_slicing: SlicingOption = False,
+    cpu_offload: OffloadOption = False,
     as_json: JsonOption = False,
     config: Any,
 ) -> None:
@@ -199,7 +201,7 @@ def erase(
     if not trained:
         if is_main():
             shutil.rmtree(unet, ignore_errors=True)  # of a run of this name that was removed: these weights will be others
-        result = _train(asked, run)
+        result = _train(asked, run, cpu_offload)
     if not is_main():
         return
     if not (trained and exported):
@@ -367,7 +369,7 @@ def _looked_at(
     return removal, seen, _rewards(space, concepts, settings, seen)
 
 
-def _train(asked: _Asked, run: Run) -> Distilled:
+def _train(asked: _Asked, run: Run, cpu_offload: bool) -> Distilled:
     """In a function of its own, so that this model is gone before the next is loaded."""
     settings = asked.settings
     keeps = settings.checkpoint_every and is_main()
@@ -378,6 +380,8 @@ def _train(asked: _Asked, run: Run) -> Distilled:
         sd = install(sd, t)
     for phrase in (*asked.called.texts, *filter(None, asked.removal.words)):
         check_placeholders(sd, phrase)
+    if cpu_offload:
+        offload(sd.unet, (*sd.text_encoders, sd.vae), sd.device)
     wanted = _with_clean_images(sd, asked)
     look: Any = None
     if settings.validate_every and is_main():

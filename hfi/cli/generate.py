@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from hfi.cli.common import GUIDES, ModelOption
+from hfi.cli.common import GUIDES, ModelOption, OffloadOption
 from hfi.cli.options import JsonOption, WorkspaceOption, name_option, with_config
 from hfi.config import check, option
 from hfi.distributed import from_main, gather, is_main, mine, size
@@ -94,11 +94,16 @@ def generate(
         ),
     ] = None,
     name: Annotated[str | None, name_option("Name to find these images by.")] = None,
+    precision: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="Of the model while it samples; another one is another image.")
+    ] = "float32",
+    cpu_offload: OffloadOption = False,
     as_json: JsonOption = False,
     config: GenerateConfig,
 ) -> None:
     """Generate the images that people will judge. Images that are there already are not made again."""
     from hfi.cli.common import check_writable, find_file, load_tokens, start_run
+    from hfi.diffusion.memory import PRECISIONS, offload
     from hfi.diffusion.sd import check_placeholders, content_id, find_model, load_sd, pick_device, text_widths, tokenize
     from hfi.diffusion.tokens import check_fits, install
     from hfi.erase.erasure import Erasure, apply, check_together, identity
@@ -136,6 +141,8 @@ def generate(
             "scheduler": "DDIM",
             "erasure": identity(removals),
         }
+        if precision != "float32":
+            common |= {"precision": precision}
         if guidance:
             common |= {"guide": guide, "against": against}
         named = {t.placeholder: t.content for t in tokens}
@@ -149,6 +156,8 @@ def generate(
             "tokens": token or [],
             "images": digest,
         }
+        if precision != "float32":
+            settings |= {"precision": precision}
         if guidance:
             settings |= {"guide": guide, "against": against}
         run = start_run(space, "generate", name, set_name(prompts) if prompts else "images", settings)
@@ -188,10 +197,12 @@ def generate(
         add(engine(), store, data, made)
 
     if todo:
-        sd = load_sd(work.model, device)
+        sd = load_sd(work.model, device, PRECISIONS[precision])
         for t in work.tokens:
             sd = install(sd, t)
         sd = apply(sd, *work.removals)
+        if cpu_offload:
+            offload(sd.unet, (*sd.text_encoders, sd.vae), sd.device)
         texts = [*(p.prompt for batch in todo for p in batch), config.negative_prompt, *(guidance.texts if guidance else ())]
         for text in texts:
             check_placeholders(sd, text)

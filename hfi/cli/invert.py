@@ -16,6 +16,7 @@ from hfi.cli.common import (
     Judged,
     LabelOption,
     ModelOption,
+    OffloadOption,
     PrecisionOption,
     SimulatedOption,
     SlicingOption,
@@ -95,6 +96,7 @@ def invert(
     precision: PrecisionOption = "float32",
     gradient_checkpointing: CheckpointingOption = False,
     attention_slicing: SlicingOption = False,
+    cpu_offload: OffloadOption = False,
     as_json: JsonOption = False,
     config: InvertConfig,
 ) -> None:
@@ -107,7 +109,7 @@ def invert(
     import torch
 
     from hfi.contact_sheet import write_sheet
-    from hfi.diffusion.memory import PRECISIONS, lighten
+    from hfi.diffusion.memory import PRECISIONS, lighten, offload
     from hfi.diffusion.sd import content_id, encode_images, find_model, load_sd, pick_device
     from hfi.diffusion.training import Step, clear_state, drive
     from hfi.embed import embed_stored
@@ -181,6 +183,8 @@ def invert(
         chosen, lowest = from_main(choices)
         sd = load_sd(exact, where, PRECISIONS[precision])
         lighten(sd.unet, gradient_checkpointing=gradient_checkpointing, attention_slicing=attention_slicing)
+        if cpu_offload:
+            offload(sd.unet, [sd.vae], sd.device)  # gradients flow through the text encoders
 
         def encode() -> list[list[torch.Tensor]]:
             found = [encode_images(sd, [space.images.load(sha) for sha in images]) for images, _, _ in chosen]

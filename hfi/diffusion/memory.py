@@ -1,6 +1,7 @@
-"""What makes a training fit into less memory: frozen weights in half precision, activations computed twice, sliced attention."""
+"""What makes a model fit into less memory: frozen weights in half precision, activations computed twice, sliced attention, and parts
+that wait in the CPU's memory until they are called."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +23,25 @@ def lighten(unet: Any, *, gradient_checkpointing: bool = False, attention_slicin
         unet.enable_gradient_checkpointing(checkpointed)
     if attention_slicing:
         unet.set_attention_slice("auto")
+
+
+def offload(unet: Any, parts: Sequence[Any], device: torch.device) -> None:
+    """Moves parts of a model (text encoders, VAE) to the CPU's memory, in place. Each comes to `device` when it is called, and goes
+    back when the U-Net is. Nothing that is computed changes.
+
+    Not for a part that gradients flow through: it would be gone when they do. And last of all: a copy of a part made later would
+    call the part that it was copied from.
+    """
+    from accelerate import cpu_offload_with_hook
+
+    waiting = [cpu_offload_with_hook(part, device)[1] for part in parts]
+
+    def send_back(module: Any, args: Any) -> None:
+        for hook in waiting:
+            if next(hook.model.parameters()).device.type != "cpu":
+                hook.offload()
+
+    unet.register_forward_pre_hook(send_back)
 
 
 def checkpointed(block: Any, *args: Any) -> Tensor:

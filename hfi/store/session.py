@@ -23,7 +23,21 @@ from sqlalchemy.orm import Session
 
 from hfi.errors import HfiError, NoRoom
 
-__all__ = ["Again", "Away", "Busy", "Engine", "Session", "again", "connect", "made", "parse", "reading", "shown", "writing"]
+__all__ = [
+    "Again",
+    "Away",
+    "Busy",
+    "Engine",
+    "Session",
+    "again",
+    "connect",
+    "made",
+    "parse",
+    "reading",
+    "server",
+    "shown",
+    "writing",
+]
 
 T = TypeVar("T")
 
@@ -85,6 +99,12 @@ def shown(url: str | URL) -> str:
         found = found.set(drivername="postgresql")
     secrets = [key for key in found.query if "password" in key]
     return found.difference_update_query(secrets)._replace(password=None).render_as_string()
+
+
+def server(engine: Engine) -> str:
+    """What the database is, once it was connected to: 'PostgreSQL 15.4', 'SQLite 3.40.1'."""
+    name = {"postgresql": "PostgreSQL", "sqlite": "SQLite"}.get(engine.dialect.name, engine.dialect.name)
+    return f"{name} {'.'.join(map(str, engine.dialect.server_version_info or ()))}".strip()  # type: ignore[attr-defined]
 
 
 def made(url: URL, **options: Any) -> Engine:
