@@ -153,6 +153,7 @@ def test_a_command_that_is_not_shared_says_so(monkeypatch: pytest.MonkeyPatch, h
         name = " ".join(map(str, words[: 1 + (words[0] == "bench")]))
         assert done.errors == [f"hfi: error: 'hfi {name}' runs in one process, and 2 were started: leave 'accelerate launch' out"]
     assert not (tmp_path / "x").exists()
+    monkeypatch.setattr("logging.disable", lambda level: None)  # it would last
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert hfi("reward", "-c", "fog").output == ""  # one of them is enough
