@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from hfi.aggregate import soft_labels
-from hfi.bench.rows import COMMANDS, CONCEPT, RowsConfig, make, table
+from hfi.bench.rows import COMMANDS, CONCEPT, RowsConfig, grown, make, table
 from hfi.cli import app
 from hfi.consensus import consensus
 from hfi.errors import UsageError
@@ -95,7 +95,7 @@ def test_what_is_read_bit_by_bit_is_what_is_read_at_once(made: dict[int, Path], 
 
 # --- evaluations ---
 
-WEIGHTS = np.random.default_rng(0).normal(size=(192, 96)).astype(np.float32)
+WEIGHTS = np.random.default_rng(0).normal(size=(192, 64)).astype(np.float32)
 
 
 class Eyes:
@@ -111,7 +111,7 @@ class Eyes:
         return self._pixels(images) @ WEIGHTS
 
     def texts(self, texts: list[str]) -> np.ndarray:
-        return np.array([[len(text)] * 96 for text in texts], dtype=np.float32)
+        return np.array([[len(text)] * 64 for text in texts], dtype=np.float32)
 
     def layers(self, images: list[Image.Image]) -> list[np.ndarray]:
         return [self._pixels(images).reshape(len(images), 64, 3)]
@@ -144,7 +144,7 @@ def test_an_evaluation_holds_no_rows(tmp_path: Path) -> None:
         report_of(folder, "Red")
 
     run(64)
-    few, many = 1100, 3100  # both more than a block of rows
+    few, many = 1100, 2200  # both more than a block of rows
     assert (traced(lambda: run(many)) - traced(lambda: run(few))) / (many - few) < LEAST
     lines = [json.loads(line) for line in (tmp_path / str(few) / "scores.jsonl").read_text().splitlines()]
     assert [(x["method"], x["seed"]) for x in lines] == [(m, 100_000 + i) for m in ("sd", "sdd") for i in range(few)]
@@ -161,6 +161,8 @@ def test_the_benchmark_measures_in_processes_of_their_own() -> None:
     (row,) = json.loads(done.stdout)
     assert row["few"] == 100 and row["peak_many"] > row["peak_few"] * 0.9 > 20 << 20
     assert row["ratio"] == row["peak_many"] / row["peak_few"]
+    assert grown([row]) == []
+    assert grown([row, {"command": "other", "bytes_per_row": 2000, "ratio": 3}]) == ["other"]
     assert "export csv" in table([row]) and "1,100 rows" in table([row])
 
 

@@ -21,7 +21,7 @@ from hfi.resources import data_dir
 from hfi.workspace import Workspace
 
 CONCEPT = "smoking"
-PER_ROW = 512  # bytes: a command whose memory grows by more, for each row more, has rows in memory
+PER_ROW, SHARE = 512, 1.1  # a command whose memory grows by more bytes for each row, and by more than this in all, gathers rows
 _PART = 1000  # rows made at once
 
 
@@ -151,6 +151,11 @@ def _noise(name: object) -> Image.Image:
     """8 x 8, another for each name."""
     seed = int.from_bytes(hashlib.sha256(str(name).encode()).digest()[:8])
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+
+
+def grown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The commands that gather rows in memory."""
+    return [row["command"] for row in rows if row["bytes_per_row"] > PER_ROW and row["ratio"] > SHARE]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -187,15 +187,15 @@ def rows(
     one_process("hfi bench rows")
     from tempfile import TemporaryDirectory
 
-    from hfi.bench.rows import PER_ROW, run, table
+    from hfi.bench.rows import grown, run, table
 
     if workspace and workspace.exists():
         raise UsageError(f"{workspace} is there already: name a new folder")
     with TemporaryDirectory(prefix="hfi-rows-") as scratch:
         found = run(config, workspace or Path(scratch))
     typer.echo(json.dumps(found) if as_json else table(found))
-    if grown := [row["command"] for row in found if row["bytes_per_row"] > PER_ROW]:
-        raise HfiError(f"memory grows with the rows in {', '.join(grown)}: see the table")
+    if names := grown(found):
+        raise HfiError(f"memory grows with the rows in {', '.join(names)}: see the table")
 
 
 def _chosen(plan: "Plan", names: list[str] | None) -> "Plan":
