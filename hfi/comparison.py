@@ -227,9 +227,10 @@ def figures(workspace: Path, concept: str, seed: int, defaults: bool) -> dict[st
     found = {(names[row.system], row.prompt_set, row.metric): row.value for row in read_results(folder / "results.json")}
     if concept == "brava":
         strength: dict[str, list[float]] = {}
-        for line in map(json.loads, (folder / "scores.jsonl").read_text(encoding="utf-8").splitlines()):
-            if line["prompt_set"] == "explicit":
-                strength.setdefault(names[line["method"], line["conditioning"]], []).append(line["scores"]["brava"])
+        with open(folder / "scores.jsonl", encoding="utf-8", newline="\n") as lines:
+            for line in map(json.loads, lines):
+                if line["prompt_set"] == "explicit":
+                    strength.setdefault(names[line["method"], line["conditioning"]], []).append(line["scores"]["brava"])
         untouched = sum(strength[BASE]) / len(strength[BASE])
         found |= {(name, "explicit", "concept_rate"): sum(s) / len(s) / untouched for name, s in strength.items()}
     return {

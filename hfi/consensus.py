@@ -1,17 +1,18 @@
 """One label an image, of everything that people said of it, with bounds where the method has any: `hfi labels aggregate`."""
 
-import csv
-import io
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
-from hfi.aggregate import decisions, rankings, soft_labels
+from hfi.aggregate import decisions, labelled, rankings
 from hfi.errors import NoJudgments, UsageError
-from hfi.judgments import JudgmentSet
+from hfi.judgment_tables import lines
+from hfi.judgments import Again, Judgments, JudgmentSet
 from hfi.metrics import wilson
 from hfi.strengths import strengths
 
@@ -40,22 +41,21 @@ class Label:
 
 @dataclass(frozen=True)
 class Consensus:
+    """`labels` of `images` images can be gone through again and again. `groups`: of rankings, how many images each group has that no
+    ranking connects with the others; the largest first."""
+
     concept: str
     question: str
     method: AnyMethod
     judgments: str  # the hash of the set
-    labels: tuple[Label, ...]
-
-    @property
-    def groups(self) -> tuple[int, ...]:
-        """Of rankings, how many images each group has that no ranking connects with the others; the largest first."""
-        sizes = Counter(label.group for label in self.labels if label.group is not None)
-        return tuple(sizes[number] for number in sorted(sizes))
+    labels: Iterable[Label]
+    images: int
+    groups: tuple[int, ...] = ()
 
 
-def consensus(judgments: JudgmentSet, method: AnyMethod | None = None) -> Consensus:
+def consensus(judgments: Judgments, method: AnyMethod | None = None) -> Consensus:
     """Every image that was answered for, with its label. UsageError for a method of the other question, NoJudgments where no
-    judgment says anything."""
+    judgment says anything. By majority a few images are in memory, else every vote (as numbers) or ranking."""
     known = METHODS[judgments.question]
     chosen = method or known[0]
     if chosen not in known:
@@ -63,25 +63,28 @@ def consensus(judgments: JudgmentSet, method: AnyMethod | None = None) -> Consen
             f"--method {chosen} is not for {judgments.question} questions, which {judgments.concept!r} is judged by: "
             f"choose {' or '.join(known)}"
         )
-    labels = _binary(judgments, chosen) if judgments.question == "binary" else _ranked(judgments, chosen)
-    if not labels:
+    labels: Iterable[Label]
+    if judgments.question == "ranking":
+        labels = _ranked(JudgmentSet(judgments.concept, judgments.question, tuple(judgments.judgments)), chosen)
+    else:
+        labels = Again(partial(_binary, judgments, chosen))
+    groups: Counter[int | None] = Counter(label.group for label in labels)
+    if not groups:
         raise NoJudgments(
             f"no judgment of {judgments.concept!r} says anything of an image (all are none, unsure, skipped or too disturbing): "
             "judge more with 'hfi ui'"
         )
-    return Consensus(judgments.concept, judgments.question, chosen, judgments.sha256, tuple(labels))
+    sizes = tuple(groups[number] for number in sorted(number for number in groups if number is not None))
+    return Consensus(judgments.concept, judgments.question, chosen, judgments.sha256, labels, groups.total(), sizes)
 
 
-def _binary(judgments: JudgmentSet, method: Any) -> list[Label]:
-    decided = {sha for images in decisions(judgments) for sha in images}
-    found = []
-    for sha, label in soft_labels(judgments, method).items():
+def _binary(judgments: Judgments, method: Any) -> Iterator[Label]:
+    for sha, label, decided in labelled(judgments, method):
         low = high = None
-        if method == "majority" and sha not in decided:
+        if method == "majority" and not decided:
             bounds = wilson(label.y * label.count, label.count)
             low, high = bounds.low, bounds.high
-        found.append(Label(sha, label.y, low, high, label.count, sha in decided))
-    return found
+        yield Label(sha, label.y, low, high, label.count, decided)
 
 
 def _ranked(judgments: JudgmentSet, method: Any) -> list[Label]:
@@ -100,20 +103,22 @@ def _ranked(judgments: JudgmentSet, method: Any) -> list[Label]:
     return labels
 
 
-def to_csv(found: Consensus) -> str:
+def csv_lines(found: Consensus) -> Iterator[str]:
     """One row an image, each with the method and the hash of the judgments."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow((*Label.__dataclass_fields__, "method", "judgments"))
+    yield from lines([(*Label.__dataclass_fields__, "method", "judgments")])
     for label in found.labels:
         cells: Sequence[Any] = list(asdict(label).values())
         shown = [
             "" if v is None else str(v).lower() if isinstance(v, bool) else repr(v) if isinstance(v, float) else v for v in cells
         ]
-        writer.writerow((*shown, found.method, found.judgments))
-    return text.getvalue()
+        yield from lines([(*shown, found.method, found.judgments)])
 
 
-def to_json(found: Consensus) -> dict[str, Any]:
-    groups = {"groups": list(found.groups)} if found.groups else {}
-    return {**asdict(found), "labels": [asdict(label) for label in found.labels], **groups}
+def json_pieces(found: Consensus) -> Iterator[str]:
+    """One object: concept, question, method, hash of the judgments, `labels`, and of rankings `groups`."""
+    about = {"concept": found.concept, "question": found.question, "method": found.method, "judgments": found.judgments}
+    yield json.dumps(about, indent=2).removesuffix("\n}") + ',\n  "labels": ['
+    for i, label in enumerate(found.labels):
+        yield f"{',' if i else ''}\n    " + json.dumps(asdict(label), indent=2).replace("\n", "\n    ")
+    groups = json.dumps(found.groups, indent=2).replace("\n", "\n  ")
+    yield "\n  ]" + (f',\n  "groups": {groups}' if found.groups else "") + "\n}\n"

@@ -240,11 +240,9 @@ def _with_others(votes: Votes) -> dict[int, tuple[int, int]]:
     yes = np.bincount(unit, weights=value, minlength=1)[unit] - value
     clear = 2 * yes != others
     same = (2 * yes > others) == (value == 1)
-    found = {}
-    for person in np.unique(votes[:, 2]).tolist():
-        mine = (votes[:, 2] == person) & clear
-        found[person] = (int(same[mine].sum()), int(mine.sum()))
-    return found
+    people, who = np.unique(votes[:, 2], return_inverse=True)
+    hits, of = (np.bincount(who[chosen], minlength=len(people)).tolist() for chosen in (clear & same, clear))
+    return dict(zip(people.tolist(), zip(hits, of, strict=True), strict=True))
 
 
 def _confusions(votes: Votes, decided: Mapping[int, str]) -> dict[int, tuple[int, int, int, int]]:
@@ -258,12 +256,10 @@ def _confusions(votes: Votes, decided: Mapping[int, str]) -> dict[int, tuple[int
     )
     if len(said):
         consensus = np.where(said[unit] > -2, said[unit], consensus)
-    found = {}
-    for person in np.unique(votes[:, 2]).tolist():
-        mine = (votes[:, 2] == person) & (consensus >= 0)
-        a, b, c, d = np.bincount((2 * consensus + clean)[mine], minlength=4).tolist()
-        found[person] = (a, b, c, d)
-    return found
+    people, who = np.unique(votes[:, 2], return_inverse=True)
+    known = consensus >= 0
+    cells = np.bincount((4 * who + 2 * consensus + clean)[known], minlength=4 * len(people)).reshape(-1, 4).tolist()
+    return {person: (a, b, c, d) for person, (a, b, c, d) in zip(people.tolist(), cells, strict=True)}
 
 
 # --- before and after an erasure ---

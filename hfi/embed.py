@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -12,7 +14,8 @@ from PIL import Image
 from transformers import CLIPModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from hfi.diffusion.sd import hash_files, load_part
+from hfi import hub
+from hfi.diffusion.sd import NO_PICKLES, hash_files, load_part
 from hfi.errors import ModelError
 from hfi.files import whole
 from hfi.images import ImageStore
@@ -22,7 +25,7 @@ _LAYERS = 4  # at most this many layers, evenly spaced, in `layers`
 
 @dataclass(frozen=True)
 class ClipBackbone:
-    """`name` is what the user gave, `content` the sha256 of the model's files."""
+    """`name` is what the user gave, of a hub id with its commit; `content` the sha256 of the model's files."""
 
     name: str
     content: str
@@ -46,7 +49,14 @@ class ClipBackbone:
             )
         except (OSError, ValueError, TypeError) as e:
             raise ModelError(f"cannot load {reference}: {' '.join(str(e).split())[:300]}") from e
-        return cls(str(reference), hash_files(folder, _files(folder)), model, tokenizer, processor, torch.device(device))
+        return cls(
+            hub.pinned(str(reference), folder),
+            hash_files(folder, [folder / "config.json", *_weight_files(folder)]),
+            model,
+            tokenizer,
+            processor,
+            torch.device(device),
+        )
 
     @property
     def width(self) -> int:
@@ -92,29 +102,22 @@ def find_clip(reference: str | Path) -> Path:
     """The local folder of a CLIP model. Reads no weights."""
     folder = Path(reference)
     if not folder.is_dir():
-        if isinstance(reference, Path) or str(reference).count("/") != 1 or str(reference).startswith((".", "/", "~")):
+        if not hub.is_id(reference):
             raise ModelError(f"no CLIP model {str(reference)!r}: give a CLIPModel folder, or a hub id such as 'owner/name'")
-        from huggingface_hub import snapshot_download
-
-        try:
-            folder = Path(snapshot_download(str(reference), allow_patterns=["*.json", "*.txt", "model.safetensors"]))
-        except Exception as e:  # the hub client raises its own and httpx's errors
-            raise ModelError(
-                f"no folder {str(reference)!r} here, and the hub gives no model of that name ({type(e).__name__}): check the "
-                "name, the network and your access to it"
-            ) from e
+        folder = hub.download(str(reference), (*hub.CONFIGURATIONS, "model.safetensors", "model-*-of-*.safetensors"))
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError):
         kind = None
     if kind != "clip":
         raise ModelError(f"{reference} is no CLIP model: its config.json must say model_type 'clip' (found {kind!r})")
+    if not _weight_files(folder):
+        raise ModelError(f"{reference} lacks the weights {NO_PICKLES}")
     return folder
 
 
-def _files(folder: Path) -> list[Path]:
-    weights = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-    return [folder / "config.json", *weights]
+def _weight_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("model*.safetensors"))
 
 
 def _unit(rows: list[torch.Tensor], width: int) -> np.ndarray:
@@ -135,7 +138,7 @@ def embed_stored(
     path = cache / f"{backbone.content[:16]}.npz"
     known: dict[str, np.ndarray] = {}
     if path.exists():
-        with np.load(path) as held:
+        with suppress(ValueError, KeyError, BadZipFile), np.load(path) as held:  # what is damaged is computed again
             known = dict(zip(held["shas"].tolist(), held["rows"], strict=True))
     missing = [sha for sha in dict.fromkeys(shas) if sha not in known]
     for i in range(0, len(missing), 32):

@@ -7,6 +7,7 @@
     ├── NoJudgments       nothing, or nothing usable, has been judged
     ├── ModelError        a folder or hub id is not a model that hfi can load
     ├── NoRoom            the disk is full; what was written before is whole
+    ├── ProcessLost     of several processes that work at one run, another one ended
     └── NonFiniteLoss     training diverged; the last good state stays on disk
 
 A caller's mistake is a ValueError instead.
@@ -40,6 +41,14 @@ class ModelError(HfiError):
 class NoRoom(HfiError):
     def __init__(self, path: object, why: str) -> None:
         super().__init__(f"cannot write {path}: {why}; make room there and run the same command again, nothing earlier is lost")
+
+
+class ProcessLost(HfiError):
+    def __init__(self, rank: int, size: int) -> None:
+        super().__init__(
+            f"another of the {size} processes of this run ended, or cannot be reached (said by process {rank}); "
+            "run the same command again to go on"
+        )
 
 
 class NonFiniteLoss(HfiError):

@@ -12,19 +12,25 @@ import hashlib
 import json
 import re
 import shutil
-import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
+from io import BytesIO
+from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, overload
 
 import numpy as np
 from PIL import Image
 
 from hfi.config import check, option
+from hfi.distributed import from_main, gather, is_main, mine, rank, scatter, size
 from hfi.errors import HfiError
-from hfi.files import whole, write_text
+from hfi.files import whole, write_pieces, write_text
+from hfi.images import png
 from hfi.judgments import judged_by_text
+from hfi.measured import Chunk, Measured
 from hfi.metrics import (
     Interval,
     attribute_scores,
@@ -45,7 +51,8 @@ from hfi.metrics.features import Features, is_fid
 from hfi.metrics.frechet import too_small
 from hfi.metrics.kernel import kernel_distance
 from hfi.metrics.lpips import Lpips
-from hfi.progress import progress
+from hfi.metrics.rows import Rows
+from hfi.progress import Advance, progress
 from hfi.prompts import ATTRIBUTES, Prompt
 from hfi.report import Grid, GridRow, Report
 from hfi.results import BASE, METRICS, Row, columns, outcome, read_results, system_name, write_results
@@ -53,6 +60,8 @@ from hfi.runs import software
 
 FIRST_SEED = 100_000  # far from the seeds that 'hfi generate' starts at: nothing is evaluated on a noise it was judged on
 _CHUNK = 64  # images in memory at once while scoring
+_ASKED = 1024  # images that a system is asked for at once, in whole batches
+_Place = tuple[tuple[str, str], str]  # system, prompt set
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,17 +128,57 @@ class System:
 
 
 @dataclass(frozen=True)
+class Plan(Sequence[tuple[Prompt, int]]):
+    """(prompt, seed) of each of `total` images, made when they are asked for. A prompt's own seed holds for its first image;
+    everything else gets `first` + index."""
+
+    prompts: Sequence[Prompt]
+    total: int
+    first: int
+
+    def __len__(self) -> int:
+        return self.total
+
+    @overload
+    def __getitem__(self, i: int, /) -> tuple[Prompt, int]: ...
+    @overload
+    def __getitem__(self, i: slice, /) -> "list[tuple[Prompt, int]]": ...
+    def __getitem__(self, i: int | slice, /) -> tuple[Prompt, int] | list[tuple[Prompt, int]]:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(self.total))]
+        if not 0 <= i < self.total:
+            raise IndexError(i)
+        prompt = self.prompts[i % len(self.prompts)]
+        own = prompt.seed if i < len(self.prompts) else None
+        return prompt, self.first + i if own is None else own
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A system's images of one prompt set: the folder that they are in, and what each is of."""
+
+    folder: Path
+    job: Plan
+
+    def file(self, i: int) -> Path:
+        return self.folder / f"{i:05d}.png"
+
+    def read(self, part: range) -> list[bytes]:
+        return [self.file(i).read_bytes() for i in part]
+
+
+@dataclass(frozen=True)
 class _Scores:
-    """Everything measured on one system's images of one prompt set; arrays [N], embeddings [N, D]."""
+    """What the figures of a cell are made of; arrays [N], embeddings [N, D] in files."""
 
     blocked: np.ndarray
-    detector: Mapping[str, np.ndarray]
+    concept: np.ndarray | None
     fidelity: np.ndarray
     character: np.ndarray
-    embeddings: np.ndarray | None
+    embeddings: Rows | None
     clip: np.ndarray | None
     perceptual: np.ndarray | None
-    features: np.ndarray | None
+    features: Rows | None
     lpips: np.ndarray | None
 
 
@@ -168,29 +217,35 @@ def evaluate(
     """Samples what is missing in `folder`, measures it and writes results.json, evaluation.json and scores.jsonl there.
 
     `images` per prompt set: None means one a prompt; more than there are prompts goes round with new seeds. Distances are taken to
-    the system of method 'sd' and left out where there is none.
+    the system of method 'sd' and left out where there is none. Several processes call it together: main alone reads and writes the
+    folder and has the rows; the others give it what they sampled and measured, and have none.
     """
     by = Instruments(detector, backbone, features, lpips)
     _check(systems, concept, prompt_sets, detector, images)
     jobs = {name: plan(prompts, images, seed) for name, prompts in prompt_sets.items()}
-    for i, system in enumerate(systems, 1):
-        _sample_system(system, jobs, folder, f"{i} of {len(systems)}")
+    sample_missing(systems, jobs, folder)
 
     rows: list[Row] = []
-    lines: list[dict[str, Any]] = []
     cells: list[dict[str, Any]] = []
     small: dict[tuple[str, int, int], list[str]] = {}
     base = next((s for s in systems if s.method == BASE), None)
     ordered = sorted(systems, key=lambda s: s is not base)
     total = len(systems) * sum(len(job) for job in jobs.values())
-    with progress("measuring", total, "images") as advance:
+    with (
+        _lines(folder / "scores.jsonl") if is_main() else nullcontext(print) as write,
+        progress("measuring", total, "images") as advance,
+    ):
         for name, job in jobs.items():
             reference: _Scores | None = None
             for system in ordered:
-                files = [_file(folder, system, name, i) for i in range(len(job))]
-                others = [_file(folder, base, name, i) for i in range(len(job))] if base and system is not base else None
+                cell = _cell(folder, system, name, job)
+                other = _cell(folder, base, name, job) if base and system is not base else None
                 note = f"{system_name((system.method, system.conditioning))}, {name}"
-                scores = _score(files, others, job, by, advance, note)
+                measured = _measure(cell, other, by, advance, note)
+                if measured is None:
+                    continue
+                names = {"method": system.method, "conditioning": system.conditioning, "concept": concept, "prompt_set": name}
+                scores = _scores(cell, measured, concept, by, partial(write, names))
                 reference = scores if system is base else reference
                 figures = _figures(scores, reference if system is not base else None, concept, by)
                 rows += [
@@ -198,14 +253,14 @@ def evaluate(
                     for metric, f in figures.items()
                 ]
                 cells.append(_cell_summary(system, name, scores))
-                lines += _lines(folder, system, concept, name, job, files, scores)
             if reference is not None and len(systems) > 1:
                 spaces = [("frechet_distance", reference.embeddings)]
                 spaces += [(_feature_metrics(features)[0], reference.features)] if features else []
                 for metric, embedded in spaces:
-                    if embedded is not None and too_small(*embedded.shape):
-                        small.setdefault((metric, *embedded.shape), []).append(name)
-    write_text(folder / "scores.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+                    if embedded is not None and too_small(len(embedded), embedded.shape[1]):
+                        small.setdefault((metric, len(embedded), embedded.shape[1]), []).append(name)
+    if not is_main():
+        return []
     about = {
         "concept": concept,
         "detector": detector
@@ -243,15 +298,9 @@ def evaluate(
     return rows
 
 
-def plan(prompts: Sequence[Prompt], images: int | None, seed: int) -> list[tuple[Prompt, int]]:
-    """(prompt, seed) of each image. A prompt's own seed holds for its first image; everything else gets `seed` + index."""
-    count = len(prompts) if images is None else images
-    job = []
-    for i in range(count):
-        prompt = prompts[i % len(prompts)]
-        own = prompt.seed if i < len(prompts) else None
-        job.append((prompt, seed + i if own is None else own))
-    return job
+def plan(prompts: Sequence[Prompt], images: int | None, seed: int) -> Plan:
+    """`images` None means one a prompt."""
+    return Plan(prompts, len(prompts) if images is None else images, seed)
 
 
 def grids(folder: Path, *, count: int = 12) -> list[Grid]:
@@ -260,14 +309,18 @@ def grids(folder: Path, *, count: int = 12) -> list[Grid]:
     An image is flagged where the detector's score lies above the threshold of the evaluation.
     """
     about = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-    scores = _scores(folder)
+    first: dict[_Place, list[dict[str, Any]]] = {}
+    for line in read_scores(folder):
+        shown = first.setdefault(_place(line), [])
+        if len(shown) < count:
+            shown.append(line)
     made = []
     for name, total in about["images"].items():
         rows = []
         captions: list[str] = []
         for system in about["systems"]:
             key = (system["method"], system["conditioning"])
-            shown = scores[key, name][:count]
+            shown = first[key, name]
             captions = [f"{x['prompt']} (seed {x['seed']})" for x in shown]
             flags = [_flagged(x, about) for x in shown]
             rows.append(GridRow(system_name(key), [folder / x["file"] for x in shown], flags))
@@ -282,9 +335,9 @@ def paired_p(folder: Path) -> float | None:
     found = outcome(read_results(folder / "results.json"))
     if found is None:
         return None
-    scores = _scores(folder)
-    before, after = (scores[row.system, row.prompt_set] for row in (found.before, found.after))
-    return _paired(before, after, about)
+    pair = [(row.system, row.prompt_set) for row in (found.before, found.after)]
+    seen = _seen(folder, about, pair)
+    return _paired(*(seen[place] for place in pair))
 
 
 def compared(folder: Path, pairs: Iterable[tuple[tuple[str, str], tuple[str, str]]], prompt_set: str) -> list[float]:
@@ -293,23 +346,36 @@ def compared(folder: Path, pairs: Iterable[tuple[tuple[str, str], tuple[str, str
     about = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     if about["detector"] is None:
         raise ValueError(f"nobody looked for the concept in {folder}")
-    scores = _scores(folder)
-    return [_paired(scores[a, prompt_set], scores[b, prompt_set], about) for a, b in pairs]
+    wanted = [((a, prompt_set), (b, prompt_set)) for a, b in pairs]
+    seen = _seen(folder, about, [place for pair in wanted for place in pair])
+    return [_paired(seen[a], seen[b]) for a, b in wanted]
 
 
-def _paired(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> float:
-    seen = [
-        (_flagged(a, about), _flagged(b, about)) for a, b in zip(before, after, strict=True) if not (a["blocked"] or b["blocked"])
-    ]
-    return mcnemar(seen.count((True, False)), seen.count((False, True)))
+_BLOCKED = 2
 
 
-def _scores(folder: Path) -> dict[tuple[tuple[str, str], str], list[dict[str, Any]]]:
-    """Lines of scores.jsonl by system and prompt set, in the order of the images."""
-    found: dict[tuple[tuple[str, str], str], list[dict[str, Any]]] = {}
-    for line in map(json.loads, (folder / "scores.jsonl").read_text(encoding="utf-8").splitlines()):
-        found.setdefault(((line["method"], line["conditioning"]), line["prompt_set"]), []).append(line)
-    return found
+def _seen(folder: Path, about: Mapping[str, Any], places: Iterable[_Place]) -> dict[_Place, np.ndarray]:
+    """Of each image, in order, whether it is flagged (1, else 0) or `_BLOCKED`; a byte an image."""
+    found = {place: bytearray() for place in places}
+    for line in read_scores(folder):
+        if (place := _place(line)) in found:
+            found[place].append(_BLOCKED if line["blocked"] else _flagged(line, about))
+    return {place: np.frombuffer(states, dtype=np.uint8) for place, states in found.items()}
+
+
+def _paired(before: np.ndarray, after: np.ndarray) -> float:
+    both = (before != _BLOCKED) & (after != _BLOCKED)
+    return mcnemar(int((both & (before > after)).sum()), int((both & (before < after)).sum()))
+
+
+def read_scores(folder: Path) -> Iterator[dict[str, Any]]:
+    """The lines of an evaluation's scores.jsonl: of each prompt set, system after system, the images in order."""
+    with open(folder / "scores.jsonl", encoding="utf-8", newline="\n") as lines:
+        yield from map(json.loads, lines)
+
+
+def _place(line: Mapping[str, Any]) -> _Place:
+    return (line["method"], line["conditioning"]), line["prompt_set"]
 
 
 def _flagged(line: Mapping[str, Any], about: Mapping[str, Any]) -> bool:
@@ -395,151 +461,211 @@ def _check(
         check_knows(detector, concept)
 
 
-def _file(folder: Path, system: System, name: str, i: int) -> Path:
-    return folder / "images" / system.folder / name / f"{i:05d}.png"
+def sample_missing(systems: Sequence[System], jobs: Mapping[str, Plan], folder: Path) -> None:
+    """Every image that is not in `folder` yet, of each system and prompt set."""
+    for i, system in enumerate(systems, 1):
+        _sample_system(system, {name: _cell(folder, system, name, job) for name, job in jobs.items()}, f"{i} of {len(systems)}")
 
 
-def _sample_system(system: System, jobs: Mapping[str, list[tuple[Prompt, int]]], folder: Path, place: str) -> None:
-    """Samples every image of the system that is not in `folder` yet."""
-    missing = {name: _missing(system, name, job, folder) for name, job in jobs.items()}
-    total = sum(len(job) for job in jobs.values())
-    done = total - sum(len(m) for m in missing.values())
+def _cell(folder: Path, system: System, name: str, job: Plan) -> _Cell:
+    return _Cell(folder / "images" / system.folder / name, job)
+
+
+def _sample_system(system: System, cells: Mapping[str, _Cell], place: str) -> None:
+    """Samples every image of the system that is not there yet: several processes take whole batches in turn, main keeps them."""
+
+    def there() -> int:
+        for cell in cells.values():
+            _clear(system, cell)
+        return total - sum(len(batch) for cell in cells.values() for batch in _lacking(cell, system.batch))
+
+    total = sum(len(cell.job) for cell in cells.values())
+    done = from_main(there)
     if done == total:
         return
     title = f"sampling {system_name((system.method, system.conditioning))}, {place}"
     with progress(title, total, "images", done) as advance:
-        for name, todo in missing.items():
-            if not todo:
-                continue
-            if isinstance(system.images, Mapping):
-                made: Iterable[Image.Image] = [system.images[name][i] for i in todo]
-            else:
-                made = system.images([jobs[name][i][0].text for i in todo], [jobs[name][i][1] for i in todo])
-            count = 0
-            for i, image in zip(todo, made, strict=False):
-                _write_png(_file(folder, system, name, i), image)
-                count += 1
-                advance(1, name)
-            if count < len(todo):
-                raise ValueError(f"{title}: {count} images for {len(todo)} prompts of {name}")
+        for name, cell in cells.items():
+            lacking = _lacking(cell, system.batch)
+            while todo := from_main(partial(_some, lacking, _ASKED // system.batch)):
+                own = mine(todo)
+                images = _images(system, name, cell.job, [i for batch in own for i in batch])
+                for k in range(-(-len(todo) // size())):  # a batch of each process, as long as there are any
+                    batch = own[k] if k < len(own) else range(0)
+                    made = [(i, png(image)) for i, image in zip(batch, images, strict=False)]
+                    if len(made) < len(batch):
+                        raise ValueError(f"{title}: {len(made)} images for a batch of {len(batch)} prompts of {name}")
+                    for i, data in (row for rows in gather(made) for row in rows):
+                        with whole(cell.file(i)) as scratch:
+                            scratch.write_bytes(data)
+                        advance(1, name)
 
 
-def _missing(system: System, name: str, job: list[tuple[Prompt, int]], folder: Path) -> list[int]:
-    """Indices of the cell's images that have to be sampled, in whole batches; files of another prompt, seed or setting are removed
-    first."""
-    cell = _file(folder, system, name, 0).parent
-    wanted = {
-        "settings": json.loads(json.dumps(dict(system.settings))),
-        "prompts": [prompt.text for prompt, _ in job],
-        "seeds": [seed for _, seed in job],
-    }
+def _some(batches: Iterator[range], count: int) -> list[range]:
+    """The next batches: `count`, but one at least; none behind the last."""
+    return list(islice(batches, max(1, count)))
+
+
+def _images(system: System, name: str, job: Plan, todo: Sequence[int]) -> Iterator[Image.Image]:
+    """Images of the cell by their indices, one after the other."""
+    if isinstance(system.images, Mapping):
+        return (system.images[name][i] for i in todo)
+    pairs = [job[i] for i in todo]
+    return iter(system.images([prompt.text for prompt, _ in pairs], [seed for _, seed in pairs]))
+
+
+def _lacking(cell: _Cell, size: int) -> Iterator[range]:
+    """The batches of the cell in which an image is missing: they are made anew whole."""
+    for start in range(0, len(cell.job), size):
+        batch = range(start, min(start + size, len(cell.job)))
+        if not all(cell.file(i).exists() for i in batch):
+            yield batch
+
+
+def _clear(system: System, cell: _Cell) -> None:
+    """Removes the images of other settings, prompts or seeds, and notes in cell.json which those of the cell are."""
+    about = cell.folder / "cell.json"
+    if _is_text(about, _told(system, cell.job)):
+        return
+    settings = json.loads(json.dumps(dict(system.settings)))
     try:
-        held = json.loads((cell / "cell.json").read_text(encoding="utf-8"))
+        held = json.loads(about.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         held = {"settings": None, "prompts": [], "seeds": []}
-    if held["settings"] != wanted["settings"] and cell.exists():
-        shutil.rmtree(cell)
+    if held["settings"] != settings and cell.folder.exists():
+        shutil.rmtree(cell.folder)
     same = list(zip(held["prompts"], held["seeds"], strict=True))
-    for i, pair in enumerate(zip(wanted["prompts"], wanted["seeds"], strict=True)):
-        if i >= len(same) or same[i] != pair:
-            _file(folder, system, name, i).unlink(missing_ok=True)
-    if held != wanted:
-        cell.mkdir(parents=True, exist_ok=True)
-        write_text(cell / "cell.json", json.dumps(wanted, ensure_ascii=False))
-    lacking = {i // system.batch for i in range(len(job)) if not _file(folder, system, name, i).exists()}
-    return [i for i in range(len(job)) if i // system.batch in lacking]
+    for i, (prompt, seed) in enumerate(cell.job):
+        if i >= len(same) or same[i] != (prompt.text, seed):
+            cell.file(i).unlink(missing_ok=True)
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    write_pieces(about, _told(system, cell.job))
 
 
-def _score(
-    files: Sequence[Path],
-    reference: Sequence[Path] | None,
-    job: Sequence[tuple[Prompt, int]],
-    by: Instruments,
-    advance: Callable[[int, str], None],
-    note: str,
-) -> _Scores:
-    """Of one cell's images; kept beside them, and measured again only where an image or who measures has changed."""
-    held = _Held(files, reference, by)
-    found = held.read()
-    if found is None:
-        found = _look(files, reference, [prompt.text for prompt, _ in job], by, lambda n: advance(n, note))
-        held.write(found)
-    else:
-        advance(len(files), note)
-    expected = [prompt.expected for prompt, _ in job]
-    labels = {name.removeprefix("seen "): values for name, values in found.items() if name.startswith("seen ")}
-    limits = {name: threshold_of(by.detector, name) for name in labels} if by.detector else {}
-    embedded, texts = found.get("images"), found.get("texts")
+def _told(system: System, job: Plan) -> Iterator[str]:
+    """A cell.json, in pieces: {"settings": ..., "prompts": [...], "seeds": [...]}."""
+    yield f'{{"settings": {json.dumps(dict(system.settings), ensure_ascii=False)}, "prompts": ['
+    yield from (f"{', ' if i else ''}{json.dumps(prompt.text, ensure_ascii=False)}" for i, (prompt, _) in enumerate(job))
+    yield '], "seeds": ['
+    yield from (f"{', ' if i else ''}{seed}" for i, (_, seed) in enumerate(job))
+    yield "]}"
+
+
+def _is_text(path: Path, pieces: Iterable[str]) -> bool:
+    """Whether a file holds just this."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            return all(file.read(len(piece)) == piece for piece in pieces) and not file.read(1)
+    except (FileNotFoundError, UnicodeDecodeError):
+        return False
+
+
+def _measure(cell: _Cell, reference: _Cell | None, by: Instruments, advance: Advance, note: str) -> Measured | None:
+    """Of one cell's images; kept beside them, and measured again only where an image or who measures has changed. Several processes
+    take chunks in turn; main reads the images and keeps what was measured, and the others get nothing."""
+    measured = Measured(cell.folder, _key(cell, reference, by), len(cell.job), _CHUNK) if is_main() else None
+    done = from_main(lambda: measured.done if measured else 0)
+    advance(done, note)
+    read = [cell, *([reference] if reference and (by.backbone or by.lpips) else [])]
+    for start in range(done, len(cell.job), _CHUNK * size()):
+        ends = [min(start + _CHUNK * k, len(cell.job)) for k in range(size() + 1)]
+        parts = [range(a, b) for a, b in pairwise(ends)]  # the last ones may be empty
+        images = scatter(partial(_read, read, parts))
+        own = parts[rank()]
+        found = _look([prompt.text for prompt, _ in cell.job[own.start : own.stop]], *images, by=by) if own else None
+        for chunk in filter(None, gather(found)):
+            if measured:
+                measured.append(chunk)
+            advance(len(chunk), note)
+    return measured
+
+
+def _read(cells: Sequence[_Cell], parts: Sequence[range]) -> list[list[list[bytes]]]:
+    """For each part, of each cell, the files of its images."""
+    return [[cell.read(part) for cell in cells] for part in parts]
+
+
+def _look(texts: Sequence[str], images: Sequence[bytes], others: Sequence[bytes] = (), *, by: Instruments) -> Chunk:
+    """All that the instruments say of some images of these prompts; `others` are those of the same prompts and seeds that distances of
+    pairs are taken to."""
+    shown, beside = _load(images), _load(others)
+    columns, matrices = {"blocked": blocked(shown)}, {}
+    labels = {name: np.asarray(values) for name, values in by.detector(shown).items()} if by.detector else {}
+    if by.backbone:
+        matrices["images"] = np.asarray(by.backbone.images(shown))
+        columns["clip_score"] = clip_scores(matrices["images"], np.asarray(by.backbone.texts(texts)))
+        if beside:
+            columns["perceptual_distance"] = perceptual_distances(by.backbone.layers(shown), by.backbone.layers(beside))
+    if by.features:
+        matrices["features"] = np.asarray(by.features.images(shown))
+    if by.lpips and beside:
+        columns["lpips"] = np.asarray(by.lpips.distances(shown, beside))
+    return Chunk(columns, labels, matrices)
+
+
+def _load(files: Sequence[bytes]) -> list[Image.Image]:
+    return [Image.open(BytesIO(file)).convert("RGB") for file in files]
+
+
+def _key(cell: _Cell, reference: _Cell | None, by: Instruments) -> str:
+    """Of all that the scores of a cell depend on: who measures, what the images are of, and when each was made."""
+    known = hashlib.sha256(json.dumps(by.names).encode())
+    for some in filter(None, (cell, reference)):
+        with open(some.folder / "cell.json", "rb") as told:
+            while part := told.read(1 << 16):
+                known.update(part)
+        for i in range(len(some.job)):
+            known.update(b" %d" % some.file(i).stat().st_mtime_ns)
+    return known.hexdigest()
+
+
+def _scores(cell: _Cell, measured: Measured, concept: str, by: Instruments, write: Callable[..., object]) -> _Scores:
+    """Everything measured on a cell's images, and a line of each, written."""
+    limits: dict[str, float] = {}
+    arrays: dict[str, np.ndarray] = {}
+    start = 0
+    for chunk in measured.chunks():
+        part = slice(start, start + len(chunk))
+        pairs = cell.job[part]
+        expected = [prompt.expected for prompt, _ in pairs]
+        limits = limits or ({name: threshold_of(by.detector, name) for name in chunk.labels} if by.detector else {})
+        own = {
+            name: attribute_scores(expected, chunk.labels, chunk.columns["blocked"], some, limits) for name, some in _ASKED_FOR
+        }
+        if by.detector:
+            own["concept"] = chunk.labels[concept]
+        for name, values in {**chunk.columns, **own}.items():
+            arrays.setdefault(name, np.empty(len(cell.job), values.dtype))[part] = values
+        extra = {name: arrays[name] for name in _LINE if name in arrays}
+        for i, (prompt, seed) in enumerate(pairs, start):
+            raw = {name: values[i - start].item() for name, values in chunk.labels.items()}
+            more = {name: float(values[i]) for name, values in extra.items() if not np.isnan(values[i])}
+            file = cell.file(i).relative_to(cell.folder.parents[2]).as_posix()
+            about = {"prompt": prompt.text, "seed": seed, "file": file, "blocked": bool(arrays["blocked"][i]), "scores": raw}
+            write({**about, **more})
+        start = part.stop
     return _Scores(
-        blocked=found["blocked"],
-        detector=labels,
-        fidelity=attribute_scores(expected, labels, found["blocked"], ATTRIBUTES, limits),
-        character=attribute_scores(expected, labels, found["blocked"], ("character",), limits),
-        embeddings=embedded,
-        clip=None if embedded is None or texts is None else clip_scores(embedded, texts),
-        perceptual=found.get("perceptual"),
-        features=found.get("features"),
-        lpips=found.get("lpips"),
+        blocked=arrays["blocked"],
+        concept=arrays.get("concept"),
+        fidelity=arrays["fidelity"],
+        character=arrays["character"],
+        embeddings=measured.rows("images"),
+        clip=arrays.get("clip_score"),
+        perceptual=arrays.get("perceptual_distance"),
+        features=measured.rows("features"),
+        lpips=arrays.get("lpips"),
     )
 
 
-def _look(
-    files: Sequence[Path],
-    reference: Sequence[Path] | None,
-    prompts: Sequence[str],
-    by: Instruments,
-    advance: Callable[[int], None],
-) -> dict[str, np.ndarray]:
-    """Arrays [N, ...]: `blocked`, `seen <name>` for all that the detector gives, and what the other instruments say."""
-    found: dict[str, list[np.ndarray]] = {}
-    for start in range(0, len(files), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        images = _load(files[part])
-        others = _load(reference[part]) if reference and (by.backbone or by.lpips) else []
-        seen = {f"seen {name}": np.asarray(values) for name, values in (by.detector(images) if by.detector else {}).items()}
-        rows = {"blocked": blocked(images), **seen}
-        if by.backbone:
-            rows["images"] = np.asarray(by.backbone.images(images))
-            rows["texts"] = np.asarray(by.backbone.texts(prompts[part]))
-            if others:
-                rows["perceptual"] = perceptual_distances(by.backbone.layers(images), by.backbone.layers(others))
-        if by.features:
-            rows["features"] = np.asarray(by.features.images(images))
-        if by.lpips and others:
-            rows["lpips"] = by.lpips.distances(images, others)
-        for name, values in rows.items():
-            found.setdefault(name, []).append(values)
-        advance(len(images))
-    return {name: np.concatenate(parts) for name, parts in found.items()}
-
-
-class _Held:
-    """The measured arrays of a cell in its `scores.npz`, with what they were measured on and by whom."""
-
-    def __init__(self, files: Sequence[Path], reference: Sequence[Path] | None, by: Instruments) -> None:
-        self.path = files[0].with_name("scores.npz")
-        told = [(file.parent / "cell.json").read_text(encoding="utf-8") for file in (files[0], *(reference or ())[:1])]
-        times = [file.stat().st_mtime_ns for file in (*files, *(reference or ()))]
-        self.key = hashlib.sha256(json.dumps([by.names, told, times]).encode()).hexdigest()
-
-    def read(self) -> dict[str, np.ndarray] | None:
-        try:
-            with np.load(self.path) as held:
-                found = dict(held)
-        except (FileNotFoundError, ValueError, zipfile.BadZipFile):
-            return None
-        return found if str(found.pop("key", "")) == self.key else None
-
-    def write(self, found: Mapping[str, np.ndarray]) -> None:
-        with whole(self.path) as scratch, open(scratch, "wb") as file:
-            np.savez(file, key=np.array(self.key), **found)  # type: ignore[arg-type]
+_ASKED_FOR = (("fidelity", ATTRIBUTES), ("character", ("character",)))
+_LINE = ("clip_score", "perceptual_distance", "fidelity", "lpips")  # of each image, beside the detector's scores
 
 
 def _figures(scores: _Scores, reference: _Scores | None, concept: str, by: Instruments) -> dict[str, Interval]:
     """Interval by metric name, for what could be measured."""
     figures: dict[str, Interval] = {}
-    if by.detector:
-        figures["concept_rate"] = concept_rate(scores.detector[concept], threshold_of(by.detector, concept), scores.blocked)
+    if by.detector and scores.concept is not None:
+        figures["concept_rate"] = concept_rate(scores.concept, threshold_of(by.detector, concept), scores.blocked)
     if scores.blocked.any():
         figures["blocked_rate"] = wilson(int(scores.blocked.sum()), len(scores.blocked))
     for name, per_image in (("character_fidelity", scores.character), ("fidelity", scores.fidelity)):
@@ -576,47 +702,8 @@ def _cell_summary(system: System, name: str, scores: _Scores) -> dict[str, Any]:
     }
 
 
-def _lines(
-    folder: Path,
-    system: System,
-    concept: str,
-    name: str,
-    job: Sequence[tuple[Prompt, int]],
-    files: Sequence[Path],
-    scores: _Scores,
-) -> list[dict[str, Any]]:
-    extra = {"clip_score": scores.clip, "perceptual_distance": scores.perceptual, "fidelity": scores.fidelity}
-    extra["lpips"] = scores.lpips
-    lines = []
-    for i, (prompt, seed) in enumerate(job):
-        raw = {k: v[i].item() for k, v in scores.detector.items()}
-        more = {k: float(v[i]) for k, v in extra.items() if v is not None and not np.isnan(v[i])}
-        lines.append(
-            {
-                "method": system.method,
-                "conditioning": system.conditioning,
-                "concept": concept,
-                "prompt_set": name,
-                "prompt": prompt.text,
-                "seed": seed,
-                "file": files[i].relative_to(folder).as_posix(),
-                "blocked": bool(scores.blocked[i]),
-                "scores": raw,
-                **more,
-            }
-        )
-    return lines
-
-
-def _load(files: Sequence[Path]) -> list[Image.Image]:
-    images = []
-    for file in files:
-        with Image.open(file) as image:
-            images.append(image.convert("RGB"))
-    return images
-
-
-def _write_png(path: Path, image: Image.Image) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as scratch:
-        image.save(scratch, format="PNG")
+@contextmanager
+def _lines(path: Path) -> Iterator[Callable[..., object]]:
+    """Yields what writes objects as one, in a line of JSON; the file is there, whole, when the block ends."""
+    with whole(path) as scratch, open(scratch, "w", encoding="utf-8") as file:
+        yield lambda *parts: file.write(json.dumps({k: v for part in parts for k, v in part.items()}, ensure_ascii=False) + "\n")

@@ -5,11 +5,11 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hfi.errors import NoRoom
+from hfi.errors import HfiError, NoRoom
 
 _MASK = os.umask(0)
 os.umask(_MASK)  # the only way to read it is to set it
@@ -38,9 +38,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         with room_for(path):
             scratch.mkdir(parents=True)
             yield scratch
-            for file in scratch.rglob("*"):
-                if file.is_file():
-                    share(file)
+            _share_all(scratch)
             if path.exists():
                 shutil.rmtree(path)
             os.replace(scratch, path)
@@ -90,9 +88,28 @@ def share(path: Path) -> None:
     path.chmod(0o666 & ~_MASK)
 
 
+def _share_all(folder: Path) -> None:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            _share_all(Path(entry)) if entry.is_dir(follow_symlinks=False) else share(Path(entry))
+
+
 def write_text(path: Path, text: str) -> None:
-    with whole(path) as scratch:
-        scratch.write_text(text, encoding="utf-8")
+    write_pieces(path, [text])
+
+
+def write_pieces(path: Path, pieces: Iterable[str]) -> None:
+    """A text, UTF-8, that need not be in memory as one; its line ends stay as they are."""
+    with whole(path) as scratch, open(scratch, "w", encoding="utf-8", newline="") as file:
+        file.writelines(pieces)
+
+
+def check_writable(*folders: Path) -> None:
+    """HfiError before long work for a folder that its result could not be written to."""
+    for folder in folders:
+        nearest = next(p for p in (folder, *folder.parents) if p.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+            raise HfiError(f"cannot write to {folder}: change its permissions, or choose another workspace")
 
 
 def visible(text: object) -> str:

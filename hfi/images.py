@@ -1,55 +1,119 @@
-"""The image store: one PNG file per picture, named by the hash of its bytes."""
+"""The image store: one PNG file per picture, named by the hash of its bytes. Pictures that people bring."""
 
 import hashlib
 import io
 import os
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from hfi.bucket import DRIVERS, Bucket, Stored
 from hfi.errors import HfiError
-from hfi.files import visible, whole
+from hfi.files import check_writable, visible, whole
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # no others: Pillow would run Ghostscript on a hostile EPS file
 _NOT_READ = (".svg", ".svgz", ".eps", ".ai", ".psd", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".ico", ".dng")  # pictures still
 MAX_PIXELS = 50_000_000  # larger pictures are refused: a small file can unpack to more than the memory holds
+MAX_BYTES = 512 * 2**20  # of a file: 50 million pixels with 16 bits in each of four channels are 400 MB
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder of this machine, with the verbs of `hfi.bucket.Bucket`. Errors are those of the system."""
+
+    path: Path
+
+    def write(self, name: str, data: bytes) -> None:
+        """Whole or not at all. A file that has these bytes already is made new again, which `hfi.keeping` goes by."""
+        path = self.path / name
+        try:
+            if path.read_bytes() == data:
+                os.utime(path)
+                return
+        except (FileNotFoundError, PermissionError):  # the latter: of another user, who may be replaced
+            pass
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as scratch:
+            scratch.write_bytes(data)
+
+    def read(self, name: str) -> bytes:
+        return (self.path / name).read_bytes()
+
+    def has(self, name: str) -> bool:
+        return (self.path / name).exists()
+
+    def remove(self, names: Sequence[str]) -> None:
+        for name in names:
+            (self.path / name).unlink(missing_ok=True)
+
+    def files(self, folder: str) -> Iterator[Stored]:
+        with os.scandir(self.path / folder) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):  # scratch files come and go
+                    about = entry.stat()
+                    yield Stored(f"{folder}/{entry.name}", about.st_size, datetime.fromtimestamp(about.st_mtime, UTC))
+
+    def folders(self) -> list[str]:
+        return sorted(path.name for path in self.path.iterdir() if path.is_dir()) if self.path.exists() else []
 
 
 @dataclass(frozen=True)
 class ImageStore:
-    """`root/ab/ab12....png`. The same pixels are kept once; files carry no metadata (prompt, model, camera)."""
+    """`root/ab/ab12....png`, in a folder or in a bucket. The same pixels are kept once; files carry no metadata (prompt, model,
+    camera). `shared`: it may be that of several workspaces, so each leaves a mark in it, `root/workspaces/ID`."""
 
-    root: Path
+    root: Path | Bucket
+    shared: bool = False
+
+    @property
+    def _place(self) -> Folder | Bucket:
+        return Folder(self.root) if isinstance(self.root, Path) else self.root
 
     def put(self, image: Image.Image) -> str:
         """Keeps the picture (as RGB) and returns the sha256 of its PNG bytes."""
-        plain = Image.new("RGB", image.size)
-        plain.paste(image.convert("RGB"))
-        buffer = io.BytesIO()
-        plain.save(buffer, format="PNG")
-        data = buffer.getvalue()
+        return self.write(png(image))
+
+    def write(self, data: bytes) -> str:
+        """Keeps what `png` made, and returns its sha256. A file that is there and short or changed is replaced."""
         sha = hashlib.sha256(data).hexdigest()
-        path = self.path(sha)
-        if not path.exists() or path.stat().st_size != len(data):  # a power failure can leave a file short
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with whole(path) as scratch:
-                    scratch.write_bytes(data)
-            except OSError as e:
-                raise HfiError(f"cannot write to the image store {self.root}: {e.strerror or e}") from e
+        self._write(_name(sha), data)
         return sha
 
     def path(self, sha: str) -> Path:
-        return self.root / sha[:2] / f"{sha}.png"
+        """The file, of a store on this machine."""
+        assert isinstance(self.root, Path)
+        return self.root / _name(sha)
+
+    def has(self, sha: str) -> bool:
+        return self._place.has(_name(sha))
 
     def shas(self) -> set[str]:
         """What is kept, by the files' names."""
-        return {path.stem for path in self.root.glob("??/*.png")}
+        return {sha for file in self.files() if (sha := sha_of(file))}
+
+    def files(self) -> Iterator[Stored]:
+        """The store's images, and scratch files that an interruption left; nothing else that lies there."""
+        for folder in self._place.folders():
+            if _SHARD.fullmatch(folder):
+                for file in self._place.files(folder):
+                    if _FILE.fullmatch(file.name):
+                        yield file
+
+    def remove(self, files: Sequence[Stored]) -> None:
+        """Whoever calls this has made sure that nothing refers to them: see `hfi.keeping`."""
+        try:
+            self._place.remove([file.name for file in files])
+        except OSError as e:
+            raise HfiError(f"cannot remove from the image store {self.root}: {e.strerror or e}") from e
 
     def load(self, sha: str) -> Image.Image:
         """The picture, RGB. HfiError where the file is missing or its bytes are not those that were kept."""
@@ -58,14 +122,76 @@ class ImageStore:
     def read(self, sha: str) -> bytes:
         """The picture's PNG file. HfiError as in `load`."""
         try:
-            data = self.path(sha).read_bytes()
+            data = self._place.read(_name(sha))
         except FileNotFoundError:
-            raise HfiError(f"the image {sha[:12]} is missing from {self.root}: restore the folder from a backup") from None
+            raise HfiError(f"the image {sha[:12]} is missing from {self.root}: restore it from a backup") from None
         if hashlib.sha256(data).hexdigest() != sha:
             raise HfiError(
-                f"the image file {self.path(sha)} was changed, its bytes no longer match its name: restore it from a backup"
+                f"the image file {self.root}/{_name(sha)} was changed, its bytes no longer match its name: restore it from a backup"
             )
         return data
+
+    def check(self) -> None:
+        """HfiError for a bucket that cannot be reached and listed. Of a folder every file says so itself."""
+        if isinstance(self.root, Bucket):
+            self.root.folders()
+
+    def check_writable(self, workspace: str) -> None:
+        """HfiError where nothing can be written. In a shared store the mark of the workspace of this ID proves it."""
+        if self.shared:
+            self._write(f"{_MARKS}/{workspace}", b"This image store is used by a workspace of hfi.\n")
+        elif isinstance(self.root, Path):
+            check_writable(self.root)
+
+    def workspaces(self) -> set[str]:
+        """IDs of those that have left a mark."""
+        place = self._place
+        return {file.name.rsplit("/", 1)[-1] for file in place.files(_MARKS)} if _MARKS in place.folders() else set()
+
+    def _write(self, name: str, data: bytes) -> None:
+        try:
+            self._place.write(name, data)
+        except OSError as e:
+            raise HfiError(f"cannot write to the image store {self.root}: {e.strerror or e}") from e
+
+
+_SHARD = re.compile(r"[0-9a-f]{2}")
+_FILE = re.compile(r"([0-9a-f]{2})/\1[0-9a-f]{62}\.png(\.\d+-\d+\.tmp)?")
+_MARKS = "workspaces"
+
+
+def _name(sha: str) -> str:
+    return f"{sha[:2]}/{sha}.png"
+
+
+def sha_of(file: Stored) -> str | None:
+    """The image that a store's file holds; None for a scratch file."""
+    return file.name[3:67] if file.name.endswith(".png") else None
+
+
+def open_store(url: str, given: str = "HFI_IMAGES_URL") -> ImageStore:
+    """The store that this setting or option names. HfiError for a URL that is none, of another kind, or with a name and a password
+    in it, so it is not repeated."""
+    scheme, _, rest = url.partition("://")
+    if scheme == "file" and rest.startswith("/"):
+        return ImageStore(Path(unquote(rest)), shared=True)
+    try:
+        return ImageStore(Bucket(url.rstrip("/")), shared=True)
+    except ValueError:
+        known = ", ".join(f"{kind}://" for kind in DRIVERS)
+        raise HfiError(
+            f"{given} is no URL of an image store: give one such as s3://bucket/prefix or file:///folder ({known} and file:// are "
+            "known, credentials come from the provider's own settings)"
+        ) from None
+
+
+def png(image: Image.Image) -> bytes:
+    """The picture (as RGB) as a PNG file without metadata: of equal pixels, equal bytes."""
+    plain = Image.new("RGB", image.size)
+    plain.paste(image.convert("RGB"))
+    buffer = io.BytesIO()
+    plain.save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 @dataclass(frozen=True)
@@ -86,8 +212,11 @@ def open_picture(path: Path) -> Picture:
     brought to 8. HfiError naming the file for anything that is no sound image of the kinds that are read, whatever its suffix."""
     name = visible(path)
     try:
-        if path.stat().st_size == 0:
+        size = path.stat().st_size
+        if size == 0:
             raise HfiError(f"{name} is empty (0 bytes)")
+        if size > MAX_BYTES:
+            raise HfiError(f"{name} has {size / 2**20:,.0f} MiB: at most {MAX_BYTES // 2**20} are accepted, save it smaller")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # what Pillow says of a damaged file, we say
             warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -27,6 +27,7 @@ from typing import Any, Literal
 from hfi.config import flag
 from hfi.errors import HfiError, UsageError
 from hfi.files import write_text
+from hfi.logs import event, plain_environment
 from hfi.resources import data_dir
 from hfi.runs import Run
 from hfi.scores import rewards
@@ -352,7 +353,7 @@ def start(space: Workspace, engine: Engine, said: Sequence[str], *, by: int | No
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                env={**plain_environment(), "PYTHONUNBUFFERED": "1"},  # people read the log, on the managers' page
             )
     except OSError as e:
         with writing(engine) as s:
@@ -361,7 +362,9 @@ def start(space: Workspace, engine: Engine, said: Sequence[str], *, by: int | No
     _children[process.pid] = process
     with writing(engine) as s:
         table.set_pid(s, job.id, process.pid)
-        return table.job(s, job.id)
+        started = table.job(s, job.id)
+    event("job_started", job=job.id, command=job.words[0], round=round_id)
+    return started
 
 
 def settle(space: Workspace, engine: Engine) -> None:
@@ -381,6 +384,8 @@ def settle(space: Workspace, engine: Engine) -> None:
             made = MADE.get(job.words[0])
             if state == "done" and made and job.round_id is not None:
                 rounds.note(s, job.round_id, **{made: run_of(space, job).path.name})
+        seconds = round((queries.now_utc() - job.created_at).total_seconds(), 1)
+        event("job_ended", job=job.id, command=job.words[0], state=state, exit_code=code, seconds=seconds)
 
 
 def _end_of(space: Workspace, job: Job) -> tuple[str, int | None] | None:

@@ -11,6 +11,7 @@ Both names are those that its `imagefolder` looks for; it reads all of a folder'
 
 import json
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,8 +20,8 @@ from hfi.concepts import Concept
 from hfi.errors import HfiError
 from hfi.files import whole_folder
 from hfi.images import ImageStore
-from hfi.judgment_tables import to_csv
-from hfi.judgments import Judgment, JudgmentSet, judged_by_text
+from hfi.judgment_tables import csv_lines
+from hfi.judgments import Judgment, Judgments, JudgmentSet, judged_by_text
 from hfi.progress import Advance
 from hfi.store.models import BINARY_VERDICTS, RANKING_VERDICTS
 
@@ -37,30 +38,30 @@ class Taken:
 
 
 def write_folder(
-    folder: Path, judgments: JudgmentSet, source: str, concept: Concept, images: ImageStore, taken: Taken, advance: Advance
+    folder: Path, judgments: Judgments, source: str, concept: Concept, images: ImageStore, taken: Taken, advance: Advance
 ) -> None:
-    """Whole or not at all; one image at a time is in memory. `source`: the hash that the card names. HfiError where the folder is
-    there already or cannot be written, and where an image is missing or was changed."""
+    """Whole or not at all; a few images' judgments and one image at a time are in memory. `source`: the hash that the card names.
+    HfiError where the folder is there already or cannot be written, and where an image is missing or was changed."""
     if folder.exists():
         raise HfiError(f"{folder} is there already: give another --out")
-    said = _together(judgments)
+    count = simulated = 0
     try:
         with whole_folder(folder) as scratch:
             (scratch / "images").mkdir()
             with open(scratch / "images" / "metadata.jsonl", "w", encoding="utf-8") as metadata:
-                for sha, prompt in judgments.prompts.items():
-                    (scratch / "images" / f"{sha}.png").write_bytes(images.read(sha))
-                    about = {
-                        "file_name": f"{sha}.png",
-                        "sha256": sha,
-                        **said[sha],
-                        **({"prompt": prompt} if taken.prompts else {}),
-                    }
-                    metadata.write(json.dumps(about) + "\n")
-                    advance(1, "")
-            table = to_csv((_in_folder(j, taken.prompts) for j in judgments.judgments), image="file_name")
-            (scratch / TABLE).write_text(table, encoding="utf-8", newline="")
-            (scratch / "README.md").write_text(_card(judgments, source, concept, taken), encoding="utf-8")
+                for shas, said in judgments.parts():
+                    about, prompts = _together(shas, said), said.prompts
+                    for sha in shas:
+                        (scratch / "images" / f"{sha}.png").write_bytes(images.read(sha))
+                        line = {"file_name": f"{sha}.png", "sha256": sha, **about[sha]}
+                        metadata.write(json.dumps({**line, "prompt": prompts[sha]} if taken.prompts else line) + "\n")
+                        advance(1, "")
+                    count += len(shas)
+            in_folder = (_in_folder(j, taken.prompts) for j in judgments.judgments)
+            with open(scratch / TABLE, "w", encoding="utf-8", newline="") as table:
+                table.writelines(csv_lines(in_folder, image="file_name"))
+            simulated = sum(j.simulated for j in judgments.judgments)
+            (scratch / "README.md").write_text(_card(judgments, count, simulated, source, concept, taken), encoding="utf-8")
     except OSError as e:
         raise HfiError(f"cannot write {folder}: {e.strerror or e}") from e
 
@@ -72,8 +73,8 @@ def _in_folder(j: Judgment, prompts: bool) -> Judgment:
     )
 
 
-def _together(judgments: JudgmentSet) -> dict[str, dict[str, object]]:
-    """What the line of each image says of it."""
+def _together(shas: Collection[str], judgments: JudgmentSet) -> dict[str, dict[str, object]]:
+    """What the lines of some images say of them, from all judgments that they are in."""
     labels = soft_labels(judgments) if judgments.question == "binary" else mean_places(judgments)
     decided = {sha for images in decisions(judgments) for sha in images}
     verdicts: dict[str, Counter[str]] = {sha: Counter() for sha in judgments.prompts}
@@ -84,10 +85,10 @@ def _together(judgments: JudgmentSet) -> dict[str, dict[str, object]]:
         sha: {
             "y": labels[sha].y if sha in labels else None,
             "count": labels[sha].count if sha in labels else 0,
-            **{verdict: found[verdict] for verdict in VERDICTS[judgments.question]},
+            **{verdict: verdicts[sha][verdict] for verdict in VERDICTS[judgments.question]},
             "decided": sha in decided,
         }
-        for sha, found in verdicts.items()
+        for sha in shas
     }
 
 
@@ -146,17 +147,16 @@ Made from the judgments with the hash `{sha256}`.
 """
 
 
-def _card(judgments: JudgmentSet, source: str, concept: Concept, taken: Taken) -> str:
-    """The dataset card. Its head is read by machines: nothing that somebody wrote stands there but the concept's short name."""
-    simulated = sum(j.simulated for j in judgments.judgments)
-    share = (
-        f"\n**{simulated} of the {len(judgments.judgments)} judgments come from simulated annotators.**\n" if simulated else ""
-    )
+def _card(judgments: Judgments, count: int, simulated: int, source: str, concept: Concept, taken: Taken) -> str:
+    """The dataset card. Its head is read by machines: nothing that somebody wrote stands there but the concept's short name. `count`
+    of images, `simulated` judgments."""
+    judged_by = judgments.judged_by
+    share = f"\n**{simulated} of the {judged_by['judgments']} judgments come from simulated annotators.**\n" if simulated else ""
     return _CARD.format(
         slug=concept.slug,
         title=" ".join(concept.title.split()),
-        count=len(judgments.prompts),
-        judged_by=judged_by_text([judgments.judged_by]),
+        count=count,
+        judged_by=judged_by_text([judged_by]),
         simulated=share,
         question=_QUESTION[judgments.question],
         guideline="\n".join(f"> {line}" for line in (concept.guideline.strip() or "(none was written)").splitlines()),

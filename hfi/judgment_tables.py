@@ -7,17 +7,18 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from hfi.errors import HfiError
 from hfi.extras import bring
 from hfi.files import from_spreadsheet_cell, spreadsheet_cell, whole
-from hfi.judgments import Judgment, JudgmentSet, NotSound, changed, sound
+from hfi.judgments import MAX_ROWS, Judgment, Judgments, JudgmentSet, NotSound, changed, check_rows, sound
 
 COLUMNS = ("judgment", "image", "verdict", "rank", "annotator", "simulated", "campaign", "time", "guideline_version",
            "prompt", "comment", "elapsed_ms", "region", "adjudicated")  # fmt: skip
-MAX_ROWS = 5_000_000  # of a Parquet file: a small one can unpack to more than the memory holds
+GROUP = 2_000  # rows of a Parquet file that are written together
 
 
 def _rows(judgments: Iterable[Judgment]) -> Iterator[tuple[Any, ...]]:
@@ -37,14 +38,25 @@ def _rows(judgments: Iterable[Judgment]) -> Iterator[tuple[Any, ...]]:
 
 
 def to_csv(judgments: Iterable[Judgment], image: str = "image") -> str:
+    """`csv_lines` as one text."""
+    return "".join(csv_lines(judgments, image))
+
+
+def csv_lines(judgments: Iterable[Judgment], image: str = "image") -> Iterator[str]:
     """A text that a spreadsheet would run as a formula gets a leading apostrophe, which `from_csv` takes off again. `image` is what
     its column is called."""
-    text = io.StringIO()
-    writer = csv.writer(text)  # lines end in CR LF, so that a lone CR or LF in a comment is quoted
-    writer.writerow([image if name == "image" else name for name in COLUMNS])
-    for row in _rows(judgments):
-        writer.writerow([spreadsheet_cell(_text(cell) or "") for cell in row])
-    return text.getvalue()
+    yield from lines([[image if name == "image" else name for name in COLUMNS]])
+    yield from lines([spreadsheet_cell(_text(cell) or "") for cell in row] for row in _rows(judgments))
+
+
+def lines(rows: Iterable[Sequence[Any]]) -> Iterator[str]:
+    """Of a CSV file. They end in CR LF, so that a lone CR or LF in a cell is quoted."""
+    return map(csv.writer(_Back()).writerow, rows)  # type: ignore[arg-type]  # it gives what `write` gives
+
+
+class _Back:
+    def write(self, line: str) -> Any:
+        return line
 
 
 def from_csv(text: str, source: str = "the file") -> tuple[Judgment, ...]:
@@ -55,7 +67,8 @@ def from_csv(text: str, source: str = "the file") -> tuple[Judgment, ...]:
     reader = csv.DictReader(io.StringIO(text, newline=""))
 
     def rows() -> Iterator[tuple[str, dict[str, str]]]:
-        for row in reader:
+        for count, row in enumerate(reader, 1):
+            check_rows(count, source)
             cells = {name: cell for name, cell in row.items() if name and isinstance(cell, str) and cell}
             yield f"line {reader.line_num}", {_column(name): from_spreadsheet_cell(cell) for name, cell in cells.items()}
 
@@ -69,8 +82,9 @@ def from_csv(text: str, source: str = "the file") -> tuple[Judgment, ...]:
 # --- Parquet ---
 
 
-def to_parquet(judgments: JudgmentSet, path: Path) -> None:
-    """Needs pyarrow. Concept, question and hash stand in the file's own metadata, under 'hfi'. HfiError where it cannot be written."""
+def to_parquet(judgments: Judgments, path: Path) -> None:
+    """Needs pyarrow. Concept, question and hash stand in the file's own metadata, under 'hfi'; rows come in groups of `GROUP`. HfiError
+    where it cannot be written."""
     pa, parquet = _pyarrow()
     kinds = {
         **dict.fromkeys(COLUMNS, pa.string()),
@@ -80,14 +94,18 @@ def to_parquet(judgments: JudgmentSet, path: Path) -> None:
         "region": pa.list_(pa.float64()),
     }
     head = {"concept": judgments.concept, "question": judgments.question, "sha256": judgments.sha256}
-    columns = list(zip(*_rows(judgments.judgments), strict=True)) or [()] * len(COLUMNS)
-    given = dict(zip(COLUMNS, columns, strict=True))
-    given["time"] = tuple(datetime.fromisoformat(time) if time else None for time in given["time"])
     schema = pa.schema([(name, kinds[name]) for name in COLUMNS], metadata={"hfi": json.dumps(head)})
-    table = pa.table([pa.array(given[name], kinds[name]) for name in COLUMNS], schema=schema)
+    rows = _rows(judgments.judgments)
+
+    def group(some: Sequence[tuple[Any, ...]]) -> Any:
+        given = dict(zip(COLUMNS, zip(*some, strict=True), strict=True))
+        given["time"] = tuple(datetime.fromisoformat(time) if time else None for time in given["time"])
+        return pa.table([pa.array(given[name], kinds[name]) for name in COLUMNS], schema=schema)
+
     try:
-        with whole(path) as scratch:
-            parquet.write_table(table, scratch)
+        with whole(path) as scratch, parquet.ParquetWriter(scratch, schema) as writer:
+            for table in map(group, iter(lambda: list(islice(rows, GROUP)), [])):
+                writer.write_table(table)
     except OSError as e:
         raise HfiError(f"cannot write {path}: {e.strerror or e}") from e
 
@@ -105,8 +123,7 @@ def from_parquet(path: Path) -> tuple[tuple[Judgment, ...], str | None]:
         raise HfiError(f"no file {path}: check the path") from None
     except Exception as e:  # what its decoders raise of a damaged file is not written down
         raise HfiError(f"{path} is no Parquet file that can be read ({type(e).__name__}): check where it comes from") from None
-    if count > MAX_ROWS:
-        raise HfiError(f"{path} has {count:,} rows: at most {MAX_ROWS:,} are read")
+    check_rows(count, path)
     _check_columns(there, str(path))
     given = ({name: text for name, value in row.items() if (text := _text(value)) is not None} for row in rows)
     found = _judgments(((f"row {n}", row) for n, row in enumerate(given, 1)), str(path))

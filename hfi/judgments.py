@@ -6,18 +6,22 @@ Parquet) are written and read by `hfi.judgment_tables`, a folder with the images
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from hfi.errors import HfiError, NoJudgments
-from hfi.files import write_text
+from hfi.files import write_pieces
 from hfi.store import queries, record
 from hfi.store.models import VERDICTS
-from hfi.store.session import Engine, reading
+from hfi.store.session import Engine, Session, reading
 
+T = TypeVar("T")
 Include = Literal["exclude", "include", "only"]  # what to do with the answers of simulated annotators
 
 ANSWERS = tuple(verdict for verdict in VERDICTS if verdict != "undone")
@@ -55,36 +59,78 @@ class Judgment:
 
 
 @dataclass(frozen=True)
-class JudgmentSet:
+class Again(Generic[T]):
+    """What `start` gives, begun anew each time that it is gone through."""
+
+    start: Callable[[], Iterator[T]]
+
+    def __iter__(self) -> Iterator[T]:
+        return self.start()
+
+
+@dataclass(frozen=True)
+class Judgments(ABC):
+    """What was said of a concept. `judgments` can be gone through again and again, and need not be in memory."""
+
     concept: str
     question: str
-    judgments: tuple[Judgment, ...]
+    judgments: Iterable[Judgment]
 
     @property
     def sha256(self) -> str:
         """Of concept, question and the judgments in order; what a result names as its source. Comments are left out: an export
         leaves them out unless asked, and is of the same hash either way."""
-        silent = (replace(j, comment=None) for j in self.judgments)
-        lines = [json.dumps({"concept": self.concept, "question": self.question}), *map(_line, silent)]
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        return str(self.judged_by["sha256"])
 
     @property
     def simulated(self) -> bool:
         """Whether any of them comes from a simulation."""
         return any(j.simulated for j in self.judgments)
 
-    @property
+    @cached_property
     def judged_by(self) -> dict[str, Any]:
         """What a result says of them: the hash, how many they are, and of how many people and simulated annotators."""
-        annotators = {j.annotator: j.simulated for j in self.judgments}
+        known = hashlib.sha256(json.dumps({"concept": self.concept, "question": self.question}).encode())
+        annotators: dict[str, bool] = {}
+        count = 0
+        for j in self.judgments:
+            count += 1
+            known.update(f"\n{_line(replace(j, comment=None))}".encode())
+            annotators[j.annotator] = j.simulated
         simulated = sum(annotators.values())
-        people = len(annotators) - simulated
-        return {"sha256": self.sha256, "judgments": len(self.judgments), "people": people, "simulated": simulated}
+        return {"sha256": known.hexdigest(), "judgments": count, "people": len(annotators) - simulated, "simulated": simulated}
+
+    @abstractmethod
+    def count_images(self) -> int: ...
+
+    @abstractmethod
+    def parts(self) -> Iterator[tuple[list[str], "JudgmentSet"]]:
+        """Images in the order of their first judgment, some at a time, with all judgments that they are in."""
+
+    @abstractmethod
+    def each(self, change: Callable[[Judgment], Judgment]) -> "Judgments":
+        """The same ones, changed; which images they are of stays."""
+
+
+@dataclass(frozen=True)
+class JudgmentSet(Judgments):
+    """In memory."""
+
+    judgments: tuple[Judgment, ...]
 
     @property
     def prompts(self) -> dict[str, str | None]:
         """The prompt of each judged image, None where unknown."""
         return {sha: p for j in self.judgments for sha, p in zip(j.images, j.prompts, strict=True)}
+
+    def count_images(self) -> int:
+        return len(self.prompts)
+
+    def parts(self) -> Iterator[tuple[list[str], "JudgmentSet"]]:
+        yield list(self.prompts), self
+
+    def each(self, change: Callable[[Judgment], Judgment]) -> "JudgmentSet":
+        return replace(self, judgments=tuple(map(change, self.judgments)))
 
 
 def judged_by(metadata: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -118,53 +164,106 @@ def judged_by_text(found: Iterable[Mapping[str, Any]]) -> str:
 
 def freeze(engine: Engine, concept: str, simulated: Include = "exclude") -> JudgmentSet:
     """The living judgments of a concept. Simulated ones only where asked for. NoJudgments where nothing is left."""
-    wanted = {"exclude": False, "include": None, "only": True}[simulated]
+    with frozen(engine, concept, simulated) as found:
+        return JudgmentSet(found.concept, found.question, tuple(found.judgments))
+
+
+@contextmanager
+def frozen(engine: Engine, concept: str, simulated: Include = "exclude") -> Iterator[Judgments]:
+    """What `freeze` gives, read from the database each time that it is gone through, while the block lasts: the same each time,
+    whatever arrives meanwhile."""
     with reading(engine) as s:
-        question = queries.concept(s, concept).question
-        rows = record.current_judgments(s, concept, wanted)
-        others = 0 if rows or simulated != "exclude" else len(record.current_judgments(s, concept, True))
-    if not rows:
-        hint = f" ({others} simulated ones exist: take them with --simulated include)" if others else ""
-        raise NoJudgments(f"no judgments of {concept!r}{hint}: collect some with 'hfi ui', or 'hfi labels import'")
-    judgments = [
-        Judgment(
-            r.images,
-            r.prompts,
-            r.verdict,
-            r.annotator,
-            r.simulated,
-            r.campaign,
-            r.created_at.isoformat(timespec="milliseconds"),
-            r.guideline_version,
-            r.comment,
-            r.elapsed_ms,
-            r.ranks,
-            r.region,
-            r.adjudicated,
-        )
-        for r in rows
-    ]
-    return JudgmentSet(concept, question, tuple(judgments))
+        found = _Living(concept, queries.concept(s, concept).question, (), s, _SIDES[simulated])
+        found = replace(found, judgments=Again(found.read))
+        if next(iter(found.judgments), None) is None:
+            others = sum(1 for _ in record.living(s, concept, True)) if simulated == "exclude" else 0
+            hint = f" ({others} simulated ones exist: take them with --simulated include)" if others else ""
+            raise NoJudgments(f"no judgments of {concept!r}{hint}: collect some with 'hfi ui', or 'hfi labels import'")
+        yield found
 
 
-def save(judgments: JudgmentSet, path: Path) -> None:
+_SIDES: dict[Include, bool | None] = {"exclude": False, "include": None, "only": True}
+_PART = 250  # images of which all judgments are in memory
+
+
+@dataclass(frozen=True)
+class _Living(Judgments):
+    """In the database."""
+
+    session: Session
+    side: bool | None
+    change: Callable[[Judgment], Judgment] = lambda j: j
+
+    def read(self, shas: Collection[str] | None = None) -> Iterator[Judgment]:
+        return map(self.change, map(_from_row, record.living(self.session, self.concept, self.side, shas)))
+
+    def count_images(self) -> int:
+        return sum(map(len, record.judged_images(self.session, self.concept, self.side)))
+
+    def parts(self) -> Iterator[tuple[list[str], JudgmentSet]]:
+        first: list[str] = []
+        for some in record.judged_images(self.session, self.concept, self.side):
+            first += some
+            if len(first) >= _PART:
+                yield self._part(first)
+                first = []
+        if first:
+            yield self._part(first)
+
+    def _part(self, shas: list[str]) -> tuple[list[str], JudgmentSet]:
+        found = JudgmentSet(self.concept, self.question, tuple(self.read(shas)))
+        wanted = set(shas)
+        return [sha for sha in found.prompts if sha in wanted], found
+
+    def each(self, change: Callable[[Judgment], Judgment]) -> "_Living":
+        made = replace(self, change=lambda j: change(self.change(j)))
+        return replace(made, judgments=Again(made.read))
+
+
+def _from_row(row: record.JudgmentRow) -> Judgment:
+    return Judgment(
+        row.images,
+        row.prompts,
+        row.verdict,
+        row.annotator,
+        row.simulated,
+        row.campaign,
+        row.created_at.isoformat(timespec="milliseconds"),
+        row.guideline_version,
+        row.comment,
+        row.elapsed_ms,
+        row.ranks,
+        row.region,
+        row.adjudicated,
+    )
+
+
+def save(judgments: Judgments, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, to_jsonl(judgments))
+        write_pieces(path, to_lines(judgments))
     except OSError as e:
         raise HfiError(f"cannot write {path}: {e.strerror or e}") from e
 
 
-def to_jsonl(judgments: JudgmentSet) -> str:
-    head = {"concept": judgments.concept, "question": judgments.question, "sha256": judgments.sha256}
-    return "\n".join([json.dumps(head), *map(_line, judgments.judgments)]) + "\n"
+def to_lines(judgments: Judgments) -> Iterator[str]:
+    """The lines of a file, each with its end."""
+    yield json.dumps({"concept": judgments.concept, "question": judgments.question, "sha256": judgments.sha256}) + "\n"
+    for j in judgments.judgments:
+        yield _line(j) + "\n"
+
+
+def to_jsonl(judgments: Judgments) -> str:
+    return "".join(to_lines(judgments))
 
 
 def load(path: Path) -> JudgmentSet:
     """HfiError for a file that is none, for a judgment that is none, and for a file that was changed since it was written."""
     try:
+        check_size(path)
         head, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
         concept, question, stated = (_plain(head[name]) for name in ("concept", "question", "sha256"))
+        check_rows(len(lines), path)
         judgments = tuple(_from_line(line, f"{path}, judgment {n}") for n, line in enumerate(lines, 1))
     except FileNotFoundError:
         raise HfiError(f"no file {path}: check the path") from None
@@ -200,7 +299,22 @@ class NotSound(ValueError):
     """A judgment that no workspace could hold; says why."""
 
 
+MAX_ROWS = 5_000_000  # of a file, as rows of a table or lines: more than the memory of most machines holds
+MAX_BYTES = 2 * 2**30  # of a file that is read as text
+MAX_TEXT = 100_000  # characters of a prompt, a comment or a name
+MAX_IMAGES = 1000  # of one ranking
 _MOST = 2**31 - 1  # what every database's integer holds
+
+
+def check_size(path: Path) -> None:
+    """HfiError for a file that would not fit into memory. OSError where there is none."""
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise HfiError(f"{path} has {size / 2**30:.1f} GiB: at most {MAX_BYTES // 2**30} are read, split it into several files")
+
+
+def check_rows(count: int, source: object) -> None:
+    if count > MAX_ROWS:
+        raise HfiError(f"{source} has more than {MAX_ROWS:,} rows: split it into several files")
 
 
 def sound(j: Judgment) -> Judgment:
@@ -209,10 +323,14 @@ def sound(j: Judgment) -> Judgment:
         raise NotSound(f"unknown verdict {str(j.verdict)[:40]!r}: choose {', '.join(ANSWERS)}")
     if not (isinstance(j.images, tuple) and isinstance(j.prompts, tuple) and 0 < len(j.images) == len(j.prompts)):
         raise NotSound("the images and prompts of one judgment are not two lists of the same length")
+    if len(j.images) > MAX_IMAGES:
+        raise NotSound(f"one judgment is about {len(j.images):,} images: at most {MAX_IMAGES:,} can be ranked")
     required = (*j.images, j.annotator, j.campaign, j.time)
     for text in (*required, *(t for t in (*j.prompts, j.comment) if t is not None)):
         if not isinstance(text, str):
             raise NotSound(f"{text!r} stands where a text belongs")
+        if len(text) > MAX_TEXT:
+            raise NotSound(f"the text {text[:40]!r}... has {len(text):,} characters: at most {MAX_TEXT:,} are taken")
         if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
             raise NotSound(f"the text {text[:40]!r} holds characters that cannot be stored (NUL, or half of a surrogate pair)")
     for name, least, value in (("guideline_version", 1, j.guideline_version), ("elapsed_ms", 0, j.elapsed_ms)):

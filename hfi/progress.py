@@ -1,11 +1,16 @@
-"""Progress of long work on stderr: a bar with a rate and a time left on a terminal, a line now and then elsewhere."""
+"""Progress of long work on stderr: a bar with a rate and a time left on a terminal, a line now and then elsewhere, or, for scripts,
+a JSON object a line (see `hfi.logs`)."""
 
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from hfi.distributed import is_main
+from hfi.logs import tell, telling_json
+
 _EVERY = 10.0  # seconds between two lines where there is no terminal
+_EVERY_JSON = 2.0
 
 Advance = Callable[[int, str], None]  # how many more are done, and a short note such as "loss 0.123"
 
@@ -13,12 +18,12 @@ Advance = Callable[[int, str], None]  # how many more are done, and a short note
 @contextmanager
 def progress(description: str, total: int, unit: str = "it", done: int = 0) -> Iterator[Advance]:
     """Yields advance(n, note). `done` are those that an earlier run finished; they do not count for the rate."""
-    if sys.stderr.isatty():
-        with _bar(description, total, unit, done) as advance:
-            yield advance
-    else:
-        with _lines(description, total, unit, done) as advance:
-            yield advance
+    if not is_main():  # of several processes at one run, one shows how far they are
+        yield lambda n, note: None
+        return
+    how = _json if telling_json() else _bar if sys.stderr.isatty() else _lines
+    with how(description, total, unit, done) as advance:
+        yield advance
 
 
 def _rate(rate: float, unit: str) -> str:
@@ -74,5 +79,29 @@ def _lines(description: str, total: int, unit: str, done: int) -> Iterator[Advan
             last = time.monotonic()
             say(note)
 
+    yield advance
+    say("")
+
+
+@contextmanager
+def _json(description: str, total: int, unit: str, done: int) -> Iterator[Advance]:
+    """At the start, every two seconds, and at the end. `rate`: units a second; `seconds_left`: null while nothing is known."""
+    start = last = time.monotonic()
+    count = done
+
+    def say(note: str) -> None:
+        rate = (count - done) / max(time.monotonic() - start, 1e-9)
+        left = round((total - count) / rate, 1) if rate > 0 else None
+        about = {"what": description, "done": count, "total": total, "unit": unit}
+        tell("progress", **about, rate=round(rate, 4), seconds_left=left, note=note)
+
+    def advance(n: int, note: str = "") -> None:
+        nonlocal count, last
+        count += n
+        if time.monotonic() - last >= _EVERY_JSON:
+            last = time.monotonic()
+            say(note)
+
+    say("")
     yield advance
     say("")

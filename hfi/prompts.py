@@ -33,7 +33,10 @@ ATTRIBUTES = ("character", "hair", "background", *YES_NO)
 _SEEDS = ("seed", "evaluation_seed", "sd_seed")
 
 
-@dataclass(frozen=True)
+_NOTHING: dict[str, str] = {}  # one for all prompts of which nothing is said
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """One prompt; `seed` None lets the caller choose. `expected` maps attribute -> value and holds named attributes only.
 
@@ -42,8 +45,8 @@ class Prompt:
 
     text: str
     seed: int | None = None
-    expected: Mapping[str, str] = field(default_factory=dict)
-    tags: Mapping[str, str] = field(default_factory=dict)
+    expected: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    tags: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
 
 
 def load_prompts(path: Path) -> tuple[Prompt, ...]:
@@ -165,20 +168,19 @@ def _from_text(path: Path, text: str) -> tuple[Prompt, ...]:
 
 def _from_csv(path: Path, text: str) -> tuple[Prompt, ...]:
     reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+    prompts = []
     try:
         columns = list(reader.fieldnames or [])
         if "prompt" not in columns:
             found = ", ".join(repr(c) for c in columns) or "nothing"
             raise HfiError(f"prompts file {path} has no 'prompt' column (found {found}): name the column of the prompts 'prompt'")
-        rows = [(reader.line_num, row) for row in reader]
+        for row in reader:
+            prompt = from_spreadsheet_cell(row["prompt"] or "")
+            if prompt.strip():
+                prompts.append(_prompt(f"{path}, line {reader.line_num}", {**row, "prompt": prompt}))
     except csv.Error as e:
         raise HfiError(f"prompts file {path} is not readable as CSV (line {reader.line_num}: {e})") from None
-    texts = [from_spreadsheet_cell(row["prompt"] or "") for _, row in rows]
-    return tuple(
-        _prompt(f"{path}, line {line}", {**row, "prompt": text})
-        for (line, row), text in zip(rows, texts, strict=True)
-        if text.strip()
-    )
+    return tuple(prompts)
 
 
 def _from_json(path: Path, text: str) -> tuple[Prompt, ...]:
@@ -228,7 +230,7 @@ def _prompt(where: str, row: Mapping[str, object]) -> Prompt:
     for name in YES_NO:
         if expected.get(name, "yes") not in ("yes", "no"):
             raise HfiError(f"{name} {expected[name]!r} in {where}: write yes, no, or nothing where the prompt leaves it open")
-    return Prompt(text, int(seeds[0]) if seeds else None, expected, cells)
+    return Prompt(text, int(seeds[0]) if seeds else None, expected or _NOTHING, cells or _NOTHING)
 
 
 def _cell(value: object) -> str:

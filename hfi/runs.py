@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,10 +11,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from hfi import __version__
+from hfi import __version__, hub, tensorboard
 from hfi.config import to_toml
 from hfi.errors import HfiError, UsageError
 from hfi.files import room_for, write_text
+from hfi.logs import event
 
 _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "sqlalchemy", "gradio", "pillow", "numpy")
 
@@ -37,10 +39,12 @@ class Run:
         if (run.path / "config.json").exists():
             held = json.loads((run.path / "config.json").read_text(encoding="utf-8"))
             if held != wanted:
+                on = f"go on with --model {model}, " if (model := moved_on(held, wanted)) else ""
                 raise HfiError(
                     f"the run {command}/{name} was started with other settings ({_difference(held, wanted)}): "
-                    f"give another --name, or remove {run.path}"
+                    f"{on}give another --name, or remove {run.path}"
                 )
+            event("run_found", run=f"{command}/{name}", finished=run.finished)
             return run
         try:
             run.path.mkdir(parents=True, exist_ok=True)
@@ -49,6 +53,7 @@ class Run:
             write_text(run.path / "config.json", json.dumps(wanted, indent=2) + "\n")
         except OSError as e:
             raise HfiError(f"cannot write the run {run.path}: {e.strerror or e}") from e
+        event("run_started", run=f"{command}/{name}")
         return run
 
     @property
@@ -56,10 +61,15 @@ class Run:
         return (self.path / "result.json").exists()
 
     def log(self, **values: Any) -> None:
-        """Appends one line to metrics.jsonl."""
+        """Appends one line to metrics.jsonl, and to the event file where there is one (see `hfi.tensorboard`)."""
         path = self.path / "metrics.jsonl"
         with room_for(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
+        tensorboard.add(self.path, values)
+
+    def show(self, path: Path) -> None:
+        """Puts a PNG of this run, named by its step, into the event file where there is one."""
+        tensorboard.show(self.path, path)
 
     def metrics(self) -> list[dict[str, Any]]:
         path = self.path / "metrics.jsonl"
@@ -69,12 +79,16 @@ class Run:
         return [json.loads(line) for line in lines if line.endswith("\n")]  # a killed run may leave half a line
 
     def truncate_metrics(self, step: int) -> None:
-        """Forgets what was logged after `step`: a resumed run logs it again."""
+        """Forgets what was logged after `step`: a resumed run logs it again. Every training starts with it."""
         kept = [line for line in self.metrics() if line.get("step", 0) <= step]
         write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        config = self.path / "config.toml"
+        tensorboard.begin(self.path, config.read_text(encoding="utf-8") if config.exists() else "", kept, step)
 
     def finish(self, result: dict[str, Any]) -> None:
+        tensorboard.end(self.path)
         write_text(self.path / "result.json", json.dumps(result, indent=2, default=str) + "\n")
+        event("run_finished", run=f"{self.path.parent.name}/{self.path.name}")
 
     def result(self) -> dict[str, Any]:
         if not self.finished:
@@ -110,6 +124,19 @@ def check_name(name: str) -> None:
         raise UsageError(f"{name!r} cannot name a run, which is a folder: give a name without slashes, such as 'second'")
 
 
+def moved_on(held: dict[str, Any], wanted: dict[str, Any]) -> str | None:
+    """The model of a run's configuration, where the hub's repository is in another version now and nothing else differs but hashes,
+    which follow from it."""
+    model, now = str(held.get("model")), str(wanted.get("model"))
+    if model == now or "@" not in model or hub.repository(model) != hub.repository(now):
+        return None
+    differing = {key for key in held.keys() | wanted.keys() if held.get(key) != wanted.get(key)} - {"model"}
+    return model if all(_HASH.fullmatch(str(held.get(key))) for key in differing) else None
+
+
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
 def _difference(held: dict[str, Any], wanted: dict[str, Any]) -> str:
     """'steps was 4, now 5' of up to three settings. Hashes mostly follow from others: they are named where nothing else differs."""
 
@@ -138,6 +165,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "versions": versions,
+        "hub": hub.used(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hfi.diffusion.sample import Guidance, sample
 from hfi.diffusion.sd import StableDiffusion
 from hfi.diffusion.tokens import LearnedToken, install
+from hfi.distributed import from_main
 from hfi.erase.erasure import Erasure, apply
 from hfi.evaluate import Sampler
 from hfi.guide import guidance
@@ -55,7 +56,11 @@ class Guide:
 
 def ready(sd: StableDiffusion, erasures: Sequence[Path] = (), guide: Guide | None = None) -> StableDiffusion:
     """The model with the erasures applied, and with the tokens that the guide names."""
-    sd = apply(sd, *map(Erasure.load, erasures))
+    return _with(sd, list(map(Erasure.load, erasures)), guide)
+
+
+def _with(sd: StableDiffusion, erasures: Sequence[Erasure], guide: Guide | None) -> StableDiffusion:
+    sd = apply(sd, *erasures)
     for token in guide.tokens if guide else ():
         sd = install(sd, token)
     return sd
@@ -70,10 +75,12 @@ def sampler(
     guidance_scale: float,
     batch_size: int,
 ) -> Sampler:
-    """Images of (prompts, seeds). `untouched` is called for the first ones of each system, so it should load the model once."""
+    """Images of (prompts, seeds). `untouched` is called for the first ones of each system, so it should load the model once. Of several
+    processes, all call the sampler together; the erasures are those that the main one reads."""
 
     def draw(prompts: list[str], seeds: list[int]) -> "Iterable[Image.Image]":
-        sd = ready(untouched(), erasures, guide)
+        made = from_main(lambda: list(map(Erasure.load, erasures)))
+        sd = _with(untouched(), made, guide)
         method = guide.guidance if guide else None
         return sample(sd, prompts, seeds, steps=steps, guidance_scale=guidance_scale, batch_size=batch_size, guidance=method)
 

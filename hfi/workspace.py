@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hfi.errors import HfiError, NoWorkspace
-from hfi.images import ImageStore
+from hfi.images import ImageStore, open_store
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -47,7 +47,9 @@ class Workspace:
 
     @property
     def images(self) -> ImageStore:
-        return ImageStore(self.path / "images")
+        """That of HFI_IMAGES_URL, or the workspace's own folder."""
+        url = os.environ.get("HFI_IMAGES_URL")
+        return open_store(url) if url else ImageStore(self.path / "images")
 
     @property
     def judgments(self) -> Path:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from postgres import Server, serving_postgres
 
 from hfi.cli import main
 from hfi.store.migrate import upgrade
@@ -33,6 +34,34 @@ class Done:
     def errors(self) -> list[str]:
         """The lines that say why it failed."""
         return [line for line in self.stderr.splitlines() if line.startswith("hfi: error: ")]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--database", choices=["sqlite", "postgresql"], default="sqlite", help="where the workspaces keep their databases"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "databases: of the store and the labeling app: holds on PostgreSQL, too (--database postgresql)"
+    )
+    config.addinivalue_line("markers", "sqlite: in a module of those, but about SQLite's file")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With --database postgresql, the tests that hold on both databases, and no others."""
+    if config.getoption("--database") == "postgresql":
+        both = [item for item in items if item.get_closest_marker("databases") and not item.get_closest_marker("sqlite")]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(both)])
+        items[:] = both
+
+
+@pytest.fixture(scope="session")
+def postgres(no_settings: None) -> Iterator[Server]:
+    """A PostgreSQL server, one for each process that runs tests."""
+    with serving_postgres() as server:
+        yield server
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -59,11 +88,42 @@ def empty_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return space.path
 
 
+@pytest.fixture(scope="session")
+def new_workspace(empty_workspace: Path, request: pytest.FixtureRequest) -> Callable[[Path], Workspace]:
+    """new_workspace(path): an empty workspace with an up-to-date database. On PostgreSQL it is a new one, and HFI_DATABASE_URL names it
+    until the next."""
+
+    def make(path: Path) -> Workspace:
+        shutil.copytree(empty_workspace, path)
+        if request.config.getoption("--database") == "postgresql":
+            (path / "hfi.db").unlink()
+            os.environ["HFI_DATABASE_URL"] = request.getfixturevalue("postgres").new()
+        return Workspace(path)
+
+    return make
+
+
 @pytest.fixture
-def workspace(empty_workspace: Path, tmp_path: Path) -> Workspace:
+def workspace(new_workspace: Callable[[Path], Workspace], tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Workspace]:
     """An empty workspace with an up-to-date database."""
-    shutil.copytree(empty_workspace, tmp_path / "work")
-    return Workspace(tmp_path / "work")
+    space = new_workspace(tmp_path / "work")
+    url = os.environ.get("HFI_DATABASE_URL")
+    yield space
+    if url:
+        os.environ.pop("HFI_DATABASE_URL", None)
+        request.getfixturevalue("postgres").drop(url)
+
+
+@pytest.fixture
+def own_database(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For a test that makes a workspace by itself: on PostgreSQL HFI_DATABASE_URL names an empty database."""
+    if request.config.getoption("--database") == "postgresql":
+        os.environ["HFI_DATABASE_URL"] = url = request.getfixturevalue("postgres").new("template1")
+        yield
+        del os.environ["HFI_DATABASE_URL"]
+        request.getfixturevalue("postgres").drop(url)
+    else:
+        yield
 
 
 @pytest.fixture

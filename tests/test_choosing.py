@@ -24,6 +24,8 @@ from hfi.store.choosing import Recipe, Wanted
 from hfi.store.session import Engine, reading, writing
 from hfi.workspace import Workspace
 
+pytestmark = pytest.mark.databases
+
 
 @pytest.fixture
 def engine(workspace: Workspace) -> Engine:

@@ -163,6 +163,15 @@ def test_a_lost_database_is_missed_and_not_made_anew(hfi: Hfi, space: Workspace)
     assert hfi("doctor", "-w", space.path).exit_code == 0
 
 
+def test_an_import_of_more_files_than_meant_is_refused(hfi: Hfi, workspace: Workspace) -> None:
+    for i in range(3):
+        picture(workspace.path / "many" / f"{i}.png", i)
+    words = ["import", workspace.path / "many", "-w", workspace.path, "--max-files"]
+    refused(hfi(*words, 2), 2, "3 image files are there, more than 2: check the folder, or allow them with --max-files 3")
+    assert stored(workspace) == []
+    assert hfi(*words, 3).exit_code == 0
+
+
 def test_labels_export_makes_no_folder(hfi: Hfi, space: Workspace, tmp_path: Path) -> None:
     out = tmp_path / "nowhere" / "x" / "l.jsonl"
     said = f"cannot write {out}: there is no folder {out.parent}; make it, or give another --out"
@@ -228,15 +237,15 @@ def test_db_upgrade_prints_where_the_copy_is(
 ) -> None:
     scripts = tmp_path / "migrations"
     shutil.copytree(Path(__file__).parent.parent / "migrations", scripts, ignore=shutil.ignore_patterns("__pycache__"))
-    (scripts / "versions" / "0003.py").write_text(
-        "revision = '0003'\ndown_revision = '0002_labeling'\n\n\ndef upgrade():\n    pass\n"
+    (scripts / "versions" / "0004.py").write_text(
+        "revision = '0004'\ndown_revision = '0003_scale'\n\n\ndef upgrade():\n    pass\n"
     )
     monkeypatch.setattr("hfi.store.migrate.migrations_dir", lambda: scripts)
     done = hfi("db", "upgrade", "-w", workspace.path)
-    assert "from schema 0002_labeling to 0003" in done.stdout
+    assert "from schema 0003_scale to 0004" in done.stdout
     copy = Path(done.stdout.split("the copy from before is ")[1].strip())
     with sqlite3.connect(copy) as db:
-        assert db.execute("SELECT version_num FROM alembic_version").fetchone() == ("0002_labeling",)
+        assert db.execute("SELECT version_num FROM alembic_version").fetchone() == ("0003_scale",)
     db.close()
 
 

@@ -110,13 +110,20 @@ def test_what_is_no_model_is_refused_before_weights_are_read(root: Path, tmp_pat
         load_sd(str(tmp_path / "file"))
     shutil.copytree(saved(root, "epsilon"), tmp_path / "half")
     (tmp_path / "half" / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(ModelError, match="it lacks the weights of unet"):
+    with pytest.raises(ModelError, match=r"half lacks the weights of unet as \.safetensors"):
         load_sd(tmp_path / "half")
     shutil.copytree(saved(root, "xl"), tmp_path / "xl")
     config = tmp_path / "xl" / "unet" / "config.json"
     config.write_text(config.read_text().replace('"text_time"', '"image"'))
     with pytest.raises(ModelError, match="takes image beside the text, its text encoders give text_time"):
         load_sd(tmp_path / "xl")
+    for size, said in (
+        ("[8000, 4000]", "it makes images of 8000x16000 pixels: at most 50,000,000"),
+        ('"x"', "the sample_size of its U-Net is 'x', which is no size"),
+    ):
+        config.write_text((saved(root, "xl") / "unet" / "config.json").read_text().replace("[\n    8,\n    12\n  ]", size))
+        with pytest.raises(ModelError, match=said):
+            load_sd(tmp_path / "xl")
     shutil.rmtree(tmp_path / "xl" / "text_encoder")  # as SDXL's refiner
     with pytest.raises(ModelError, match=r"it lacks text_encoder$"):
         load_sd(tmp_path / "xl")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hfi import __version__
 from hfi.bench.page import markdown
-from hfi.cli import COMMANDS
+from hfi.cli import COMMANDS, completion
 from hfi.cli.manual import help_of, manual, paths
 from hfi.erase import METHODS
 from hfi.guide import GUIDES
@@ -22,6 +22,10 @@ ROOT = Path(__file__).parent.parent
 
 def test_the_manual_is_what_help_says() -> None:
     assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == manual(), "run 'make docs'"
+
+
+def test_completion_knows_what_the_commands_take() -> None:
+    assert json.loads(completion.FILE.read_text(encoding="utf-8")) == completion.table(), "run 'make docs'"
 
 
 def test_every_command_and_option_has_help() -> None:

@@ -6,11 +6,14 @@ reaches a network.
 """
 
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from buckets import filesystem, leading_to, object_store
 from documented import PROGRAMS, Block, blocks
 from shell import HUB, Shell
 from tiny import saved
@@ -56,11 +59,25 @@ hfi erase --concept smoking --method sdd-context --model data/portraits
 hfi concept add smoking --initial-word smoking
 hfi generate --model data/portraits --prompts data/prompts/smoking/judge.csv
 """,
+    "store.md": """hfi init
+hfi generate --model data/portraits --prompt 'a portrait of a sailor' --prompt 'a portrait of a king'
+""",
     "serving.md": f"""hfi init
 {_SMOKING}
 hfi generate --model data/portraits --prompt 'a portrait of a sailor' --prompt 'a portrait of a king'
 """,
 }
+
+
+@contextmanager
+def surroundings(page: str) -> Iterator[str]:
+    """What stands outside a page's own machine, and the settings that lead there."""
+    if page != "store.md":
+        yield ""
+        return
+    with object_store() as store, leading_to(store):
+        filesystem().mkdir("pictures")
+        yield "".join(f"export {name}={shlex.quote(value)}\n" for name, value in store.settings.items())
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +99,8 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
 @pytest.mark.parametrize("page", RUN)
 def test_every_command_of_a_page_runs(page: str, shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "data").symlink_to(ROOT / "data")
-    code, said = shell.run(script(PAGES[page], BEFORE.get(page, "")), tmp_path, LONGEST)
+    with surroundings(page) as settings:
+        code, said = shell.run(script(PAGES[page], settings + BEFORE.get(page, "")), tmp_path, LONGEST)
     reached = re.findall(r"^@@ (.*)$", said, re.MULTILINE)
     assert code == 0, f"exit code {code} after {reached[-1] if reached else 'the start'}:\n{said[-4000:]}"
     assert reached[-1] == "the end"

@@ -182,15 +182,16 @@ def test_a_cell_is_measured_again_only_where_an_image_or_who_measures_has_change
     assert run("2") == (rows, 6)
     next(tmp_path.glob("images/sd-none/implicit/00003.png")).unlink()
     assert run("2") == (rows, 6)
-    (tmp_path / "images/sd-none/implicit/scores.npz").write_bytes(b"half a file")
-    assert run("2") == (rows, 6)
+    for damage in (b"half a file", b'{"key": 1}\n', b""):
+        (tmp_path / "images/sd-none/implicit/measured.jsonl").write_bytes(damage)
+        assert run("2") == (rows, 6)
 
 
 def test_plan_goes_round_with_new_seeds():
     prompts = [Prompt("a", seed=5), Prompt("b")]
-    assert plan(prompts, None, 100) == [(prompts[0], 5), (prompts[1], 101)]
+    assert list(plan(prompts, None, 100)) == [(prompts[0], 5), (prompts[1], 101)]
     assert plan(prompts, 5, 100)[2:] == [(prompts[0], 102), (prompts[1], 103), (prompts[0], 104)]
-    assert plan(prompts, 1, 100) == [(prompts[0], 5)]
+    assert list(plan(prompts, 1, 100)) == [(prompts[0], 5)]
 
 
 def test_clip_metrics_on_real_models(tmp_path):

@@ -29,9 +29,11 @@ def test_a_picture_comes_back_pixel_by_pixel_under_the_hash_of_its_file(tmp_path
     sha = store.put(noise())
     assert store.path(sha) == tmp_path / sha[:2] / f"{sha}.png"
     assert np.array_equal(pixels(store.load(sha)), pixels(noise()))
-    written = store.path(sha).stat().st_mtime_ns
+    inode, written = store.path(sha).stat().st_ino, store.path(sha).stat().st_mtime_ns
     assert store.put(noise()) == sha
-    assert store.path(sha).stat().st_mtime_ns == written
+    assert (store.path(sha).stat().st_ino, store.path(sha).stat().st_mtime_ns > written) == (inode, True), (
+        "the same file, new again"
+    )
     assert store.put(noise(1)) != sha
     assert len(list(tmp_path.rglob("*.*"))) == 2
 
@@ -267,6 +269,18 @@ def test_the_limit_itself_is_accepted(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(images, "MAX_PIXELS", 62)
     with pytest.raises(HfiError, match="has 9x7 pixels"):
         safe_open(tmp_path / "a.png")
+
+
+def test_a_file_of_too_many_bytes_is_refused_unread(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    noise().save(file)
+    with open(file, "r+b") as opened:
+        opened.truncate(images.MAX_BYTES)
+    assert safe_open(file).size == (9, 7), "the limit itself is accepted"
+    with open(file, "r+b") as opened:
+        opened.truncate(images.MAX_BYTES + 1)  # a file with a hole takes no room
+    with pytest.raises(HfiError, match=r"a\.png has 512 MiB: at most 512 are accepted"):
+        safe_open(file)
 
 
 # --- folders ---

@@ -30,6 +30,8 @@ from hfi.store import queries, rounds
 from hfi.store.session import Engine, reading, writing
 from hfi.workspace import Workspace
 
+pytestmark = pytest.mark.databases
+
 PATIENCE = 600.0  # a job is nice to everybody else: on a busy machine it waits
 
 

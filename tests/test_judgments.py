@@ -16,9 +16,10 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+import hfi.judgments as judgments_module
 from hfi.concepts import Concept
 from hfi.errors import HfiError, NoJudgments, NotFound
-from hfi.judgment_tables import COLUMNS, MAX_ROWS, from_csv, from_parquet, to_csv, to_parquet
+from hfi.judgment_tables import COLUMNS, from_csv, from_parquet, to_csv, to_parquet
 from hfi.judgments import Judgment, JudgmentSet, freeze, load, save, sound, to_jsonl
 from hfi.store import campaigns, judging
 from hfi.store import models as m
@@ -311,10 +312,10 @@ def test_a_parquet_table_by_other_tools(tmp_path: Path) -> None:
 
 def test_a_small_parquet_file_of_very_many_rows_is_refused_by_its_head(tmp_path: Path) -> None:
     path = tmp_path / "bomb.parquet"
-    column = pa.DictionaryArray.from_arrays(pa.array(np.zeros(MAX_ROWS + 1, dtype=np.int8)), pa.array(["shows"]))
+    column = pa.DictionaryArray.from_arrays(pa.array(np.zeros(judgments_module.MAX_ROWS + 1, dtype=np.int8)), pa.array(["shows"]))
     pq.write_table(pa.table({"image": column, "verdict": column}), path)
     assert path.stat().st_size < 50_000
-    with pytest.raises(HfiError, match=r"has 5,000,001 rows: at most 5,000,000 are read"):
+    with pytest.raises(HfiError, match=r"has more than 5,000,000 rows: split it"):
         from_parquet(path)
 
 
@@ -431,3 +432,37 @@ def test_a_table_by_hand_needs_two_columns() -> None:
 def test_a_wrong_table_names_its_line(text: str, said: str) -> None:
     with pytest.raises(HfiError, match=said):
         from_csv(text, "labels.csv")
+
+
+# --- limits ---
+
+
+def test_files_and_texts_beyond_all_measure_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "big.jsonl"
+    save(binary(one()), file)
+    with open(file, "r+b") as opened:
+        opened.truncate(judgments_module.MAX_BYTES + 1)  # a hole takes no room
+    with pytest.raises(HfiError, match=r"big\.jsonl has 2\.0 GiB: at most 2 are read, split it"):
+        load(file)
+    for more, said in (
+        ({"comment": "x" * 100_001}, "has 100,001 characters: at most 100,000 are taken"),
+        (
+            {"images": ("a",) * 1001, "prompts": (None,) * 1001, "verdict": "ranked"},
+            "about 1,001 images: at most 1,000 can be ranked",
+        ),
+    ):
+        with pytest.raises(ValueError, match=said):
+            sound(one(**more))
+        save(binary(one(**more)), file)
+        with pytest.raises(HfiError, match=f"judgment 1: .*{said}"):
+            load(file)
+    assert sound(one(comment="x" * 100_000))
+    monkeypatch.setattr(judgments_module, "MAX_ROWS", 2)
+    save(binary(one(), one(images=("b",))), file)
+    table = to_csv(load(file).judgments)
+    assert len(from_csv(table)) == 2
+    save(binary(one(), one(images=("b",)), one(images=("c",))), file)
+    with pytest.raises(HfiError, match=r"big\.jsonl has more than 2 rows: split it into several files"):
+        load(file)
+    with pytest.raises(HfiError, match=r"the file has more than 2 rows"):
+        from_csv(table + table.splitlines()[1] + "\n")

@@ -6,12 +6,13 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 RANKS = {
     "errors": 0, "config": 0, "files": 0, "resources": 0, "progress": 0, "contact_sheet": 0, "extras": 0,
+    "distributed": 0, "bucket": 0, "hub": 0, "logs": 0, "tensorboard": 0,
     "concepts": 1, "runs": 1, "store": 1, "workspace": 1, "images": 1, "prompts": 1, "results": 1,
-    "scores": 2, "planning": 2,
+    "scores": 2, "planning": 2, "keeping": 2,
     "judgments": 2, "judgment_tables": 2, "judgment_folder": 2, "aggregate": 2, "strengths": 2, "diffusion": 2, "embed": 2, "reward": 2,
     "invert": 3, "erase": 3, "guide": 3, "metrics": 3, "simulate": 3,
     "attack": 4, "evaluate": 4, "systems": 4, "measure": 4, "report": 4, "report_reward": 4, "plots": 4, "export": 4, "consensus": 4,
-    "dashboard": 4, "jobs": 4,
+    "dashboard": 4, "jobs": 4, "measured": 4,
     "demo": 5, "comparison": 5, "bench": 5, "cli": 5, "__main__": 5,
 }  # fmt: skip
 

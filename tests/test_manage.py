@@ -19,7 +19,7 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 from PIL import Image, PngImagePlugin
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, inspect, text
 from starlette.testclient import TestClient
 
 import ui
@@ -35,6 +35,8 @@ from hfi.store.wellbeing import wellbeing
 from hfi.workspace import Workspace
 from ui.manage import HEAD, add_routes, build_manage
 from ui.manage.office import NOT_YOURS, Office
+
+pytestmark = pytest.mark.databases
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
@@ -81,8 +83,8 @@ class Site:
         """Every row of the database."""
         engine = create_engine(self.engine.url)
         with engine.connect() as c:
-            tables = sorted(c.scalars(text("select name from sqlite_master where type = 'table'")))
-            return [(name, [tuple(row) for row in c.execute(text(f'select * from "{name}"'))]) for name in tables]
+            tables = sorted(inspect(c).get_table_names())
+            return [(name, [tuple(row) for row in c.execute(text(f'select * from "{name}" order by 1'))]) for name in tables]
 
 
 SAYS = {"Ann": "sssssscccccc", "Bob": "ssssccssccuc", "Cem": "ssscsccccccc"}  # of images 0 to 11

@@ -21,6 +21,8 @@ from hfi.store.judging import Claim
 from hfi.store.session import Engine, Session, reading, writing
 from hfi.workspace import Workspace
 
+pytestmark = pytest.mark.databases
+
 NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)
 
 

@@ -21,6 +21,8 @@ from hfi.store.session import Engine, Session, reading, writing
 from hfi.workspace import Workspace
 from ui.app import build_app
 
+pytestmark = pytest.mark.databases
+
 NOON = datetime(2026, 11, 27, 12, tzinfo=UTC)
 GOOD, OTHER = "correct horse battery", "another password"
 

@@ -30,7 +30,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **more: Any) -> None:
         raise ConnectionError
 
-    monkeypatch.setattr("hfi.diffusion.single_file.snapshot_download", refuse)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
 
 
 def configurations(root: Path, kind: str, target: Path) -> Path:

@@ -39,7 +39,10 @@ from hfi.workspace import Workspace
 from ui import label, messages, pictures
 from ui.app import build_app
 from ui.label import Answer, Desk
+from ui.pages import offers
 from ui.pictures import Pictures, encode
+
+pytestmark = pytest.mark.databases
 
 CAMPAIGN = "/api/campaigns/1"
 STATE = f"{CAMPAIGN}/state"
@@ -55,7 +58,7 @@ def fill(
         q.add_concept(s, Concept("smoking", "Smoking", "A **cigarette** is visible.", question, prompt="smoking"))  # type: ignore[arg-type]
         ids = []
         for i in range(images):
-            sha = space.images.put(Image.new("RGB", (8, 8), (10 * i, 100, 200)))
+            sha = space.images.put(Image.new("RGB", (8, 8), (10 * i % 256, 100, 200)))
             about = q.Provenance(
                 key=f"{i:064}", sha256=sha, width=8, height=8, source="generated", prompt=SECRET, model="secret-model", seed=i
             )
@@ -132,6 +135,23 @@ def enter(client: TestClient, name: str = "Kim") -> None:
 
 
 # --- handlers ---
+
+
+def test_a_campaign_of_many_is_not_counted(workspace: Workspace) -> None:
+    kim = seat(workspace, images=judging.MOST_LEFT + 1)
+    assert (kim.state()["done"], kim.state()["total"]) == (0, None)
+    with reading(kim.desk.engine) as s:
+        assert [(offer.done, offer.total) for offer in offers(s, kim.person.id)] == [(0, None)]
+    at = kim.judge("clean")
+    assert (at["done"], at["total"]) == (1, None)
+    page = app_client(workspace, kim.desk.engine)
+    enter(page)
+    assert "1 done, more than 1,000 to come" in page.get("/work").text
+    kim.desk.totals.clear()
+    for _ in range(3):  # two are in hand, and one of those that are left is counted with them
+        at = kim.judge("clean")
+    kim.desk.totals.clear()
+    assert kim.state()["total"] == judging.MOST_LEFT + 1
 
 
 def test_judging_goes_through_every_image_and_ends_with_what_to_do_next(kim: Seat) -> None:
@@ -310,7 +330,7 @@ def test_stopping_keeps_the_work_and_one_can_go_on(kim: Seat) -> None:
     at = kim.token()
     bye = label.stop(kim.desk, kim.person, kim.campaign_id)
     assert (bye["stopped"], bye["task"], bye["done"], bye["today"]["judgments"]) == (True, None, 1, 1)
-    with reading(kim.desk.engine) as s:
+    with writing(kim.desk.engine) as s:
         assert well.rest(s, kim.person.id) is None
     assert kim.token() == at
 
@@ -705,6 +725,7 @@ def test_the_command_says_what_is_missing_before_it_starts(workspace: Workspace,
     assert "five" in error("--concept", "brava")
 
 
+@pytest.mark.sqlite
 def test_a_judgment_waits_in_a_thread_while_another_program_writes(workspace: Workspace) -> None:
     kim = seat(workspace)
     body = {"token": kim.token(), "verdict": "shows", "once": "while another writes"}
@@ -730,5 +751,5 @@ def test_the_server_listens_without_nagles_algorithm() -> None:
 def test_a_page_cannot_take_the_names_that_the_server_gives(client: TestClient) -> None:
     enter(client)
     token = client.get(STATE).json()["task"]["token"]
-    for once in ("undo-1234", "import-12345678", f"simulated-{token}"):
+    for once in ("undo-1234", "import-12345678", f"simulated-{token}", "a name\0of a page"):
         assert client.post("/api/judge", json={"token": token, "verdict": "shows", "once": once}).status_code == 422

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import uvicorn
 from benched import benchmark_page
+from sqlalchemy import text
 
 from hfi.concepts import Concept
 from hfi.portraits.render import render
@@ -30,6 +31,8 @@ from hfi.store.session import writing
 from hfi.store.wellbeing import Wellbeing, set_wellbeing
 from hfi.workspace import Workspace
 from ui.app import build_app
+
+pytestmark = pytest.mark.databases
 
 playwright = pytest.importorskip("playwright.sync_api")
 REQUIRED = os.environ.get("HFI_REQUIRE_BROWSER") == "1"
@@ -111,11 +114,13 @@ class Asked:
     def rows(self) -> list[Any]:
         """The judgments that count, of the latest revision, as they are in the database."""
         with self.site.engine.connect() as connection:
-            found = connection.exec_driver_sql(
-                "SELECT j.*, a.name FROM judgments j JOIN tasks t ON t.id = j.task_id JOIN annotators a ON a.id = j.annotator_id"
-                " WHERE t.campaign_id = ? AND j.verdict != 'undone' AND NOT EXISTS (SELECT 1 FROM judgments n WHERE"
-                " n.task_id = j.task_id AND n.annotator_id = j.annotator_id AND n.revision > j.revision) ORDER BY j.id",
-                (self.id,),
+            found = connection.execute(
+                text(
+                    "SELECT j.*, a.name FROM judgments j JOIN tasks t ON t.id = j.task_id JOIN annotators a ON a.id = j.annotator_id"
+                    " WHERE t.campaign_id = :campaign AND j.verdict != 'undone' AND NOT EXISTS (SELECT 1 FROM judgments n WHERE"
+                    " n.task_id = j.task_id AND n.annotator_id = j.annotator_id AND n.revision > j.revision) ORDER BY j.id"
+                ),
+                {"campaign": self.id},
             )
             return list(found.mappings())
 
@@ -125,17 +130,17 @@ class Asked:
     def ranking(self, row: Any) -> list[list[int]]:
         """A ranking as the annotator gave it: places where the images were shown, in groups."""
         with self.site.engine.connect() as connection:
-            found = connection.exec_driver_sql(
-                "SELECT rank, shown_position FROM rankings WHERE judgment_id = ? ORDER BY rank, shown_position", (row["id"],)
+            found = connection.execute(
+                text("SELECT rank, shown_position FROM rankings WHERE judgment_id = :it ORDER BY rank, shown_position"),
+                {"it": row["id"]},
             ).all()
         return [[place for other, place in found if other == rank] for rank in dict.fromkeys(rank for rank, _ in found)]
 
 
 @pytest.fixture(scope="module")
-def site(empty_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(new_workspace: Callable[[Path], Workspace], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     path = tmp_path_factory.mktemp("site") / "work"
-    shutil.copytree(empty_workspace, path)
-    made = Site(Workspace(path))
+    made = Site(new_workspace(path))
     yield made
     made.stop()
 

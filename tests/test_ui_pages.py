@@ -19,6 +19,8 @@ from ui import messages, pages
 from ui.app import build_app
 from ui.messages import DEFAULT, languages, load
 
+pytestmark = pytest.mark.databases
+
 PASSWORD = "correct horse battery"
 
 

@@ -14,6 +14,8 @@ from hfi.store.session import writing
 from hfi.workspace import Workspace
 from ui.app import build_app
 
+pytestmark = pytest.mark.databases
+
 PASSWORD = "correct horse battery"
 
 

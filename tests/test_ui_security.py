@@ -7,9 +7,8 @@ import http.client
 import io
 import json
 import re
-import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,8 @@ from hfi.workspace import Workspace
 from ui.app import MANAGE, PAGE, build_app, managing_name, mount
 from ui.identity import MONTH, SHIFT, Identity, workspace_secret
 from ui.local import answers
+
+pytestmark = pytest.mark.databases
 
 PASSWORD = "correct horse battery"
 PROMPT, MODEL, FILE, PEER, THEIRS = "secret-prompt", "secret-model", "secret-file.png", "peers-comment", "secret-campaign"
@@ -136,10 +137,9 @@ def fill(space: Workspace, engine: Engine) -> None:
 
 
 @pytest.fixture(scope="module")
-def site(empty_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(new_workspace: Callable[[Path], Workspace], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("security") / "work"
-    shutil.copytree(empty_workspace, folder)
-    space = Workspace(folder)
+    space = new_workspace(folder)
     engine = space.engine()
     fill(space, engine)
     app, effects = build_app(space, space.engine()), list[str]()

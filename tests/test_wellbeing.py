@@ -18,6 +18,8 @@ from hfi.store.session import Session, writing
 from hfi.store.wellbeing import Wellbeing
 from hfi.workspace import Workspace
 
+pytestmark = pytest.mark.databases
+
 NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)
 
 

@@ -5,6 +5,7 @@
     /manage/        the managers' page, in the same way
     /api/...        what the judging page's script asks: the state, a judgment, an undo
     /img/T/P        image P of task T, for the annotator that has it
+    /metrics        metrics.py, for whoever has its token
 
 Who may ask what is decided here and in identity.py, from a signed cookie; nothing that a page sends says who is asking.
 """
@@ -23,15 +24,17 @@ from starlette.requests import HTTPConnection
 from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hfi import __version__
+from hfi import __version__, logs
 from hfi.store.queries import Annotator
 from hfi.store.session import Engine
 from hfi.workspace import Workspace
-from ui import label, manage, pages
+from ui import label, manage, metrics, pages
 from ui.identity import Identity, workspace_secret
 from ui.label import ASSETS
 from ui.local import answers, local
+from ui.metrics import Meter
 from ui.pages import MANAGE, PAGE
+from ui.watch import Watch, broken
 
 HEAD = f"""<link rel="stylesheet" href="/assets/page.css?v={__version__}">
 <script defer src="/assets/label.js?v={__version__}"></script>"""
@@ -51,23 +54,35 @@ _NEEDED = re.compile(rf"{PAGE}(/|/config/?|/gradio_api/(info|startup-events|app_
 
 
 def build_app(
-    workspace: Workspace, engine: Engine, *, host: str = "127.0.0.1", names: Collection[str] = (), only: Annotator | None = None
+    workspace: Workspace,
+    engine: Engine,
+    *,
+    host: str = "127.0.0.1",
+    names: Collection[str] = (),
+    only: Annotator | None = None,
+    metrics_token: str = "",
 ) -> FastAPI:
     """The app of a workspace, for a server that listens on `host`, and that may be called by other `names` as well.
 
     People sign in with accounts, unless there is none and the server is for this computer alone; then whoever gives a name is let in,
-    or, with `only`, nobody but that annotator.
+    or, with `only`, nobody but that annotator. `metrics_token` opens /metrics to whoever has it; without one there is no such page.
     """
     identity = Identity(engine, workspace_secret(workspace), only, closed=not local(host) or bool(names))
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Guard, identity=identity, host=host, names={name.lower() for name in names})
+    meter = Meter(engine) if metrics_token else None
+    if meter or logs.logging_json():
+        app.add_middleware(Watch, count=meter.request if meter else None)
+    if meter:
+        metrics.add_route(app, meter, metrics_token)
     app.mount("/assets", StaticFiles(directory=ASSETS))
     app.get("/favicon.ico")(lambda: FileResponse(ASSETS / "icon.svg"))
     app.get("/manifest.json")(lambda: {"name": "hfi"})
+    app.add_exception_handler(Exception, broken)
     pages.offer_consent(identity)
     pages.add_routes(app, identity)
     next_step = "" if identity.by_account() else "hfi reward --concept {concept}"
-    label.add_routes(app, engine, workspace.images, judges(identity), next_step)
+    label.add_routes(app, engine, workspace.images, judges(identity), next_step, meter)
     mount(app, label.build_page(leave=only is None), PAGE, judging_name(identity), HEAD)
     manage.add_routes(app, workspace, engine, identity.who)
     mount(app, manage.build_manage(workspace, engine, identity.who), MANAGE, managing_name(identity), manage.HEAD)

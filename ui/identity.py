@@ -10,9 +10,9 @@ import hmac
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
@@ -132,6 +132,12 @@ def _with_account(found: Standing, version: int) -> Person | None:
     if found.role is None or not found.active or found.session_version != version:
         return None
     return Person(found.annotator, "manager" if found.role == "manager" else "annotator", found.agreed, True)
+
+
+def seen(scope: Mapping[str, Any]) -> Person | None:
+    """The person that `Identity.who` found behind a request; None where it found nobody, or was not asked."""
+    person: Person | None = scope.get(_SEEN, (None, None))[1]
+    return person
 
 
 def workspace_secret(workspace: Workspace) -> bytes:

@@ -14,9 +14,10 @@ names and database numbers stay on the server.
 """
 
 import asyncio
+import random
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import lru_cache
@@ -27,6 +28,7 @@ from typing import Annotated, Any, Literal
 
 import fastapi
 import gradio as gr
+from anyio import to_thread
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import JSONResponse, Response
 from markdown_it import MarkdownIt
@@ -36,15 +38,18 @@ from starlette.concurrency import run_in_threadpool
 from hfi.errors import HfiError, NotFound
 from hfi.images import ImageStore
 from hfi.store import campaigns, judging, people, queries, wellbeing
+from hfi.store.locks import hold_person
 from hfi.store.queries import Annotator, now_utc
-from hfi.store.session import Busy, Engine, Session, reading, writing
+from hfi.store.session import Again, Away, Busy, Engine, Session, again, reading, writing
 from hfi.store.showing import shown_image, simulations_judged
 from ui import messages
-from ui.pictures import Picture, Pictures, View
+from ui.metrics import Meter
+from ui.pictures import Picture, Pictures, View, threads
 
 ASSETS = Path(__file__).parent / "assets"
 _DAY_MS = 24 * 3600 * 1000
 _TOTAL_SECONDS = 10
+_SOON_SECONDS = 10
 
 Strength = Annotated[int, Query(ge=1, le=3)]
 Number = Annotated[int, fastapi.Path(ge=1, lt=2**31)]
@@ -57,7 +62,8 @@ class Desk:
     engine: Engine
     pictures: Pictures
     next_step: str = ""
-    totals: dict[tuple[int, int], tuple[float, int]] = field(default_factory=dict)  # see `_total`
+    totals: dict[tuple[int, int], tuple[float, int | None]] = field(default_factory=dict)  # see `_total`
+    meter: Meter | None = None
 
 
 class Answer(BaseModel):
@@ -67,19 +73,19 @@ class Answer(BaseModel):
     token: str = Field(max_length=64)
     verdict: str = Field(max_length=16)
     once: str = Field(min_length=8, max_length=100)
-    ranking: list[int | Annotated[list[int], Field(max_length=100)]] | None = Field(None, max_length=100)
-    comment: str | None = Field(None, max_length=20_000)
-    region: list[float] | None = Field(None, max_length=4)
-    elapsed_ms: int | None = Field(None, ge=0, le=_DAY_MS)
+    ranking: list[int | Annotated[list[int], Field(max_length=100)]] | None = Field(default=None, max_length=100)
+    comment: str | None = Field(default=None, max_length=20_000)
+    region: list[float] | None = Field(default=None, max_length=4)
+    elapsed_ms: int | None = Field(default=None, ge=0, le=_DAY_MS)
     filter: Literal["none", "blur", "grey", "both"] | None = None
-    reveals: int | None = Field(None, ge=0, le=100_000)
-    revealed_ms: int | None = Field(None, ge=0, le=_DAY_MS)
+    reveals: int | None = Field(default=None, ge=0, le=100_000)
+    revealed_ms: int | None = Field(default=None, ge=0, le=_DAY_MS)
 
     @field_validator("once")
     @classmethod
     def _of_a_page(cls, once: str) -> str:
         """What the server itself gives an undo, an import and a simulation cannot come from a page: it would stand in their way."""
-        if once.startswith(("undo-", "import-", "simulated-")):
+        if once.startswith(("undo-", "import-", "simulated-")) or "\0" in once:
             raise ValueError("this name is taken")
         return once
 
@@ -98,15 +104,16 @@ def state(desk: Desk, person: Annotator, campaign_id: int) -> dict[str, Any]:
 
     NotFound where the campaign is not theirs.
     """
-    with writing(desk.engine) as session:
+    with _writing(desk, person) as session:
+        about = _about(session, campaign_id)
         found = _state(desk, session, person, campaign_id)
-        return {**found, "campaign": _about(session, campaign_id)}
+    return {**(found or _soon(desk, person, campaign_id)), "campaign": about}
 
 
 def judge(desk: Desk, person: Annotator, answer: Answer, *, wait: bool = True) -> dict[str, Any]:
     """Keeps a judgment and gives the next state. HfiError where the answer cannot be taken; nothing is kept then. `wait`: as for
     `writing`."""
-    with writing(desk.engine, wait=wait) as session:
+    with _writing(desk, person, wait=wait) as session:
         look = judging.Look(
             elapsed_ms=answer.elapsed_ms, filter=answer.filter, reveals=answer.reveals, revealed_ms=answer.revealed_ms
         )
@@ -122,32 +129,40 @@ def judge(desk: Desk, person: Annotator, answer: Answer, *, wait: bool = True) -
             look=look,
         )
         if taken.duplicate:
-            return _state(desk, session, person, taken.campaign_id)
-        shift = wellbeing.note(session, person.id, answer.verdict in wellbeing.HARMFUL)
-        resting = wellbeing.rest(session, person.id, shift=shift)
-        return _shown(desk, session, person, taken.campaign_id, resting)
+            found = _state(desk, session, person, taken.campaign_id)
+        else:
+            shift = wellbeing.note(session, person.id, answer.verdict in wellbeing.HARMFUL)
+            resting = wellbeing.rest(session, person.id, shift=shift)
+            found = _shown(desk, session, person, taken.campaign_id, resting)
+    if desk.meter and not taken.duplicate:
+        desk.meter.judged(taken.campaign_id, answer.verdict)
+    return found or _soon(desk, person, taken.campaign_id)
 
 
 def undo(desk: Desk, person: Annotator, campaign_id: int, done: int) -> dict[str, Any]:
     """Takes back this person's last judgment in the campaign, if they had judged `done` until now."""
-    with writing(desk.engine) as session:
-        if judging.progress(session, campaign_id, person.id).done == done:
+    with _writing(desk, person) as session:
+        if judging.partaking(session, campaign_id, person.id).done == done:
             judging.undo(session, campaign_id, person.id)
-        return _state(desk, session, person, campaign_id)
+            if desk.meter:
+                desk.meter.undone()
+        found = _state(desk, session, person, campaign_id)
+    return found or _soon(desk, person, campaign_id)
 
 
 def go_on(desk: Desk, person: Annotator, campaign_id: int) -> dict[str, Any]:
     """Ends a break early, unless a limit of the day asks for it."""
-    with writing(desk.engine) as session:
+    with _writing(desk, person) as session:
         wellbeing.end_rest(session, person.id)
-        return _state(desk, session, person, campaign_id)
+        found = _state(desk, session, person, campaign_id)
+    return found or _soon(desk, person, campaign_id)
 
 
 def stop(desk: Desk, person: Annotator, campaign_id: int) -> dict[str, Any]:
     """Ends the person's shift, and says what they did."""
-    with writing(desk.engine) as session:
+    with _writing(desk, person) as session:
         wellbeing.end_shift(session, person.id, "stop")
-        return {**_without_task(desk, session, person, campaign_id, None), "stopped": True}
+        return {**_without_task(desk, session, person, campaign_id, None, going=True), "stopped": True}
 
 
 def image(desk: Desk, person: Annotator, token: str, position: int, view: View = "plain", strength: int = 2) -> Picture:
@@ -168,13 +183,38 @@ def _images(session: Session, person: Annotator, answer: Answer) -> list[int | l
         raise HfiError("a ranking names places of the images that are shown: reload the page") from None
 
 
-def _state(desk: Desk, session: Session, person: Annotator, campaign_id: int) -> dict[str, Any]:
+@contextmanager
+def _writing(desk: Desk, person: Annotator, *, wait: bool = True) -> Iterator[Session]:
+    """A transaction of this person's judging, beside those of others: their own take turns."""
+    with writing(desk.engine, alone=False, wait=wait) as session:
+        hold_person(session, person.id)
+        yield session
+
+
+def _soon(desk: Desk, person: Annotator, campaign_id: int) -> dict[str, Any]:
+    """The state, once others have written the last tasks, which they are just doing. Again where that takes them long."""
+    until = time.monotonic() + _SOON_SECONDS
+    while time.monotonic() < until:
+        time.sleep(random.uniform(0.005, 0.03))
+        with _writing(desk, person) as session:
+            if found := _state(desk, session, person, campaign_id):
+                return found
+    raise Again("others have been writing the last tasks for long: reload the page")
+
+
+def _state(desk: Desk, session: Session, person: Annotator, campaign_id: int) -> dict[str, Any] | None:
     return _shown(desk, session, person, campaign_id, wellbeing.rest(session, person.id))
 
 
-def _shown(desk: Desk, session: Session, person: Annotator, campaign_id: int, resting: wellbeing.Rest | None) -> dict[str, Any]:
-    """The next task, unless the person is resting."""
+def _shown(
+    desk: Desk, session: Session, person: Annotator, campaign_id: int, resting: wellbeing.Rest | None
+) -> dict[str, Any] | None:
+    """The next task, unless the person is resting; None where it is to be asked for in another transaction."""
     hand = judging.Hand(None, None, 0) if resting else judging.serve(session, campaign_id, person.id)
+    if desk.meter:
+        desk.meter.claimed(hand.taken)
+    if hand.busy:
+        return None
     if hand.task is None:
         return _without_task(desk, session, person, campaign_id, resting)
     return {
@@ -188,33 +228,34 @@ def _shown(desk: Desk, session: Session, person: Annotator, campaign_id: int, re
     }
 
 
-def _total(desk: Desk, session: Session, person: Annotator, campaign_id: int, done: int) -> int:
-    """How many tasks this person has done, has in hand or may be given. Counted now and then: their own judgments do not change it,
-    others' do, and counting takes as long as all the rest of a judgment."""
+def _total(desk: Desk, session: Session, person: Annotator, campaign_id: int, done: int) -> int | None:
+    """How many tasks this person has done, has in hand or may be given; None where there are too many to be counted. Counted now and
+    then: their own judgments do not change it, others' do, and counting takes as long as all the rest of a judgment."""
     now = time.monotonic()
     until, total = desk.totals.get((campaign_id, person.id), (0.0, 0))
     if now >= until:
-        total = done + judging.left(session, campaign_id, person.id)
+        total = judging.total(done, judging.left(session, campaign_id, person.id))
         desk.totals[campaign_id, person.id] = (now + _TOTAL_SECONDS, total)
-    return max(total, done + 1)
+    return None if total is None else max(total, done + 1)
 
 
 def _without_task(
-    desk: Desk, session: Session, person: Annotator, campaign_id: int, resting: wellbeing.Rest | None
+    desk: Desk, session: Session, person: Annotator, campaign_id: int, resting: wellbeing.Rest | None, *, going: bool = False
 ) -> dict[str, Any]:
-    campaigns.participant(session, campaigns.campaign_row(session, campaign_id), person.id)  # before anything is said of it
-    mine = judging.progress(session, campaign_id, person.id)
+    """`going`: they may go on, so that it is too early to count what they said."""
+    done = judging.partaking(session, campaign_id, person.id).done  # before anything is said of it
+    said = {} if going or resting else judging.progress(session, campaign_id, person.id).by_verdict
     about = campaigns.campaign(session, campaign_id)
     return {
         "person": person.name,
         "task": None,
         "ahead": None,
-        "done": mine.done,
-        "total": mine.total,
-        "verdicts": dict(mine.by_verdict),
+        "done": done,
+        "total": judging.total(done, judging.left(session, campaign_id, person.id)),
+        "verdicts": dict(said),
         "closed": about.state != "open",
         "rest": resting and _rest(resting, now_utc()),
-        "today": asdict(wellbeing.exposure(session, person.id).today),
+        "today": asdict(wellbeing.today(session, person.id)),
         "next": desk.next_step.replace("{concept}", about.concept),
     }
 
@@ -262,17 +303,22 @@ _MARKDOWN.add_render_rule("link_open", _open_elsewhere)
 
 
 def add_routes(
-    app: FastAPI, engine: Engine, images: ImageStore, person: Callable[[Request], Annotator], next_step: str = ""
+    app: FastAPI,
+    engine: Engine,
+    images: ImageStore,
+    person: Callable[[Request], Annotator],
+    next_step: str = "",
+    meter: Meter | None = None,
 ) -> None:
     """Adds what the page's script asks for. `person` gives the annotator who sent a request, and refuses whoever is none."""
-    desk = Desk(engine, Pictures(images), next_step)
-    turn = asyncio.Lock()
+    desk = Desk(engine, Pictures(images, meter.pictured if meter else None), next_step, meter=meter)
+    turn, looking = asyncio.Lock(), threads(images)
 
     async def in_turn(work: Callable[[], dict[str, Any]]) -> Response:
         """What writes waits here for its turn, and not in the few threads, which others need. Each is one visit to a thread: a
         dependency, and a value in the place of a response, would be one more each."""
         async with turn if engine.dialect.name == "sqlite" else nullcontext():
-            return JSONResponse(await run_in_threadpool(work))
+            return JSONResponse(await run_in_threadpool(again, work))
 
     @app.get("/api/messages")
     def say(request: Request) -> Response:
@@ -307,13 +353,14 @@ def add_routes(
         return await in_turn(lambda: stop(desk, person(request), campaign_id))
 
     @app.get("/img/{token}/{position}")
-    def get_image(request: Request, token: str, position: int, view: View = "plain", strength: Strength = 2) -> Response:
-        found = image(desk, person(request), token, position, view, strength)
+    async def get_image(request: Request, token: str, position: int, view: View = "plain", strength: Strength = 2) -> Response:
+        found = await to_thread.run_sync(lambda: image(desk, person(request), token, position, view, strength), limiter=looking)
         return Response(found.data, media_type=found.media_type, headers={"Cache-Control": "private, no-store"})
 
     @app.exception_handler(HfiError)
     def refuse(request: Request, error: Exception) -> Response:
-        return JSONResponse({"detail": str(error)}, 404 if isinstance(error, NotFound) else 409)
+        for_a_while = isinstance(error, (Again, Away))  # the page asks again by itself
+        return JSONResponse({"detail": str(error)}, 503 if for_a_while else 404 if isinstance(error, NotFound) else 409)
 
 
 # --- the page ---

@@ -1,5 +1,7 @@
 """What the labeling server holds: many annotators at once on one workspace, each as fast as it answers, killed now and then.
 
+Its database is a SQLite file, or, where HFI_DATABASE_URL names one of PostgreSQL, a schema of its own there, which goes at the end.
+
 A workspace with accounts is made, `hfi ui` serves it in a process of its own, and clients in this one do what the page's script does:
 sign in, ask for the state, send a judgment and get the next task, load its picture. Afterwards the database is read: every judgment
 that was acknowledged is there once, and no task has more answers than it asked for.
@@ -8,12 +10,14 @@ that was acknowledged is there once, and no task has more answers than it asked 
 import asyncio
 import os
 import random
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +25,7 @@ from typing import Any
 import httpx
 import numpy as np
 from PIL import Image
-from sqlalchemy import func, insert, select
+from sqlalchemy import func, insert, select, text
 
 from hfi.bench.load import LoadConfig
 from hfi.concepts import Concept
@@ -29,7 +33,7 @@ from hfi.store import campaigns, people, queries
 from hfi.store import models as m
 from hfi.store.judging import is_last
 from hfi.store.migrate import upgrade
-from hfi.store.session import Engine, connect, reading, writing
+from hfi.store.session import Engine, connect, parse, reading, writing
 from hfi.workspace import Workspace
 
 PASSWORD = "load-load-load"
@@ -86,20 +90,21 @@ class Server:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        self.path = path
+        self.path, self.log = path, path.with_name(f"{path.name}.log")
         self.url = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         words = [sys.executable, "-m", "hfi", "ui", "-w", str(self.path), "--port", str(self.port), "--no-open"]
-        self.process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=log)
         while True:
             try:
                 httpx.get(self.url, timeout=5)
                 return
             except httpx.TransportError:
                 if self.process.poll() is not None:
-                    raise RuntimeError(f"the server ended: {(self.process.stderr or sys.stdin).read()!r}") from None
+                    raise RuntimeError(f"the server ended: {self.log.read_text()!r}") from None
                 time.sleep(0.1)
 
     def kill(self) -> None:
@@ -159,9 +164,12 @@ async def _annotator(i: int, url: str, campaign: int, config: LoadConfig, seen: 
                 state = (await ask("POST", f"/api/campaigns/{campaign}/go-on")).json()
 
 
-async def _drive(server: Server, campaign: int, config: LoadConfig) -> Tally:
-    seen = Tally()
-    tasks = [asyncio.create_task(_annotator(i, server.url, campaign, config, seen)) for i in range(config.annotators)]
+async def _drive(servers: Sequence[Server], campaign: int, config: LoadConfig) -> Tally:
+    seen, server = Tally(), servers[0]
+    tasks = [
+        asyncio.create_task(_annotator(i, servers[i % len(servers)].url, campaign, config, seen))
+        for i in range(config.annotators)
+    ]
     rng = random.Random(config.seed)
     at = sorted(rng.sample(range(config.judgments // 20, config.judgments), config.kills)) if config.kills else []
     step, next_look = max(1, config.judgments // 20), 0
@@ -184,21 +192,54 @@ async def _drive(server: Server, campaign: int, config: LoadConfig) -> Tally:
 
 def run(path: Path, config: LoadConfig) -> dict[str, Any]:
     """Judges, and says how it went: latencies in ms, judgments a second, memory, and what is wrong in the database (nothing)."""
+    with _own_schema():
+        return _run(path, config)
+
+
+@contextmanager
+def _own_schema() -> Iterator[None]:
+    """On PostgreSQL, HFI_DATABASE_URL names a new schema, in which everything is made: what is in the database stays as it is."""
+    url = os.environ.get("HFI_DATABASE_URL", "")
+    if not url or parse(url).get_backend_name() != "postgresql":
+        yield
+        return
+    name, engine = f"hfi_load_{secrets.token_hex(4)}", connect(url)
+    given = parse(url).query.get("options", "")
+    there = parse(url).update_query_dict({"options": f"{given} -csearch_path={name}".strip()})
+    with engine.begin() as connection:
+        connection.execute(text(f"CREATE SCHEMA {name}"))
+    os.environ["HFI_DATABASE_URL"] = there.render_as_string(hide_password=False)
+    try:
+        yield
+    finally:
+        os.environ["HFI_DATABASE_URL"] = url
+        with engine.begin() as connection:
+            connection.execute(text(f"DROP SCHEMA {name} CASCADE"))
+        engine.dispose()
+
+
+def _run(path: Path, config: LoadConfig) -> dict[str, Any]:
     engine = make(path, config)
     with reading(engine) as s:
         campaign = next(c for c in campaigns.campaigns(s, CONCEPT) if c.name == "load")
         before = s.scalar(select(func.count()).select_from(m.Judgment)) or 0
-    server = Server(path)
-    server.start()
+    servers = [Server(path) for _ in range(config.servers)]
     try:
+        for server in servers:
+            server.start()
         began = time.perf_counter()
-        seen = asyncio.run(_drive(server, campaign.id, config))
+        seen = asyncio.run(_drive(servers, campaign.id, config))
         took = time.perf_counter() - began
     finally:
-        server.stop()
+        for server in servers:
+            server.stop()
+    wrong = verify(engine, seen.acknowledged, before)
+    database = engine.dialect.name
+    engine.dispose()
     ms = 1000 * np.array(seen.seconds or [float("nan")])
     return {
         **asdict(config),
+        "database": database,
         "judged": len(seen.acknowledged),
         "seconds": round(took, 2),
         "per_second": round(len(seen.acknowledged) / took, 1),
@@ -206,7 +247,7 @@ def run(path: Path, config: LoadConfig) -> dict[str, Any]:
         "retries": seen.retries,
         "errors": seen.errors,
         "memory": seen.memory,
-        **verify(engine, seen.acknowledged, before),
+        **wrong,
     }
 
 

@@ -19,6 +19,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from hfi import __version__
 from hfi.errors import HfiError
+from hfi.logs import event
 from hfi.store import campaigns, judging, people, queries
 from hfi.store.people import SignInRefused, Standing
 from hfi.store.session import Engine, Session, reading, writing
@@ -44,14 +45,15 @@ _PART = re.compile(r"^<!--\s*([a-z]{2,8})\s*-->\s*$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Offer:
-    """A campaign as its card on the list says it; `name` where another one is about the same concept."""
+    """A campaign as its card on the list says it; `name` where another one is about the same concept. `total`: None where there are
+    too many to be counted."""
 
     id: int
     title: str
     name: str
     question: str
     done: int
-    total: int
+    total: int | None
 
 
 def render(request: Request, template: str, status: int = 200, /, **values: Any) -> HTMLResponse:
@@ -101,19 +103,22 @@ def way(engine: Engine, person: Person | Standing, asked: int | None = None) -> 
 
 def offers(session: Session, annotator_id: int) -> list[Offer]:
     """The open campaigns in which this annotator has done something or can, the latest first."""
-    far = [(c, judging.progress(session, c.id, annotator_id)) for c in campaigns.open_campaigns(session, annotator_id)]
-    here = [(campaign, progress) for campaign, progress in far if progress.total]
-    times = Counter(campaign.concept for campaign, _ in here)
+    done = campaigns.done_by(session, annotator_id)
+    far = [
+        (c, done.get(c.id, 0), judging.left(session, c.id, annotator_id)) for c in campaigns.open_campaigns(session, annotator_id)
+    ]
+    here = [(campaign, did, left) for campaign, did, left in far if did + left]
+    times = Counter(campaign.concept for campaign, *_ in here)
     return [
         Offer(
             c.id,
             queries.concept(session, c.concept).title,
             c.name if times[c.concept] > 1 else "",
             c.question,
-            progress.done,
-            progress.total,
+            did,
+            judging.total(did, left),
         )
-        for c, progress in here
+        for c, did, left in here
     ]
 
 
@@ -173,6 +178,7 @@ def add_routes(app: FastAPI, identity: Identity) -> None:
         offer_consent(identity)
         with reading(engine) as session:
             now = people.standing(session, found.annotator.id) or found
+        event("signed_in", who=found.annotator.pseudonym, role=found.role or "manager")
         response = go(way(engine, now, asked))
         identity.sign_in(request, response, found.annotator.id, found.session_version)
         return response
@@ -209,6 +215,7 @@ def add_routes(app: FastAPI, identity: Identity) -> None:
         try:
             return enter(request, people.check_password(engine, name, password), campaign)
         except SignInRefused as e:
+            event("sign_in_refused", reason="wrong" if e.wait is None else "wait")  # not whose: a name is none until it is right
             if e.wait is None:
                 return door(request, texts["page.sign_in.wrong"], 401, name, campaign)
             answer = door(request, texts["page.sign_in.wait"].format(seconds=e.wait), 429, name, campaign)
@@ -227,6 +234,7 @@ def add_routes(app: FastAPI, identity: Identity) -> None:
         if person and person.account:
             with writing(engine) as session:
                 people.sign_out_everywhere(session, person.annotator.id)
+            event("signed_out_everywhere", who=person.annotator.pseudonym)
         return leave()
 
     @app.get("/consent")
@@ -259,6 +267,7 @@ def add_routes(app: FastAPI, identity: Identity) -> None:
                 people.agree(session, person.annotator.id, version)
         except HfiError:  # there is a newer one
             return go("/consent")
+        event("consented", who=person.annotator.pseudonym, version=version)
         return go("/")
 
     def list_work(
@@ -304,6 +313,7 @@ def add_routes(app: FastAPI, identity: Identity) -> None:
         with writing(engine) as session:
             people.set_password(session, person.annotator.id, new)
             now = people.standing(session, person.annotator.id)
+        event("password_changed", who=person.annotator.pseudonym)
         response = list_work(request, person, done=texts["page.password.done"])
         if now:
             identity.sign_in(request, response, person.annotator.id, now.session_version)
@@ -333,6 +343,7 @@ def add_routes(app: FastAPI, identity: Identity) -> None:
                 done = people.withdraw(session, person.annotator.id)
         except HfiError:
             return confirm(request, person, texts["page.withdraw.last"])
+        event("withdrawn", who=person.annotator.pseudonym, judgments=done.judgments, comments=done.comments)
         response = notice(request, 200, "withdrawn", False, comments=done.comments, judgments=done.judgments)
         identity.sign_out(response)
         return response

@@ -17,12 +17,13 @@ from PIL import Image
 from hfi.bench.models import build
 from hfi.bench.reference import invert_reference, sdd_reference
 from hfi.bench.speed import Arm, SpeedConfig
-from hfi.diffusion.memory import PRECISIONS, lighten, process_memory
+from hfi.diffusion.memory import PRECISIONS, lighten
 from hfi.diffusion.sd import StableDiffusion, encode_images, pick_device
 from hfi.erase.removal import Removal
 from hfi.erase.sdd import SDDConfig, erase_sdd
 from hfi.errors import HfiError
 from hfi.invert.train import Examples, InvertConfig, invert
+from hfi.resources import process_memory
 
 IMAGES = 8
 PROMPTS = ("a s a i l o r", "a m a n")  # the tokenizer has letters only

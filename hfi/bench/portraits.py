@@ -1,11 +1,13 @@
 """What a benchmark on the embedded model needs first: judged images of each concept, a reward, and its tokens."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from hfi.bench.plan import Named
 from hfi.comparison import before_judging, rewards, tokens
 from hfi.demo import simulate_judging
+from hfi.distributed import from_main
 from hfi.workspace import Workspace
 
 
@@ -16,7 +18,7 @@ def prepare(workspace: Path, concepts: Sequence[Named], run: Callable[[str], Non
         run(line)
     space = Workspace.open(workspace)
     for slug in slugs:
-        simulate_judging(space, slug, f"judge-{slug}")
+        from_main(partial(simulate_judging, space, slug, f"judge-{slug}"))
     steps = " --steps 150" if quick else ""
     plain = [
         line

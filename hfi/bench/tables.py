@@ -27,6 +27,7 @@ from hfi.diffusion.memory import PRECISIONS
 from hfi.diffusion.sd import StableDiffusion, load_sd
 from hfi.diffusion.tokens import LearnedToken
 from hfi.diffusion.training import clear_state, drive
+from hfi.distributed import from_main, is_main
 from hfi.erase import METHODS
 from hfi.erase.erasure import Erasure
 from hfi.evaluate import Backbone, System, evaluate
@@ -278,13 +279,15 @@ def _relapse_tokens(
     """Learned on the system's weights, once for all systems that share them; kept in the run's folder."""
     shared = entry if entry.erasure else Entry(table)
     chosen = _examples(bench, table, config.examples)
-    run = Run.start(
-        bench.path / table.name / "attacks",
-        "relapse",
-        f"{shared.method}-{shared.conditioning}",
-        {**_settings(bench, shared), **asdict(config.training), "flagged": [sha for sha, _ in chosen]},
-    )
-    if not run.finished:
+    settings = {**_settings(bench, shared), **asdict(config.training), "flagged": [sha for sha, _ in chosen]}
+
+    def begin() -> tuple[Run, bool]:
+        folder, name = bench.path / table.name / "attacks", f"{shared.method}-{shared.conditioning}"
+        run = Run.start(folder, "relapse", name, settings)
+        return run, run.finished
+
+    run, trained = from_main(begin)
+    if not trained:
         sd = ready(untouched(), shared.erasures)
         images = [bench.space.images.load(sha) for sha, _ in chosen]
         initial = " ".join(concept.text for concept in table.concepts)
@@ -296,11 +299,14 @@ def _relapse_tokens(
             save_every=50,
             title=f"relapse of {entry.name}",
         )
-        for step, token in made.tokens.items():
-            token.save(run.path / f"{step:05d}.safetensors")
-        run.finish({"tokens": sorted(made.tokens)})
-        clear_state(run)
-    return {int(step): LearnedToken.load(run.path / f"{step:05d}.safetensors") for step in run.result()["tokens"]}
+        if is_main():
+            for step, token in made.tokens.items():
+                token.save(run.path / f"{step:05d}.safetensors")
+            run.finish({"tokens": sorted(made.tokens)})
+            clear_state(run)
+    return from_main(
+        lambda: {int(step): LearnedToken.load(run.path / f"{step:05d}.safetensors") for step in run.result()["tokens"]}
+    )
 
 
 def _examples(bench: Bench, table: Table, count: int) -> list[tuple[str, str | None]]:

@@ -1,13 +1,18 @@
 """The command line. Parsing and printing only: a command's module is imported when it runs, so `hfi --help` starts at once."""
 
 import importlib
+import logging
+import os
 import sys
-from typing import Any
+import time
+import warnings
+from typing import Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
-from hfi import __version__
+from hfi import __version__, logs
+from hfi.distributed import Terminated, first_to_say, is_main, one_process, start_the_others, taking_part
 from hfi.errors import HfiError, NoRoom, UsageError
 from hfi.files import no_room
 
@@ -29,11 +34,18 @@ COMMANDS = {
     "export": ("hfi.cli.export", "app", "Write what comes out in the formats of other programs."),
     "import-token": ("hfi.cli.import_token", "import_token", "Bring in a token that was learned elsewhere."),
     "demo": ("hfi.cli.demo", "demo", "The loop on the embedded model, with simulated annotators."),
-    "bench": ("hfi.cli.bench", "app", "Every method side by side: run, portraits. Costs: speed, load."),
+    "bench": ("hfi.cli.bench", "app", "Every method side by side. Costs: speed, processes, memory, load."),
     "portraits": ("hfi.cli.portraits", "app", "The embedded model: render its world, train, check, compare."),
-    "db": ("hfi.cli.db", "app", "The database: status, upgrade."),
-    "doctor": ("hfi.cli.workspace", "doctor", "Check versions, devices, database and data files."),
+    "db": ("hfi.cli.db", "app", "The database: status, upgrade, copy."),
+    "images": ("hfi.cli.images", "app", "The image store: status, copy, collect."),
+    "completion": ("hfi.cli.completion", "completion", "Have a shell complete commands, options and values."),
+    "doctor": ("hfi.cli.doctor", "doctor", "Check versions, devices, database and data files."),
 }
+
+TOGETHER = ("generate", "invert", "erase", "evaluate", "bench")  # what several processes can work at
+
+
+COMPLETING = "_HFI_COMPLETE"  # set by a shell that asks how a command line may go on
 
 
 class LazyGroup(TyperGroup):
@@ -45,6 +57,10 @@ class LazyGroup(TyperGroup):
     def get_command(self, ctx: Any, name: str) -> Any:
         if name not in COMMANDS:
             return None
+        if COMPLETING in os.environ:  # from a table of options: no key that is pressed waits for torch
+            from hfi.cli.completion import command as described
+
+            return described(name)
         module, attribute, _ = COMMANDS[name]
         found = getattr(importlib.import_module(module), attribute)
         command: Any
@@ -62,12 +78,14 @@ class LazyGroup(TyperGroup):
             formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+        if args and args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
             import difflib
 
             close = difflib.get_close_matches(args[0], COMMANDS, n=1)
             hint = f"did you mean {close[0]!r}?" if close else "'hfi --help' lists them"
             raise UsageError(f"unknown command {args[0]!r}: {hint}")
+        if args and args[0] not in TOGETHER and not args[0].startswith("-"):
+            one_process(f"hfi {args[0]}")
         return super().resolve_command(ctx, args)
 
 
@@ -87,36 +105,93 @@ def _version(given: bool) -> None:
         raise typer.Exit
 
 
+def _log(given: str | None) -> str | None:
+    if given == "json":
+        logs.switch_on()
+    return given
+
+
 @app.callback()
 def _root(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+    log: Literal["json"] | None = typer.Option(
+        None, envvar=logs.LOG, callback=_log, help="Log what happens on stderr, one JSON object a line.", show_default=False
+    ),
 ) -> None:
     pass
 
 
 def main(args: list[str] | None = None) -> None:
-    """Entry point: a user's mistake is one line and exit code 1 or 2, an interruption is said to be resumable (130)."""
+    """Entry point: a user's mistake is one line and exit code 1 or 2, an interruption is said to be resumable (130).
+
+    Of several processes at one run, one prints: the main one what was asked for, the first that comes to it why the run ended.
+    """
+    words = sys.argv[1:] if args is None else args
+    if COMPLETING in os.environ:
+        from typer.completion import completion_init
+
+        completion_init()
+    began = time.monotonic()
+    with logs.of_one_command(words):
+        code = _run(words, started_here=args is None)
+        logs.event("command_ended", command=_command(words), exit_code=code, seconds=round(time.monotonic() - began, 3))
+    sys.exit(code)
+
+
+def _run(words: list[str], *, started_here: bool) -> int:
+    """The exit code of a command line, after what went wrong has been said."""
     try:
-        code = app(args=args, prog_name="hfi", standalone_mode=False)
+        logs.check()
+        if started_here:
+            start_the_others(words)
+        if not is_main():
+            _silence()
+        with taking_part():
+            code = app(args=words, prog_name="hfi", standalone_mode=False)
     except HfiError as e:
-        print(f"hfi: error: {e}", file=sys.stderr)
-        sys.exit(e.exit_code)
+        return _fail(str(e), e.exit_code)
     except _Mistake as e:
         if type(e).__name__ == "NoArgsIsHelpError":
             e.show()
-        else:
-            print(f"hfi: error: {_sentence(e)}", file=sys.stderr)
-        sys.exit(2)
+            return 2
+        return _fail(_sentence(e), 2)
     except typer.Abort:
-        sys.exit(1)
+        return 1
+    except Terminated:
+        return _fail("ended from outside, as when another process of this run ends; run the same command again to go on", 143)
     except Exception as e:  # a disk can be full wherever something is written
-        if not (why := no_room(e)):
-            raise
-        print(f"hfi: error: {NoRoom(getattr(e, 'filename', None) or 'a file', why)}", file=sys.stderr)
-        sys.exit(1)
+        if why := no_room(e):
+            return _fail(str(NoRoom(getattr(e, "filename", None) or "a file", why)), 1)
+        if logs.telling_json():
+            logs.tell("error", **logs.error(e, message=True), exit_code=1)
+        raise
     if code == 130:  # how typer reports Ctrl-C
-        print("hfi: interrupted; run the same command again to go on", file=sys.stderr)
-    sys.exit(code)
+        return _fail("interrupted; run the same command again to go on", 130)
+    return int(code or 0)
+
+
+def _fail(said: str, code: int) -> int:
+    if first_to_say():
+        print(f"hfi: {said}" if code > 128 else f"hfi: error: {said}", file=sys.stderr, flush=True)
+        if logs.telling_json():
+            logs.tell("error", message=said, exit_code=code)
+    return code
+
+
+def _command(words: list[str]) -> str:
+    """The command without what it was given, which may be somebody's name: 'erase', 'user add'."""
+    at = next((i for i, word in enumerate(words) if word in COMMANDS), None)
+    if at is None:
+        return ""
+    group = COMMANDS[words[at]][1] == "app" and at + 1 < len(words) and not words[at + 1].startswith("-")
+    return " ".join(words[at : at + 1 + group])
+
+
+def _silence() -> None:
+    """What the main process prints too. What ends this one is still said."""
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # until the end
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
 
 
 _Mistake: Any = typer.BadParameter.__mro__[1]  # the UsageError of the click that typer brings

@@ -12,10 +12,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hfi.bench.load import LoadConfig
+from hfi.bench.processes import ProcessesConfig
+from hfi.bench.processes import run as run_processes
+from hfi.bench.processes import table as processes_table
+from hfi.bench.rows import RowsConfig
+from hfi.bench.scale import ScaleConfig
 from hfi.bench.speed import SpeedConfig, table
 from hfi.bench.speed import run as measure_speed
+from hfi.cli import TOGETHER
 from hfi.cli.options import JsonOption, WorkspaceOption, name_option, with_config
+from hfi.distributed import from_main, is_main, meeting_place, one_process
 from hfi.errors import HfiError, NoJudgments, UsageError
+from hfi.hub import pinned
 from hfi.resources import data_dir
 from hfi.workspace import Workspace
 
@@ -82,8 +90,27 @@ def portraits(
 @with_config(SpeedConfig)
 def speed(as_json: JsonOption = False, *, config: SpeedConfig) -> None:
     """Time, U-Net evaluations and memory of invert and erase, beside plain loops written down from the papers, on random models."""
+    one_process("hfi bench speed")
     result = measure_speed(config)
     typer.echo(json.dumps(result) if as_json else table(result))
+
+
+@app.command()
+@with_config(ProcessesConfig)
+def processes(as_json: JsonOption = False, *, config: ProcessesConfig) -> None:
+    """Images a second of one process and of several that share this machine's cores, and whether their bytes are equal."""
+    one_process("hfi bench processes")
+    rows = run_processes(config)
+    typer.echo(json.dumps(rows) if as_json else processes_table(rows))
+
+
+@app.command()
+def memory() -> None:
+    """GPU memory of every recipe in docs/scaling.md, computed from the models' architectures; needs no GPU and downloads nothing."""
+    one_process("hfi bench memory")
+    from hfi.bench.memory import table
+
+    typer.echo(table())
 
 
 @app.command()
@@ -95,7 +122,9 @@ def load(
     config: LoadConfig,
 ) -> None:
     """Many annotators at once on a labeling server of their own, as fast as it answers, killed now and then: how long each waits for
-    the next task, what the server holds in memory, and whether a judgment was lost or taken twice."""
+    the next task, what the server holds in memory, and whether a judgment was lost or taken twice. On SQLite, or, in a schema of its
+    own that goes at the end, on the PostgreSQL database that HFI_DATABASE_URL names."""
+    one_process("hfi bench load")
     from tempfile import TemporaryDirectory
 
     from ui.load import run, table
@@ -107,6 +136,66 @@ def load(
     typer.echo(json.dumps(results) if as_json else table(results))
     if wrong := [r for r in results if r["errors"] or r["lost"] or r["duplicates"] or r["over_overlap"]]:
         raise HfiError(f"{len(wrong)} of {len(results)} runs lost, repeated or refused judgments: see the table")
+
+
+@app.command()
+@with_config(ScaleConfig)
+def scale(
+    workspace: Annotated[
+        Path, typer.Option("--workspace", "-w", help="The workspace to make, or to measure again.", show_default=True)
+    ] = Path("scale"),
+    database: Annotated[
+        str | None,
+        typer.Option("--database", help="A database to fill in the place of the workspace's own.", envvar="HFI_DATABASE_URL"),
+    ] = None,
+    figures: Annotated[bool, typer.Option(help="Also time what managers' pages and exports read.")] = True,
+    as_json: JsonOption = False,
+    *,
+    config: ScaleConfig,
+) -> None:
+    """A database of a million judgments, made once: how every statement of the judging page finds its rows, and how long a claim and a
+    submission take there. Fails where one that is sent all day reads a large table as a whole, or too much of it."""
+    from hfi.store.migrate import upgrade
+    from hfi.store.session import connect
+    from ui.scale import run
+    from ui.scale import table as shown
+
+    space = Workspace.create(workspace)
+    url = database or space.database_url
+    upgrade(url)
+    engine = connect(url)
+    result = run(engine, config, also_figures=figures)
+    typer.echo(json.dumps(result) if as_json else shown(result))
+    if result["faults"]:
+        raise HfiError(f"{len(result['faults'])} statements read too much: {'; '.join(result['faults'])}")
+
+
+@app.command()
+@with_config(RowsConfig)
+def rows(
+    workspace: Annotated[
+        Path | None,
+        typer.Option(
+            "--workspace", "-w", help="A new folder for the workspaces, to keep them (default: none).", show_default=False
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+    *,
+    config: RowsConfig,
+) -> None:
+    """The most memory that evaluate, exports and aggregate take on 50,000 rows, beside 1,000. Fails where it grows with the rows."""
+    one_process("hfi bench rows")
+    from tempfile import TemporaryDirectory
+
+    from hfi.bench.rows import grown, run, table
+
+    if workspace and workspace.exists():
+        raise UsageError(f"{workspace} is there already: name a new folder")
+    with TemporaryDirectory(prefix="hfi-rows-") as scratch:
+        found = run(config, workspace or Path(scratch))
+    typer.echo(json.dumps(found) if as_json else table(found))
+    if names := grown(found):
+        raise HfiError(f"memory grows with the rows in {', '.join(names)}: see the table")
 
 
 def _chosen(plan: "Plan", names: list[str] | None) -> "Plan":
@@ -135,6 +224,7 @@ def _run(plan: "Plan", space: Workspace, name: str, only: list[str] | None, as_j
 
     todo = _chosen(plan, only)
     source = find_model(plan.model)
+    plan, todo = (replace(some, model=pinned(plan.model, source)) for some in (plan, todo))
     content, folder = content_id(source), configurations(source)
     every = {
         name: LearnedToken.load(find_file(space.tokens, name, "token", "hfi invert"))
@@ -149,7 +239,9 @@ def _run(plan: "Plan", space: Workspace, name: str, only: list[str] | None, as_j
     put = {c.slug: c.learned(behind_prompts=False) for c in plan.concepts}
     tokens = {slug: every[token] for slug, token in put.items() if token}
     asked = "relapse" in plan.attacks or any(METHODS[m].judged for t in plan.tables for m in t.methods if m in METHODS)
-    found = {c.slug: judged(space, c.slug, plan.simulated) for c in plan.concepts} if asked else {}  # type: ignore[arg-type]
+    found = from_main(
+        lambda: {c.slug: judged(space, c.slug, plan.simulated) for c in plan.concepts} if asked else {}  # type: ignore[arg-type]
+    )
     flagged = {
         slug: [(sha, j.judgments.prompts[sha]) for sha in sorted(j.flagged_images("majority"))] for slug, j in found.items()
     }
@@ -187,9 +279,11 @@ def _run(plan: "Plan", space: Workspace, name: str, only: list[str] | None, as_j
         "tokens": {name: token.content for name, token in every.items()},
         "judgments": {slug: j.judgments.sha256 for slug, j in found.items()},
     }
-    run = Run.start(space.runs, "bench", name, settings)
+    run = from_main(lambda: Run.start(space.runs, "bench", name, settings))
     job = Bench(todo, space, name, content, device, detectors, clip, features, lpips, tokens, flagged)
     rows = measure(job, _child)
+    if not is_main():
+        return
     spent = costs(job) if only is None else []  # beside other runs that share the work, times would say nothing
     if only is None:
         write_tables(job, rows)
@@ -211,10 +305,22 @@ def _run(plan: "Plan", space: Workspace, name: str, only: list[str] | None, as_j
 
 
 def _child(line: str) -> None:
-    """One command line of hfi in a process of its own, so that its cost is its own. Its results go to stderr, as ours is stdout."""
+    """One command line of hfi in a process of its own, so that its cost is its own. Its results go to stderr, as ours is stdout.
+
+    Of several processes each starts it, where they can share it, and they work at it together; else the first does."""
+    shared = line.split()[0] in TOGETHER
+    if shared or is_main():
+        _run_child(line, meeting_place() if shared else {"WORLD_SIZE": "1"})
+    if not shared:
+        from_main(lambda: None)
+
+
+def _run_child(line: str, environment: dict[str, str]) -> None:
     shown = line if len(line) < 300 else f"{line[:140]} ... {line[-120:]}"
-    print(f"\n$ hfi {' '.join(shown.split())}", file=sys.stderr, flush=True)
-    child = subprocess.Popen([sys.executable, "-m", "hfi.cli.child", str(os.getpid()), *shlex.split(line)], stdout=sys.stderr)
+    if is_main():
+        print(f"\n$ hfi {' '.join(shown.split())}", file=sys.stderr, flush=True)
+    command = [sys.executable, "-m", "hfi.cli.child", str(os.getpid()), *shlex.split(line)]
+    child = subprocess.Popen(command, stdout=sys.stderr, env={**os.environ, **environment})
     try:
         code = child.wait()
     except KeyboardInterrupt:  # the child has it too, and keeps its state before it ends

@@ -244,6 +244,7 @@ def score(
         shas = list(dict.fromkeys(image.sha256 for image in queries.images(session)))
     if not shas:
         raise HfiError("there is no image to score: make some with 'hfi generate', or bring your own with 'hfi import'")
+    space.images.check()
     file = space.rewards / f"{reward}.safetensors"
     model = RewardModel.load(file, device=str(pick_device(device)))
     with progress("scoring images", len(shas), "images") as advance:

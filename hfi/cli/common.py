@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ import typer
 from hfi.aggregate import Method, mean_places, soft_labels
 from hfi.concepts import Concept
 from hfi.errors import HfiError, NoJudgments, NotFound, UsageError
+from hfi.files import check_writable as check_writable
 from hfi.files import whole
 from hfi.judgments import Include, JudgmentSet, freeze, save
-from hfi.runs import Run
+from hfi.runs import Run, moved_on
 from hfi.store import queries
 from hfi.store.session import Session, reading
 from hfi.workspace import Workspace
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="The model: a folder in diffusers' layout, a checkpoint file, or a hub id.")
 ]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, mps or auto.", autocompletion=lambda: ["cpu", "cuda", "mps", "auto"])]
 PrecisionOption = Annotated[
     Literal["float32", "bfloat16"], typer.Option(help="Of the frozen weights; what is trained is kept in float32.")
 ]
@@ -37,6 +37,10 @@ CheckpointingOption = Annotated[
 ]
 SlicingOption = Annotated[
     bool, typer.Option("--attention-slicing", help="Compute attention in parts: only where attention has no kernel of its own.")
+]
+OffloadOption = Annotated[
+    bool,
+    typer.Option("--cpu-offload", help="Less GPU memory: what is not trained beside the U-Net waits in the CPU's until called."),
 ]
 GUIDES = "neg, sld-weak, sld-medium, sld-strong, sld-max or sega"  # written out: help needs no torch
 SimulatedOption = Annotated[
@@ -132,6 +136,10 @@ def start_run(space: Workspace, command: str, name: str | None, default: str, se
         run = Run(space.runs / command / (default if i == 1 else f"{default}-{i}"))
         if not (run.path / "config.json").exists() or run.config() == wanted:
             return Run.start(space.runs, command, run.path.name, settings)
+        if not run.finished and (model := moved_on(run.config(), wanted)):
+            typer.echo(
+                f"the hub has another version of the model now: --model {model} goes on with the run {run.path.name}", err=True
+            )
     raise HfiError(f"there are ten thousand runs named {default}: give a --name")
 
 
@@ -161,14 +169,6 @@ def load_tokens(space: Workspace, names: Sequence[str]) -> "list[LearnedToken]":
     if len({token.placeholder for token in tokens}) < len(tokens):
         raise UsageError(f"two tokens share a placeholder: {', '.join(token.placeholder for token in tokens)}")
     return tokens
-
-
-def check_writable(*folders: Path) -> None:
-    """HfiError before long work for a folder that its result could not be written to."""
-    for folder in folders:
-        nearest = next(p for p in (folder, *folder.parents) if p.exists())
-        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-            raise HfiError(f"cannot write to {folder}: change its permissions, or choose another workspace")
 
 
 def copy_file(source: Path, target: Path) -> None:

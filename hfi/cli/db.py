@@ -1,16 +1,21 @@
-"""`hfi db`: the schema of the workspace's database."""
+"""`hfi db`: the schema of the workspace's database, and moving it to another one."""
 
 import json
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from hfi.cli.options import JsonOption, WorkspaceOption
+from hfi.errors import HfiError
+from hfi.progress import progress
 from hfi.store import migrate
-from hfi.store.session import connect
+from hfi.store.copying import copy as copy_database
+from hfi.store.copying import rows_of
+from hfi.store.session import connect, shown
 from hfi.workspace import Workspace
 
-app = typer.Typer(help="The database: status, upgrade.", no_args_is_help=True)
+app = typer.Typer(help="The database: status, upgrade, copy.", no_args_is_help=True)
 
 
 @app.command()
@@ -18,7 +23,7 @@ def status(workspace: WorkspaceOption = Path("."), as_json: JsonOption = False) 
     """Say which schema the database has; exit code 1 if this program needs another."""
     engine = connect(Workspace.open(workspace).database_url)
     found = migrate.status(engine)
-    where = engine.url.render_as_string()
+    where = shown(engine.url)
     engine.dispose()
     if as_json:
         typer.echo(json.dumps({"database": where, "schema": found.revision, "needed": found.head, "current": found.current}))
@@ -32,7 +37,8 @@ def status(workspace: WorkspaceOption = Path("."), as_json: JsonOption = False) 
 
 @app.command()
 def upgrade(workspace: WorkspaceOption = Path("."), as_json: JsonOption = False) -> None:
-    """Bring the database to this program's schema. A SQLite file is copied first, and its references are checked after."""
+    """Bring the database to this program's schema. A SQLite file is copied first, and its references are checked after; of PostgreSQL
+    make a copy with pg_dump before."""
     url = Workspace.open(workspace).database_url
     connect(url).dispose()  # a lost database is to be restored: only 'hfi init' makes one
     done = migrate.upgrade(url)
@@ -45,3 +51,42 @@ def upgrade(workspace: WorkspaceOption = Path("."), as_json: JsonOption = False)
         typer.echo(f"the database went from schema {done.before or 'none'} to {done.after}")
         if done.backup:
             typer.echo(f"the copy from before is {done.backup}")
+        elif done.before:
+            typer.echo("PostgreSQL keeps no copy by itself: the last one is that of your own pg_dump")
+
+
+@app.command()
+def copy(
+    workspace: WorkspaceOption = Path("."),
+    *,
+    to: Annotated[
+        str,
+        typer.Option(
+            help="The empty database: postgresql://user@host/name, or sqlite:////folder/hfi.db. A password is better kept in"
+            " PGPASSWORD or ~/.pgpass than in a command line, which others on this machine can read.",
+            show_default=False,
+        ),
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Copy the workspace's database into an empty one, from SQLite to PostgreSQL or back, and compare both, row by row. Stop the
+    labeling server before. The workspace goes on with the old one until HFI_DATABASE_URL names the new one."""
+    source = Workspace.open(workspace).engine()
+    rows = rows_of(source)
+    with progress("copying", rows, "rows") as advance:
+        found = copy_database(source, to, advance)
+    late = rows_of(source) - sum(one.rows for one in found)
+    old, new = shown(source.url), shown(to)
+    source.dispose()
+    if as_json:
+        tables = {one.table: {"rows": one.rows, "sha256": one.sha256} for one in found}
+        typer.echo(json.dumps({"from": old, "to": new, "rows": sum(one.rows for one in found), "tables": tables, "late": late}))
+    else:
+        for one in found:
+            typer.echo(f"{one.table:16} {one.rows:>12,}  {one.sha256}")
+        typer.echo(f"{sum(one.rows for one in found):,} rows are the same in {old} and in {new}")
+        typer.echo(f"next: set HFI_DATABASE_URL to {new}, with its password unless PGPASSWORD or ~/.pgpass has it")
+    if late:
+        raise HfiError(
+            f"{late} rows came into {old} meanwhile, which the copy lacks: stop what writes there, then copy into a new one"
+        )

@@ -22,6 +22,7 @@ from hfi.cli.common import (
     Judged,
     LabelOption,
     ModelOption,
+    OffloadOption,
     PrecisionOption,
     SimulatedOption,
     SlicingOption,
@@ -38,7 +39,7 @@ from hfi.cli.common import (
 from hfi.cli.options import JsonOption, NameOption, WorkspaceOption, with_config
 from hfi.concepts import Concept
 from hfi.config import as_dict, flag
-from hfi.diffusion.memory import PRECISIONS, lighten, unrounded
+from hfi.diffusion.memory import PRECISIONS, lighten, offload, unrounded
 from hfi.diffusion.sd import (
     StableDiffusion,
     check_placeholders,
@@ -52,6 +53,7 @@ from hfi.diffusion.sd import (
 from hfi.diffusion.tokens import check_fits, install, read_safetensors
 from hfi.diffusion.trainable import select
 from hfi.diffusion.training import Step, clear_state, drive
+from hfi.distributed import from_main, is_main
 from hfi.embed import embed_stored
 from hfi.erase import METHODS, Clean, Removal
 from hfi.erase.context import contexts
@@ -59,6 +61,7 @@ from hfi.erase.distil import Distilled
 from hfi.erase.erasure import Erasure, apply, check_base, export_unet
 from hfi.erase.validation import ending, split, validation
 from hfi.errors import ModelError, NoJudgments, UsageError
+from hfi.hub import pinned
 from hfi.judgments import each_once, judged_by
 from hfi.prompts import load_prompts
 from hfi.reward.model import RewardModel
@@ -125,7 +128,8 @@ def erase(
         str,
         typer.Option(
             help=f"How: {' or '.join(METHODS)}. sdd is the paper's; sdd-context removes much more where prompts do not name the "
-            "concept, see docs/results.md."
+            "concept, see docs/results.md.",
+            autocompletion=lambda: list(METHODS),
         ),
     ] = "sdd",
     token: Annotated[
@@ -160,38 +164,48 @@ def erase(
     precision: PrecisionOption = "float32",
     gradient_checkpointing: CheckpointingOption = False,
     attention_slicing: SlicingOption = False,
+    cpu_offload: OffloadOption = False,
     as_json: JsonOption = False,
     config: Any,
 ) -> None:
     """Remove one or several concepts from the model's weights; writes the changed tensors, and the U-Net for diffusers."""
-    asked = _ask(
-        Workspace.open(workspace),
-        model=model,
-        concept=concept,
-        method=method,
-        given=config,
-        tokens=token,
-        texts=text,
-        retain=retain,
-        start=start,
-        labels=labels,
-        simulated=simulated,
-        device=device,
-        precision=precision,
-        light={"gradient_checkpointing": gradient_checkpointing, "attention_slicing": attention_slicing},
-    )
+    pick_device(device)  # refuses what is not there
+
+    def ask() -> tuple[_Asked, Run, bool, bool]:
+        asked = _ask(
+            Workspace.open(workspace),
+            model=model,
+            concept=concept,
+            method=method,
+            given=config,
+            tokens=token,
+            texts=text,
+            retain=retain,
+            start=start,
+            labels=labels,
+            simulated=simulated,
+            device=device,
+            precision=precision,
+            light={"gradient_checkpointing": gradient_checkpointing, "attention_slicing": attention_slicing},
+        )
+        slugs = "+".join(c.slug for c in asked.concepts)
+        run = start_run(asked.space, "erase", name, f"{slugs}-{method}-{asked.called.kind}", asked.everything)
+        return asked, run, run.finished, (asked.space.erasures / run.path.name / "unet").exists()
+
+    asked, run, trained, exported = from_main(ask)
     space = asked.space
-    slugs = "+".join(c.slug for c in asked.concepts)
-    run = start_run(space, "erase", name, f"{slugs}-{method}-{asked.called.kind}", asked.everything)
     file, unet = run.path / "erasure.safetensors", space.erasures / run.path.name / "unet"
-    if run.finished:
+    if trained and is_main():
         say_finished(run)
-    if not run.finished or not unet.exists():
-        result = None
-        if not run.finished:
+    result = None
+    if not trained:
+        if is_main():
             shutil.rmtree(unet, ignore_errors=True)  # of a run of this name that was removed: these weights will be others
-            result = _train(asked, run)
-        whole = load_sd(model)
+        result = _train(asked, run, cpu_offload)
+    if not is_main():
+        return
+    if not (trained and exported):
+        whole = load_sd(asked.model)
         if result:
             ended = _finish(asked, run, result, select(asked.started(whole).unet, asked.settings.train))
             clear_state(run)
@@ -307,6 +321,7 @@ def _ask(
         contexts(removal, settings.explicit)  # refuses what it could not work with
     removal, seen, rewards = _looked_at(space, concepts, settings, removal, labels, simulated, how.judged)
     source = find_model(model)
+    model = pinned(model, source)
     for t in called.tokens:
         check_fits(t, text_widths(source), model)
     content = content_id(source)
@@ -354,19 +369,22 @@ def _looked_at(
     return removal, seen, _rewards(space, concepts, settings, seen)
 
 
-def _train(asked: _Asked, run: Run) -> Distilled:
+def _train(asked: _Asked, run: Run, cpu_offload: bool) -> Distilled:
     """In a function of its own, so that this model is gone before the next is loaded."""
     settings = asked.settings
-    first = select(asked.started(load_sd(asked.model)).unet, settings.train) if settings.checkpoint_every else {}
+    keeps = settings.checkpoint_every and is_main()
+    first = select(asked.started(load_sd(asked.model)).unet, settings.train) if keeps else {}
     sd = asked.started(load_sd(asked.model, pick_device(asked.device), PRECISIONS[asked.precision]))
     lighten(sd.unet, **asked.light)
     for t in asked.called.tokens:
         sd = install(sd, t)
     for phrase in (*asked.called.texts, *filter(None, asked.removal.words)):
         check_placeholders(sd, phrase)
+    if cpu_offload:
+        offload(sd.unet, (*sd.text_encoders, sd.vae), sd.device)
     wanted = _with_clean_images(sd, asked)
     look: Any = None
-    if settings.validate_every:
+    if settings.validate_every and is_main():
         models = [RewardModel.load(file, device=str(pick_device(asked.device))) for file in asked.rewards]
         look = validation(sd, asked.seen, models, settings, run)
 
@@ -397,8 +415,12 @@ def _with_clean_images(sd: StableDiffusion, asked: _Asked) -> Removal:
     if not asked.clean:
         return asked.removal
     images = asked.space.images
-    encoded = [encode_images(sd, [images.load(sha)]) for sha, _ in asked.clean]  # one at a time: a thousand may be large
-    mean, std = (torch.cat(parts) for parts in zip(*encoded, strict=True))
+
+    def encode() -> list[torch.Tensor]:
+        encoded = [encode_images(sd, [images.load(sha)]) for sha, _ in asked.clean]  # one at a time: a thousand may be large
+        return [torch.cat(parts).cpu() for parts in zip(*encoded, strict=True)]
+
+    mean, std = (part.to(sd.device) for part in from_main(encode))
     return replace(asked.removal, clean=Clean(mean, std, [prompt for _, prompt in asked.clean]))
 
 
@@ -536,6 +558,8 @@ def _clean(space: Workspace, found: list[Judged], labels: Method, removal: Remov
     for j, prompts in zip(found, removal.contexts, strict=True):
         known, prompt = set(prompts), j.judgments.prompts
         clean |= {sha: str(prompt[sha]) for sha in j.clean_images(labels) if sha not in flagged and prompt[sha] in known}
+    if clean:
+        space.images.check()
     files = [space.rewards / f"{j.concept.slug}.safetensors" for j in found if j.binary]
     for file in [file for file in files if file.is_file() and clean]:
         try:

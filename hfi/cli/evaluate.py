@@ -13,9 +13,11 @@ import typer
 
 from hfi.cli.common import GUIDES
 from hfi.cli.options import JsonOption, WorkspaceOption, name_option, with_config
+from hfi.distributed import from_main, is_main
 from hfi.errors import HfiError, UsageError
 from hfi.evaluate import EvaluateConfig, System, report_of
 from hfi.evaluate import evaluate as measure
+from hfi.hub import pinned
 from hfi.judgments import each_once, judged_by
 from hfi.prompts import Prompt, load_each
 from hfi.report import headline, write_report
@@ -39,6 +41,22 @@ class _Cleaned:
     conditioning: str
     content: str
     judged_by: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is known before a model is loaded."""
+
+    space: Workspace
+    concept: str
+    title: str
+    sets: dict[str, tuple[Prompt, ...]]
+    model: str
+    base: str
+    cleaned: list[_Cleaned]
+    guides: "list[Guide]"
+    detector: str
+    backbone: str
 
 
 @with_config(EvaluateConfig)
@@ -103,32 +121,36 @@ def evaluate(
     from hfi.metrics.features import load_features
     from hfi.metrics.lpips import Lpips
 
-    space = Workspace.open(workspace)
-    slugs = concept_names(concept)
-    concept, title = "+".join(slugs), ", ".join(_title(space, slug) for slug in slugs)
-    sets = _prompt_sets(prompts, slugs)
-    guides = _guides(space, slugs, guide or [], against or [], token or [], config.guidance_scale)
-    source = find_model(model)
-    folder, base = configurations(source), content_id(source)
-    files = [find_file(space.erasures, e, "erasure", "hfi erase") for e in erasure] if erasure else _erasures(space, slugs)
-    cleaned = _cleaned([tuple(files)] if together and len(files) > 1 else [(file,) for file in files], base, model)
-    for t in (t for g in guides for t in g.tokens):
-        check_fits(t, text_widths(source), model)
-    detector = detector_spec(config.detector, folder, space, slugs)
-    backbone = backbone_reference(config.backbone, folder, space, slugs[0])
+    def ask() -> _Work:
+        space = Workspace.open(workspace)
+        slugs = concept_names(concept)
+        title = ", ".join(_title(space, slug) for slug in slugs)
+        sets = _prompt_sets(prompts, slugs)
+        guides = _guides(space, slugs, guide or [], against or [], token or [], config.guidance_scale)
+        source = find_model(model)
+        exact = pinned(model, source)
+        folder, base = configurations(source), content_id(source)
+        files = [find_file(space.erasures, e, "erasure", "hfi erase") for e in erasure] if erasure else _erasures(space, slugs)
+        cleaned = _cleaned([tuple(files)] if together and len(files) > 1 else [(file,) for file in files], base, model)
+        for t in (t for g in guides for t in g.tokens):
+            check_fits(t, text_widths(source), model)
+        detector = detector_spec(config.detector, folder, space, slugs)
+        backbone = backbone_reference(config.backbone, folder, space, slugs[0])
+        return _Work(space, "+".join(slugs), title, sets, exact, base, cleaned, guides, detector, backbone)
 
+    work = from_main(ask)
     device = pick_device(config.device)
     features = None if config.features == "none" else load_features(config.features, device)
     lpips = None if config.lpips == "none" else Lpips.load(config.lpips)
-    looks = load_detector(detector, concept)
-    clip = None if backbone == "none" else ClipBackbone.load(backbone, device)
+    looks = load_detector(work.detector, work.concept)
+    clip = None if work.backbone == "none" else ClipBackbone.load(work.backbone, device)
     settings = {
-        "model": model,
-        "content": base,
-        "concept": concept,
-        "erasures": [f"{c.method} {c.conditioning} {c.content[:16]}" for c in cleaned],
-        "prompts": [f"{key} {len(value)} {_digest(value)}" for key, value in sets.items()],
-        **asdict(replace(config, detector=detector, backbone=backbone)),
+        "model": work.model,
+        "content": work.base,
+        "concept": work.concept,
+        "erasures": [f"{c.method} {c.conditioning} {c.content[:16]}" for c in work.cleaned],
+        "prompts": [f"{key} {len(value)} {_digest(value)}" for key, value in work.sets.items()],
+        **asdict(replace(config, detector=work.detector, backbone=work.backbone)),
         "detector_version": looks and looks.version,
         "backbone_content": clip and clip.content,
         "features_content": features and features.content,
@@ -136,14 +158,19 @@ def evaluate(
     }
     for how in ("batch_size", "device"):  # change nothing but the speed
         settings.pop(how)
-    if guides:
-        settings["guides"] = [" ".join(map(str, g.settings.values())) for g in guides]
-    run = Run.start(space.runs, "evaluate", name or concept, settings)
-    if not run.finished:
+    if work.guides:
+        settings["guides"] = [" ".join(map(str, g.settings.values())) for g in work.guides]
+
+    def begin() -> tuple[Run, bool]:
+        run = Run.start(work.space.runs, "evaluate", name or work.concept, settings)
+        return run, run.finished
+
+    run, measured = from_main(begin)
+    if not measured:
         measure(
-            _systems(model, base, cleaned, guides, config, device),
-            concept,
-            sets,
+            systems_of(work.model, work.base, work.cleaned, work.guides, config, device),
+            work.concept,
+            work.sets,
             run.path,
             detector=looks,
             backbone=clip,
@@ -152,7 +179,9 @@ def evaluate(
             images=config.images,
             seed=config.seed,
         )
-    report = report_of(run.path, title)
+    if not is_main():
+        return
+    report = report_of(run.path, work.title)
     rows = report.rows
     write_report(run.path / "report.html", report)  # anew each time: a later version of the page needs no new images
     if not run.finished:
@@ -166,7 +195,7 @@ def evaluate(
     typer.echo(f"{run.path / 'report.html'}\n{run.path / 'results.json'}")
 
 
-def _systems(
+def systems_of(
     model: str, base: str, cleaned: Sequence[_Cleaned], guides: "Sequence[Guide]", config: EvaluateConfig, device: "torch.device"
 ) -> list[System]:
     """The untouched model, the cleaned ones and the guided ones. The model is loaded when the first missing image is asked for."""
@@ -322,11 +351,13 @@ def backbone_reference(reference: str, model: Path, space: Workspace, concept: s
         else:
             typer.echo("no CLIP model at hand: the CLIP metrics are left out; name one with --backbone", err=True)
             reference = "none"
-    if reference != "none":
-        find_clip(reference)
-    return reference
+    return reference if reference == "none" else pinned(reference, find_clip(reference))
 
 
 def _digest(prompts: Sequence[Prompt]) -> str:
-    text = json.dumps([(p.text, p.seed, dict(p.expected)) for p in prompts], ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    """Of the JSON list of all [text, seed, expected]."""
+    known = hashlib.sha256(b"[")
+    for i, p in enumerate(prompts):
+        known.update((", " * (i > 0) + json.dumps((p.text, p.seed, dict(p.expected)), ensure_ascii=False)).encode())
+    known.update(b"]")
+    return known.hexdigest()[:16]

@@ -12,6 +12,7 @@ from hfi import __version__
 from hfi.cli.common import ModelOption, check_writable, find_file, load_tokens
 from hfi.cli.options import JsonOption, WorkspaceOption
 from hfi.errors import HfiError
+from hfi.hub import pinned
 from hfi.progress import progress
 from hfi.workspace import Workspace
 
@@ -50,6 +51,7 @@ def _source(space: Workspace, model: str, names: Sequence[str]) -> _Source:
     files = [find_file(space.erasures, name, "erasure", "hfi erase") for name in names]
     erasures = [Erasure.load(file) for file in files]
     found = find_model(model)
+    model = pinned(model, found)
     check_together(erasures, content_id(found), model)
     return _Source(model, found, configurations(found), erasures, "+".join(file.stem for file in files))
 

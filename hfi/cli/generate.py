@@ -4,18 +4,25 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from hfi.cli.common import GUIDES, ModelOption
+from hfi.cli.common import GUIDES, ModelOption, OffloadOption
 from hfi.cli.options import JsonOption, WorkspaceOption, name_option, with_config
 from hfi.config import check, option
+from hfi.distributed import from_main, gather, is_main, mine, size
 from hfi.errors import UsageError
 from hfi.progress import progress
 from hfi.prompts import Prompt, load_prompts, set_name
+from hfi.runs import Run
 from hfi.workspace import Workspace
+
+if TYPE_CHECKING:
+    from hfi.diffusion.tokens import LearnedToken
+    from hfi.erase.erasure import Erasure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +48,21 @@ class Planned:
     key: str
     prompt: str
     seed: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is known before a model is loaded. `model` as a record names it; `missing`: keys of the job's images that are not there
+    yet."""
+
+    space: Workspace
+    run: Run
+    model: str
+    content: str
+    job: list[Planned]
+    missing: set[str]
+    tokens: "list[LearnedToken]"
+    removals: "list[Erasure]"
 
 
 @with_config(GenerateConfig)
@@ -72,99 +94,137 @@ def generate(
         ),
     ] = None,
     name: Annotated[str | None, name_option("Name to find these images by.")] = None,
+    precision: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="Of the model while it samples; another one is another image.")
+    ] = "float32",
+    cpu_offload: OffloadOption = False,
     as_json: JsonOption = False,
     config: GenerateConfig,
 ) -> None:
     """Generate the images that people will judge. Images that are there already are not made again."""
     from hfi.cli.common import check_writable, find_file, load_tokens, start_run
+    from hfi.diffusion.memory import PRECISIONS, offload
     from hfi.diffusion.sd import check_placeholders, content_id, find_model, load_sd, pick_device, text_widths, tokenize
     from hfi.diffusion.tokens import check_fits, install
     from hfi.erase.erasure import Erasure, apply, check_together, identity
+    from hfi.hub import pinned
+    from hfi.images import png
+    from hfi.keeping import add, prepare
     from hfi.store import queries
     from hfi.store.queries import Provenance
-    from hfi.store.session import reading, writing
+    from hfi.store.session import reading
 
-    space = Workspace.open(workspace)
-    engine = space.engine()
-    wanted = _prompts(prompts, prompt)
-    tokens = load_tokens(space, token or [])
-    removals = [Erasure.load(find_file(space.erasures, name, "erasure", "hfi erase")) for name in erasure or []]
     against = [text.strip() for text in against or []]
     guidance = _guidance(guide, against, config)
-    check_writable(space.images.root, space.runs)
     device = pick_device(config.device)
-    source = find_model(model)
-    for t in tokens:
-        check_fits(t, text_widths(source), model)
-    content = content_id(source)
-    check_together(removals, content, model)
 
-    common = {
-        "model": content,
-        "negative_prompt": config.negative_prompt,
-        "steps": config.steps,
-        "guidance_scale": config.guidance_scale,
-        "scheduler": "DDIM",
-        "erasure": identity(removals),
-    }
-    if guidance:
-        common |= {"guide": guide, "against": against}
-    named = {t.placeholder: t.content for t in tokens}
-    job = plan(wanted, config.images_per_prompt, config.seed, common, named)
-    settings = {k: v for k, v in asdict(config).items() if k not in ("batch_size", "device")}
-    digest = hashlib.sha256("\n".join(p.key for p in job).encode()).hexdigest()
-    settings |= {
-        "model": model,
-        "model_content": content,
-        "erasure": "+".join(erasure or []) or None,
-        "tokens": token or [],
-        "images": digest,
-    }
-    if guidance:
-        settings |= {"guide": guide, "against": against}
-    run = start_run(space, "generate", name, set_name(prompts) if prompts else "images", settings)
-
-    with reading(engine) as session:
-        there = queries.has_keys(session, [p.key for p in job])
-    todo = [p for p in job if p.key not in there]
-    if todo:
-        sd = load_sd(model, device)
+    def ask() -> Work:
+        space = Workspace.open(workspace)
+        engine = space.engine()
+        wanted = _prompts(prompts, prompt)
+        tokens = load_tokens(space, token or [])
+        removals = [Erasure.load(find_file(space.erasures, name, "erasure", "hfi erase")) for name in erasure or []]
+        check_writable(space.runs)
+        prepare(engine, space.images)
+        source = find_model(model)
+        exact = pinned(model, source)
         for t in tokens:
+            check_fits(t, text_widths(source), model)
+        content = content_id(source)
+        check_together(removals, content, model)
+
+        common = {
+            "model": content,
+            "negative_prompt": config.negative_prompt,
+            "steps": config.steps,
+            "guidance_scale": config.guidance_scale,
+            "scheduler": "DDIM",
+            "erasure": identity(removals),
+        }
+        if precision != "float32":
+            common |= {"precision": precision}
+        if guidance:
+            common |= {"guide": guide, "against": against}
+        named = {t.placeholder: t.content for t in tokens}
+        job = plan(wanted, config.images_per_prompt, config.seed, common, named)
+        settings = {k: v for k, v in asdict(config).items() if k not in ("batch_size", "device")}
+        digest = hashlib.sha256("\n".join(p.key for p in job).encode()).hexdigest()
+        settings |= {
+            "model": exact,
+            "model_content": content,
+            "erasure": "+".join(erasure or []) or None,
+            "tokens": token or [],
+            "images": digest,
+        }
+        if precision != "float32":
+            settings |= {"precision": precision}
+        if guidance:
+            settings |= {"guide": guide, "against": against}
+        run = start_run(space, "generate", name, set_name(prompts) if prompts else "images", settings)
+        with reading(engine) as session:
+            missing = {p.key for p in job} - queries.has_keys(session, [p.key for p in job])
+        return Work(space, run, exact, content, job, missing, tokens, removals)
+
+    work = from_main(ask)
+    job, missing, run = work.job, work.missing, work.run
+    todo = [batch for batch in batches(job, config.batch_size) if any(p.key in missing for p in batch)]
+
+    @cache
+    def engine() -> Any:
+        return work.space.engine()
+
+    store = work.space.images
+
+    def keep(planned: Planned, shape: tuple[int, int], data: bytes) -> None:
+        made = Provenance(
+            key=planned.key,
+            sha256=store.write(data),
+            width=shape[0],
+            height=shape[1],
+            source="generated",
+            prompt=planned.prompt,
+            negative_prompt=config.negative_prompt or None,
+            model=work.model,
+            model_content=work.content,
+            seed=planned.seed,
+            steps=config.steps,
+            guidance_scale=config.guidance_scale,
+            scheduler="DDIM",
+            run=run.path.name,
+            erasure=identity(work.removals),
+            guide=" ".join([guide, *against]) if guide else None,
+        )
+        add(engine(), store, data, made)
+
+    if todo:
+        sd = load_sd(work.model, device, PRECISIONS[precision])
+        for t in work.tokens:
             sd = install(sd, t)
-        sd = apply(sd, *removals)
-        texts = [*(p.prompt for p in todo), config.negative_prompt, *(guidance.texts if guidance else ())]
+        sd = apply(sd, *work.removals)
+        if cpu_offload:
+            offload(sd.unet, (*sd.text_encoders, sd.vae), sd.device)
+        texts = [*(p.prompt for batch in todo for p in batch), config.negative_prompt, *(guidance.texts if guidance else ())]
         for text in texts:
             check_placeholders(sd, text)
         tokenize(sd, texts)  # says what is cut before the bar starts
-        with progress("generating", len(job), "images", len(job) - len(todo)) as advance:
-            for planned, image in zip(todo, _sample(sd, todo, config, guidance), strict=True):
-                made = Provenance(
-                    key=planned.key,
-                    sha256=space.images.put(image),
-                    width=image.width,
-                    height=image.height,
-                    source="generated",
-                    prompt=planned.prompt,
-                    negative_prompt=config.negative_prompt or None,
-                    model=model,
-                    model_content=content,
-                    seed=planned.seed,
-                    steps=config.steps,
-                    guidance_scale=config.guidance_scale,
-                    scheduler="DDIM",
-                    run=run.path.name,
-                    erasure=identity(removals),
-                    guide=" ".join([guide, *against]) if guide else None,
-                )
-                with writing(engine) as session:
-                    queries.add_image(session, made)
-                advance(1, "")
-    result = {"run": run.path.name, "images": len(job), "new": len(todo)}
+        own = mine(todo)
+        images = iter(_sample(sd, [p for batch in own for p in batch], config, guidance))
+        with progress("generating", len(job), "images", len(job) - len(missing)) as advance:
+            for i in range(-(-len(todo) // size())):  # a batch of each process, as long as there are any
+                batch = own[i] if i < len(own) else []
+                made = [(planned, image.size, png(image)) for planned, image in zip(batch, images, strict=False)]
+                for row in (row for rows in gather(made) for row in rows):
+                    if row[0].key in missing:
+                        keep(*row)
+                        advance(1, "")
+    if not is_main():
+        return
+    result = {"run": run.path.name, "images": len(job), "new": len(missing)}
     run.finish(result)
     if as_json:
         typer.echo(json.dumps(result))
     else:
-        typer.echo(f"{len(todo)} images made, {len(job) - len(todo)} were there already (run {run.path.name})")
+        typer.echo(f"{len(missing)} images made, {len(job) - len(missing)} were there already (run {run.path.name})")
 
 
 def plan(prompts: Sequence[Prompt], count: int, seed: int, common: dict[str, Any], tokens: dict[str, str]) -> list[Planned]:
@@ -185,6 +245,12 @@ def plan(prompts: Sequence[Prompt], count: int, seed: int, common: dict[str, Any
             key = hashlib.sha256(json.dumps(made_by, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
             found.setdefault(key, Planned(key, prompt.text, own))
     return list(found.values())
+
+
+def batches(job: Sequence[Planned], count: int) -> list[Sequence[Planned]]:
+    """The whole job in batches of `count`. An image depends on its neighbours in a batch by rounding alone, but that can show in a
+    pixel: so an interrupted job makes the batches that lack an image again as they were, and several processes share whole ones."""
+    return [job[i : i + count] for i in range(0, len(job), count)]
 
 
 def _prompts(file: Path | None, given: list[str] | None) -> tuple[Prompt, ...]:

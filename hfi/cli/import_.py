@@ -11,12 +11,13 @@ import typer
 from PIL.Image import Image
 
 from hfi.cli.options import JsonOption, WorkspaceOption
-from hfi.errors import HfiError
+from hfi.errors import HfiError, UsageError
 from hfi.files import visible
-from hfi.images import SUFFIXES, Found, find_pictures, open_picture
+from hfi.images import SUFFIXES, Found, find_pictures, open_picture, png
+from hfi.keeping import add, prepare
 from hfi.progress import progress
 from hfi.store import queries
-from hfi.store.session import Engine, writing
+from hfi.store.session import Engine
 from hfi.workspace import Workspace
 
 
@@ -25,6 +26,7 @@ def import_(
     workspace: WorkspaceOption = Path("."),
     *,
     prompt: Annotated[str | None, typer.Option(help="Their prompt, where none is known yet.", show_default=False)] = None,
+    max_files: Annotated[int, typer.Option(min=1, help="Import nothing where more image files than this are found.")] = 100_000,
     as_json: JsonOption = False,
 ) -> None:
     """Bring images of your own into the workspace. What is no sound image is named and skipped; the same image counts once.
@@ -37,6 +39,12 @@ def import_(
     engine = space.engine()
     there = _files(paths)
     files = list(dict.fromkeys(there.pictures))
+    if len(files) > max_files:
+        raise UsageError(
+            f"{len(files):,} image files are there, more than {max_files:,}: check the folder, or allow them with --max-files "
+            f"{len(files)}"
+        )
+    prepare(engine, space.images)
     new, skipped, notes = 0, list(there.refused), []
     with progress("importing", len(files), "images") as advance:
         for file in files:
@@ -67,7 +75,8 @@ def import_(
 def keep_image(space: Workspace, engine: Engine, image: Image, name: str, prompt: str | None = None) -> tuple[str, bool]:
     """Takes a picture into the workspace: its sha256, and whether it is new. `name` is its file name, without the folder,
     which may name people; what of it is no text (a name need not be) is kept as question marks."""
-    sha = space.images.put(image)
+    data = png(image)
+    sha = space.images.write(data)
     about = queries.Provenance(
         key=hashlib.sha256(f"imported {sha}".encode()).hexdigest(),
         sha256=sha,
@@ -77,10 +86,7 @@ def keep_image(space: Workspace, engine: Engine, image: Image, name: str, prompt
         prompt=prompt,
         original_name=os.fsencode(name).decode("utf-8", "replace"),
     )
-    with writing(engine) as session:
-        known = bool(queries.has_keys(session, [about.key]))
-        queries.add_image(session, about)
-    return sha, not known
+    return sha, add(engine, space.images, data, about)
 
 
 def _files(paths: Sequence[Path]) -> Found:

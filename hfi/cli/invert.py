@@ -16,6 +16,7 @@ from hfi.cli.common import (
     Judged,
     LabelOption,
     ModelOption,
+    OffloadOption,
     PrecisionOption,
     SimulatedOption,
     SlicingOption,
@@ -30,9 +31,12 @@ from hfi.cli.common import (
 )
 from hfi.cli.options import JsonOption, NameOption, WorkspaceOption, with_config
 from hfi.diffusion.tokens import LearnedToken, check_placeholder, read_safetensors
+from hfi.distributed import from_main, is_main
 from hfi.errors import HfiError, UsageError
+from hfi.hub import pinned
 from hfi.invert.train import Examples, InvertConfig
 from hfi.judgments import Include, each_once, judged_by
+from hfi.runs import Run
 from hfi.workspace import Workspace
 
 
@@ -92,6 +96,7 @@ def invert(
     precision: PrecisionOption = "float32",
     gradient_checkpointing: CheckpointingOption = False,
     attention_slicing: SlicingOption = False,
+    cpu_offload: OffloadOption = False,
     as_json: JsonOption = False,
     config: InvertConfig,
 ) -> None:
@@ -104,7 +109,7 @@ def invert(
     import torch
 
     from hfi.contact_sheet import write_sheet
-    from hfi.diffusion.memory import PRECISIONS, lighten
+    from hfi.diffusion.memory import PRECISIONS, lighten, offload
     from hfi.diffusion.sd import content_id, encode_images, find_model, load_sd, pick_device
     from hfi.diffusion.training import Step, clear_state, drive
     from hfi.embed import embed_stored
@@ -116,35 +121,40 @@ def invert(
 
     if config.keep == "best" and config.weighting == "contrast":
         raise UsageError("--keep best needs a loss that has a least value, and contrast has none: take --weighting reward")
-    space = Workspace.open(workspace)
-    asked = _asked(space, concept, initial_word, reward, token, name, simulated, force)
-    content = content_id(find_model(model))
-    check_writable(space.tokens, space.runs)
-    settings = {
-        "model": model,
-        "model_content": content,
-        "concept": _one_or_all([a.slug for a in asked]),
-        "placeholder": _one_or_all([a.placeholder for a in asked]),
-        "initial_word": _one_or_all([a.phrase for a in asked]),
-        "judgments": _one_or_all([a.found.judgments.sha256 for a in asked]),
-        "labels": labels,
-        "reward": _one_or_all([a.about.get("judgments", "") for a in asked]),
-        "reward_content": _one_or_all([hashlib.sha256(a.reward.read_bytes()).hexdigest() for a in asked]),
-        "reward_backbone": _one_or_all([a.about.get("backbone_content", "") for a in asked]),
-        "precision": precision,
-        "gradient_checkpointing": gradient_checkpointing,
-        "attention_slicing": attention_slicing,
-        **asdict(config),
-    }
-    run = start_run(space, "invert", name, "+".join(a.slug for a in asked), settings)
-    files = [run.path / ("token.safetensors" if len(asked) == 1 else a.file) for a in asked]
-    if run.finished:
-        say_finished(run)
-    else:
-        chosen: list[tuple[list[str], list[str | None], Any]] = []  # of each concept: images, their prompts, their weights
+    where = pick_device(device)
+
+    def ask() -> tuple[Workspace, list[Asked], str, str, Run, bool]:
+        space = Workspace.open(workspace)
+        asked = _asked(space, concept, initial_word, reward, token, name, simulated, force)
+        source = find_model(model)
+        exact, content = pinned(model, source), content_id(source)
+        check_writable(space.tokens, space.runs)
+        settings = {
+            "model": exact,
+            "model_content": content,
+            "concept": _one_or_all([a.slug for a in asked]),
+            "placeholder": _one_or_all([a.placeholder for a in asked]),
+            "initial_word": _one_or_all([a.phrase for a in asked]),
+            "judgments": _one_or_all([a.found.judgments.sha256 for a in asked]),
+            "labels": labels,
+            "reward": _one_or_all([a.about.get("judgments", "") for a in asked]),
+            "reward_content": _one_or_all([hashlib.sha256(a.reward.read_bytes()).hexdigest() for a in asked]),
+            "reward_backbone": _one_or_all([a.about.get("backbone_content", "") for a in asked]),
+            "precision": precision,
+            "gradient_checkpointing": gradient_checkpointing,
+            "attention_slicing": attention_slicing,
+            **asdict(config),
+        }
+        run = start_run(space, "invert", name, "+".join(a.slug for a in asked), settings)
+        return space, asked, exact, content, run, run.finished
+
+    def choices() -> tuple[list[tuple[list[str], list[str | None], Any]], list[float]]:
+        """Of each concept: images, their prompts, their weights. And the lowest reward among them."""
+        space.images.check()
+        chosen: list[tuple[list[str], list[str | None], Any]] = []
         lowest: list[float] = []
         for a in asked:
-            reward_model = RewardModel.load(a.reward, device=str(pick_device(device)))
+            reward_model = RewardModel.load(a.reward, device=str(where))
             prompts = a.found.judgments.prompts
             shas = sorted(a.found.labels(labels))
             embeddings = embed_stored(reward_model.backbone, space.images, shas, space.path / "embeddings")
@@ -163,20 +173,37 @@ def invert(
                 )
             chosen.append(([shas[i] for i in best], [known[i] for i in best], weights))
             lowest.append(float(scores[best].min()))
-        sd = load_sd(model, pick_device(device), PRECISIONS[precision])
+        return chosen, lowest
+
+    space, asked, exact, content, run, trained = from_main(ask)
+    files = [run.path / ("token.safetensors" if len(asked) == 1 else a.file) for a in asked]
+    if trained and is_main():
+        say_finished(run)
+    if not trained:
+        chosen, lowest = from_main(choices)
+        sd = load_sd(exact, where, PRECISIONS[precision])
         lighten(sd.unet, gradient_checkpointing=gradient_checkpointing, attention_slicing=attention_slicing)
+        if cpu_offload:
+            offload(sd.unet, [sd.vae], sd.device)  # gradients flow through the text encoders
+
+        def encode() -> list[list[torch.Tensor]]:
+            found = [encode_images(sd, [space.images.load(sha) for sha in images]) for images, _, _ in chosen]
+            return [[part.cpu() for part in parts] for parts in found]
+
         examples = []
-        for a, (images, texts, weights) in zip(asked, chosen, strict=True):
-            mean, std = encode_images(sd, [space.images.load(sha) for sha in images])
+        for a, (_, texts, weights), parts in zip(asked, chosen, from_main(encode), strict=True):
+            mean, std = (part.to(sd.device) for part in parts)
             examples.append(Examples(a.placeholder, a.phrase, mean, std, torch.from_numpy(weights).to(mean), texts))
         previews = run.path / "previews"
 
         def look(step: Step) -> bool:
             tokens = learned(examples, step.state()["average"])
-            write_sheet(previews / f"{step.step:05}.png", preview(sd, examples, tokens))
+            path = previews / f"{step.step:05}.png"
+            write_sheet(path, preview(sd, examples, tokens))
+            run.show(path)
             return False
 
-        if config.preview_every and not (previews / "00000.png").exists():
+        if config.preview_every and is_main() and not (previews / "00000.png").exists():
             write_sheet(previews / "00000.png", preview(sd, examples, []))
         result = drive(
             lambda state: train(sd, examples, config, state),
@@ -187,13 +214,15 @@ def invert(
             validate=look,
             validate_every=config.preview_every,
         )
+        if not is_main():
+            return
         for a, file, made, (images, _, _) in zip(asked, files, result.tokens, chosen, strict=True):
             others = [other.placeholder for other in asked if other is not a]
             metadata = {
                 "placeholder": a.placeholder,
                 "concept": a.slug,
                 "base": content,
-                "base_name": model,
+                "base_name": exact,
                 "initial_word": a.phrase,
                 "judgments": a.found.judgments.sha256,
                 "simulated": str(a.found.judgments.simulated).lower(),
@@ -215,6 +244,8 @@ def invert(
             }
         )
         clear_state(run)
+    if not is_main():
+        return
     saved = [space.tokens / a.file for a in asked]
     for file, target in zip(files, saved, strict=True):
         copy_file(file, target)

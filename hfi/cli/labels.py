@@ -3,7 +3,7 @@
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,11 +19,12 @@ from hfi.cli.common import SimulatedOption, the_concept
 from hfi.cli.import_ import keep_image
 from hfi.cli.options import JsonOption, WorkspaceOption
 from hfi.errors import HfiError, NoJudgments, UsageError
-from hfi.files import visible, write_text
+from hfi.files import visible, write_pieces
 from hfi.images import safe_open
 from hfi.judgment_folder import TABLE, Taken, write_folder
-from hfi.judgment_tables import from_csv, from_parquet, to_csv, to_parquet
-from hfi.judgments import Judgment, JudgmentSet, freeze, load, save, to_jsonl
+from hfi.judgment_tables import csv_lines, from_csv, from_parquet, to_parquet
+from hfi.judgments import Judgment, Judgments, JudgmentSet, check_size, freeze, frozen, load, save, to_lines
+from hfi.keeping import prepare
 from hfi.progress import progress
 from hfi.store import campaigns, judging, people, queries
 from hfi.store.imports import Given, add_judgments
@@ -162,47 +163,45 @@ def export(
         raise HfiError(f"cannot write {out}: there is no folder {out.parent}; make it, or give another --out")
     space = Workspace.open(workspace)
     engine = space.engine()
-    found = freeze(engine, concept, simulated)
-    source = found.sha256
-    if not comments:
-        found = replace(found, judgments=tuple(replace(j, comment=None) for j in found.judgments))
-    if names:
-        found, people = _named(engine, found)
-        typer.echo(
-            f"warning: this names {people} {'person' if people == 1 else 'people'}: keep it to those who may know", err=True
-        )
-    if out is None:
-        sys.stdout.write(to_csv(found.judgments) if kind == "csv" else to_jsonl(found))
-        return
-    if kind == "jsonl":
-        save(found, out)
-    elif kind == "csv":
-        _write(out, to_csv(found.judgments))
-    elif kind == "parquet":
-        to_parquet(found, out)
-    else:
-        with reading(engine) as session:
-            about = queries.concept(session, concept)
-        with progress("copying", len(found.prompts), "images") as advance:
-            write_folder(out, found, source, about, space.images, Taken(prompts=prompts, names=names), advance)
-    typer.echo(f"{len(found.judgments)} judgments of {concept} in {out}")
+    with frozen(engine, concept, simulated) as found:
+        about = found.judged_by
+        if not comments:
+            found = found.each(lambda j: replace(j, comment=None))
+        if names:
+            found, people = _named(engine, found), about["people"]
+            typer.echo(
+                f"warning: this names {people} {'person' if people == 1 else 'people'}: keep it to those who may know", err=True
+            )
+        if out is None:
+            sys.stdout.writelines(csv_lines(found.judgments) if kind == "csv" else to_lines(found))
+            return
+        if kind == "jsonl":
+            save(found, out)
+        elif kind == "csv":
+            _write(out, csv_lines(found.judgments))
+        elif kind == "parquet":
+            to_parquet(found, out)
+        else:
+            with reading(engine) as session:
+                asked = queries.concept(session, concept)
+            with progress("copying", found.count_images(), "images") as advance:
+                write_folder(out, found, about["sha256"], asked, space.images, Taken(prompts=prompts, names=names), advance)
+    typer.echo(f"{about['judgments']} judgments of {concept} in {out}")
 
 
 _KINDS: dict[str, Literal["csv", "parquet"]] = {".csv": "csv", ".parquet": "parquet"}
 
 
-def _named(engine: Engine, judgments: JudgmentSet) -> tuple[JudgmentSet, int]:
-    """The judgments with names for pseudonyms, and how many people they name."""
+def _named(engine: Engine, judgments: Judgments) -> Judgments:
+    """With names for pseudonyms."""
     with reading(engine) as session:
         names = {a.pseudonym: a.name for a in queries.annotators(session)}
-    people = {j.annotator for j in judgments.judgments if not j.simulated}
-    named = tuple(replace(j, annotator=names[j.annotator]) for j in judgments.judgments)
-    return replace(judgments, judgments=named), len(people)
+    return judgments.each(lambda j: replace(j, annotator=names[j.annotator]))
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, pieces: Iterable[str]) -> None:
     try:
-        write_text(path, text)
+        write_pieces(path, pieces)
     except OSError as e:
         raise HfiError(f"cannot write {path}: {e.strerror or e}") from e
 
@@ -238,16 +237,14 @@ def aggregate(
         raise UsageError(f"--out {out} is neither .csv nor .json: name the file so")
     if out and not out.parent.is_dir():
         raise HfiError(f"cannot write {out}: there is no folder {out.parent}; make it, or give another --out")
-    found = consensus.consensus(freeze(Workspace.open(workspace).engine(), concept, simulated), method)
-    whole = json.dumps(consensus.to_json(found), indent=2) + "\n"
-    if out:
-        _write(out, whole if out.suffix.lower() == ".json" else consensus.to_csv(found))
-    if as_json:
-        typer.echo(whole, nl=False)
-    elif not out:
-        sys.stdout.write(consensus.to_csv(found))
+    with frozen(Workspace.open(workspace).engine(), concept, simulated) as said:
+        found = consensus.consensus(said, method)
+        if out:
+            _write(out, consensus.json_pieces(found) if out.suffix.lower() == ".json" else consensus.csv_lines(found))
+        if as_json or not out:
+            sys.stdout.writelines(consensus.json_pieces(found) if as_json else consensus.csv_lines(found))
     where = f" in {out}" if out else ""
-    typer.echo(f"{len(found.labels)} images of {concept} by {found.method}, judgments {found.judgments[:12]}{where}", err=True)
+    typer.echo(f"{found.images} images of {concept} by {found.method}, judgments {found.judgments[:12]}{where}", err=True)
     if len(found.groups) > 1:
         apart = sum(found.groups[1:])
         typer.echo(
@@ -290,6 +287,8 @@ def import_(
         images = queries.images(session)
     known, by_name = {image.sha256: image.sha256 for image in images}, _by_name(images)
     prompts = {name: prompt for j in judgments for name, prompt in zip(j.images, j.prompts, strict=True)}
+    if any(_is_file(file.parent / name) for name in prompts.keys() - known.keys()):
+        prepare(engine, space.images)
     unknown: dict[str, str] = {}
     for name in prompts:
         path = file.parent / name
@@ -299,9 +298,11 @@ def import_(
             try:
                 if not path.resolve().is_relative_to(file.parent.resolve()):
                     raise HfiError(f"{visible(name[:80])} lies outside the folder of {file.name}: bring it with 'hfi import'")
-                known[name] = keep_image(space, engine, safe_open(path), path.name, prompts[name])[0]
+                picture = safe_open(path)
             except HfiError as e:
                 unknown[name] = str(e)
+            else:
+                known[name] = keep_image(space, engine, picture, path.name, prompts[name])[0]
         elif len(by_name.get(name, ())) == 1:
             (known[name],) = by_name[name]
         else:
@@ -357,6 +358,7 @@ def _read(file: Path, concept: str | None) -> tuple[tuple[Judgment, ...], str | 
 
 def _text(file: Path) -> str:
     try:
+        check_size(file)
         with open(file, encoding="utf-8-sig", newline="") as opened:  # line ends inside a comment stay as they are
             return opened.read()
     except UnicodeDecodeError:

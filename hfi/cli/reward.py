@@ -23,6 +23,7 @@ from hfi.cli.common import (
 )
 from hfi.cli.options import JsonOption, NameOption, WorkspaceOption, with_config
 from hfi.errors import NoJudgments
+from hfi.hub import pinned
 from hfi.progress import progress
 from hfi.reward.train import Labels, RewardConfig, check_labels, split, train_reward
 from hfi.store import queries
@@ -67,7 +68,7 @@ def reward(
     shas, targets = training_labels(found, labels)
     check_labels(targets)
     reference = _backbone(space, shas) if backbone == "auto" else backbone
-    find_clip(reference)
+    reference = pinned(reference, find_clip(reference))
     check_writable(space.rewards, space.runs)
     settings = {
         "concept": concept,
@@ -81,6 +82,7 @@ def reward(
     if run.finished and scores_file(run).exists():
         say_finished(run)
     else:
+        space.images.check()
         clip = ClipBackbone.load(reference, pick_device(device))
         with progress("embedding images", len(shas), "images") as advance:
             embeddings = embed_stored(clip, space.images, shas, space.path / "embeddings", advance)

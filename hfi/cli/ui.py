@@ -4,6 +4,7 @@ import csv
 import gc
 import io
 import os
+import re
 import socket
 import sys
 import threading
@@ -11,10 +12,11 @@ import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from hfi import logs
 from hfi.cli.common import the_concept
 from hfi.cli.options import WorkspaceOption
 from hfi.concepts import Concept
@@ -27,6 +29,7 @@ from hfi.workspace import Workspace
 from ui.local import local
 
 PEOPLE, AGAIN = "people", "again"  # names of campaigns: over all images, and over those of a file
+TOKEN = "HFI_METRICS_TOKEN"
 OVERLAP = 3  # people asked about each image of a new campaign: enough for a majority and for their agreement
 
 
@@ -75,6 +78,8 @@ def ui(
     with reading(engine) as session:
         accounts = people.has_accounts(session)
     _check_access(host, names, annotator, accounts)
+    token = _metrics_token()
+    space.images.check()
     with writing(engine) as session:
         target = None
         if not accounts or concept or campaign or images:
@@ -99,8 +104,9 @@ def ui(
         os.environ["GRADIO_TEMP_DIR"] = scratch  # readable by nobody else, unlike Gradio's own
         from ui.app import build_app
 
-        app = build_app(space, engine, host=host, names=names, only=person)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+        app = build_app(space, engine, host=host, names=names, only=person, metrics_token=token)
+        own: dict[str, Any] = {"log_config": None} if logs.logging_json() else {}
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, **own))
         who = f" as {person.name}" if person else ""
         what = f"judge {chosen.title!r}{who}" if target else "judge and manage"
         none = "" if there else f"no campaign yet, a manager makes one at {address}/manage/ under Campaigns; "
@@ -108,6 +114,7 @@ def ui(
         typer.echo(f"{what} at {address} ({count}Ctrl-C stops, what is judged is kept)")
         if open_browser and _has_browser():
             threading.Timer(0.5, webbrowser.open, [address]).start()
+        logs.event("starting", address=address, accounts=accounts, metrics=bool(token))
         gc.collect()
         gc.freeze()  # the modules stay: looking through them again and again makes requests wait
         try:
@@ -126,6 +133,17 @@ def _check_access(host: str, names: Sequence[str], annotator: str | None, accoun
             f"{given} would let everyone who reaches it judge under any name, and there are no accounts:"
             " run 'hfi user add NAME --role manager' first, or serve this computer only"
         )
+
+
+def _metrics_token() -> str:
+    """What opens /metrics, "" for no such page. UsageError for one that could be guessed, or not be sent."""
+    token = os.environ.get(TOKEN, "")
+    if token and not re.fullmatch(r"[!-~]{16,200}", token):
+        raise UsageError(
+            f"{TOKEN} is no good token: give 16 to 200 letters, digits and signs without blanks, such as 'openssl rand -hex 24' "
+            "prints, or unset it"
+        )
+    return token
 
 
 def _campaign(session: Session, concept: Concept, name: str, file: Path | None) -> Campaign:

@@ -1,13 +1,14 @@
-"""What makes a training fit into less memory: frozen weights in half precision, activations computed twice, sliced attention."""
+"""What makes a model fit into less memory: frozen weights in half precision, activations computed twice, sliced attention, and parts
+that wait in the CPU's memory until they are called."""
 
-import sys
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from hfi.resources import process_memory
 
 # of the frozen weights: what is trained is kept in float32 (trainable.masters), and so are latents and losses (sd.predict)
 PRECISIONS: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -22,6 +23,25 @@ def lighten(unet: Any, *, gradient_checkpointing: bool = False, attention_slicin
         unet.enable_gradient_checkpointing(checkpointed)
     if attention_slicing:
         unet.set_attention_slice("auto")
+
+
+def offload(unet: Any, parts: Sequence[Any], device: torch.device) -> None:
+    """Moves parts of a model (text encoders, VAE) to the CPU's memory, in place. Each comes to `device` when it is called, and goes
+    back when the U-Net is. Nothing that is computed changes.
+
+    Not for a part that gradients flow through: it would be gone when they do. And last of all: a copy of a part made later would
+    call the part that it was copied from.
+    """
+    from accelerate import cpu_offload_with_hook
+
+    waiting = [cpu_offload_with_hook(part, device)[1] for part in parts]
+
+    def send_back(module: Any, args: Any) -> None:
+        for hook in waiting:
+            if next(hook.model.parameters()).device.type != "cpu":
+                hook.offload()
+
+    unet.register_forward_pre_hook(send_back)
 
 
 def checkpointed(block: Any, *args: Any) -> Tensor:
@@ -43,18 +63,6 @@ def checkpointed(block: Any, *args: Any) -> Tensor:
 def unrounded(weights: Mapping[str, Tensor], first: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     """Weights trained on a copy in `dtype`, with what that rounding took from their first values given back."""
     return {name: value + (first[name].detach() - first[name].detach().to(dtype)) for name, value in weights.items()}
-
-
-def process_memory() -> int:
-    """The most memory, in bytes, that this process had at one time. Not ru_maxrss where Linux says better: that starts from the peak
-    of the program that started this one."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024
-    import resource  # not on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def peak_memory() -> int:

@@ -19,10 +19,12 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from hfi import distributed, hub
 from hfi.diffusion.cond import Cond
 from hfi.diffusion.single_file import SUFFIXES, config_folder, part_of, read_checkpoint
 from hfi.diffusion.tokens import expand, placeholders
-from hfi.errors import ModelError
+from hfi.errors import ModelError, UsageError
+from hfi.images import MAX_PIXELS
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,12 @@ _PARTS: dict[str, tuple[Any, str]] = {  # class, and name of its weights' file
     "unet": (UNet2DConditionModel, "diffusion_pytorch_model"),
     "vae": (AutoencoderKL, "diffusion_pytorch_model"),
 }
+_WEIGHTS = tuple(f"{name}/{stem}{of}.safetensors" for name, (_, stem) in _PARTS.items() for of in ("", "-*-of-*"))
+# said of a folder or a hub id; a checkpoint file whose name is given was asked for
+NO_PICKLES = (
+    "as .safetensors: pickles (.bin), which can run a program when they are read, are not taken; where you trust them, convert "
+    "them with diffusers' or transformers' from_pretrained(..., use_safetensors=False).save_pretrained(NEW_FOLDER)"
+)
 _LIBRARIES = (transformers_logging, diffusers_logging)
 _HARMLESS_KEYS = ("position_ids",)  # a buffer that old checkpoints of CLIP carry and newer code does not
 
@@ -85,9 +93,24 @@ class StableDiffusion:
 
 
 def pick_device(wanted: str = "auto") -> torch.device:
-    """'auto' is cuda, else mps, else cpu. ModelError for a device that is not there."""
+    """'auto' is cuda, else mps, else cpu; of several processes on a machine each has a GPU of its own, unless they were told to stay
+    on the CPU. ModelError for a device that is not there."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     usable = [name for name, here in there.items() if here]
+    if distributed.size() > 1:
+        if ":" in wanted:
+            raise UsageError(
+                f"--device {wanted} with {distributed.size()} processes: each has a GPU of its own, so say cuda or cpu"
+            )
+        if wanted == "auto":
+            wanted = "cpu" if distributed.on_cpu() or not there["cuda"] else "cuda"
+        if wanted == "cuda" and there["cuda"]:
+            if (wanting := distributed.local_size()) > (count := torch.cuda.device_count()):
+                raise ModelError(
+                    f"{wanting} processes on this machine and {count} GPU{'s' * (count > 1)}: start one for each GPU with "
+                    "--num_processes, or give --cpu"
+                )
+            return torch.device("cuda", distributed.local_rank())
     if wanted == "auto":
         return torch.device(usable[0])
     try:
@@ -155,17 +178,17 @@ def find_model(model: str | Path) -> Path:
         if source.suffix not in SUFFIXES:
             raise ModelError(f"{model} is a file, and no checkpoint: {accepted}")
     elif not source.is_dir():
-        if isinstance(model, Path) or str(model).count("/") != 1 or str(model).startswith((".", "/", "~")):
+        if not hub.is_id(model):
             raise ModelError(f"no model {str(model)!r}: {accepted}")
-        source = _download(str(model))
+        source = hub.download(str(model), (*hub.CONFIGURATIONS, *_WEIGHTS))
     folder = configurations(source)
     parts, others = (*_encoders(folder), "unet", "vae"), (*_tokenizers(folder), "scheduler")
     missing = [n for n in (*parts, *others) if not (folder / n).is_dir()]
     missing += [f"{n}/config.json" for n in parts if n not in missing and not (folder / n / "config.json").exists()]
-    if source.is_dir():
-        missing += [f"the weights of {n}" for n in parts if n not in missing and not _weight_files(folder, n)]
     if missing:
         raise ModelError(f"{model} is no Stable Diffusion model: it lacks {', '.join(missing)}")
+    if source.is_dir() and (bare := [n for n in parts if not _weight_files(folder, n)]):
+        raise ModelError(f"{model} lacks the weights of {', '.join(bare)} {NO_PICKLES}")
     _check_kind(folder, str(model))
     return source
 
@@ -210,6 +233,14 @@ def _check_kind(folder: Path, model: str) -> None:
     unet, vae = (_json(folder, f"{name}/config.json") for name in ("unet", "vae"))
     reads, gives = (unet.get(key, 4) for key in ("in_channels", "out_channels"))
     latents = vae.get("latent_channels", 4)
+    size, factor = unet.get("sample_size") or 0, 2 ** (len(vae.get("block_out_channels") or [0]) - 1)
+    sides = [size, size] if isinstance(size, int) else size
+    if not (isinstance(sides, list) and len(sides) == 2 and all(type(side) is int for side in sides)):
+        raise ModelError(
+            f"{model} is no Stable Diffusion model: the sample_size of its U-Net is {str(size)[:40]!r}, which is no size"
+        )
+    if (height := sides[0] * factor) * (width := sides[1] * factor) > MAX_PIXELS:
+        raise ModelError(f"{model} says that it makes images of {width}x{height} pixels: at most {MAX_PIXELS:,} are made")
     if not reads == gives == latents:
         raise ModelError(
             f"the U-Net of {model} reads {reads} channels and gives {gives}, its VAE has {latents}: hfi works with text-to-image "
@@ -226,29 +257,9 @@ def _check_kind(folder: Path, model: str) -> None:
         )
 
 
-def _download(model: str) -> Path:
-    try:
-        with quiet():
-            from diffusers import DiffusionPipeline
-
-            found = DiffusionPipeline.download(model, safety_checker=None, feature_extractor=None, image_encoder=None)
-    except Exception as e:  # the hub client raises its own, requests' and httpx's errors
-        raise ModelError(
-            f"no folder {model!r} here, and the hub gives no model of that name ({type(e).__name__}): check the name, "
-            "the network and your access to it"
-        ) from e
-    return Path(found)
-
-
 def _weight_files(folder: Path, name: str) -> list[Path]:
-    stem = _PARTS[name][1]
-    for suffix in (".safetensors", ".bin"):
-        alias = "pytorch_model" if (suffix == ".bin" and stem == "model") else stem
-        whole = folder / name / f"{alias}{suffix}"
-        shards = sorted((folder / name).glob(f"{alias}-*-of-*{suffix}"))
-        if whole.exists() or shards:
-            return [whole] if whole.exists() else shards
-    return []
+    whole = folder / name / f"{_PARTS[name][1]}.safetensors"
+    return [whole] if whole.exists() else sorted((folder / name).glob(f"{_PARTS[name][1]}-*-of-*.safetensors"))
 
 
 def content_id(source: Path) -> str:
@@ -292,7 +303,12 @@ def load_part(part: Any, folder: Path, subfolder: str, model: str, dtype: torch.
     try:
         with quiet():
             loaded, info = part.from_pretrained(
-                folder, subfolder=subfolder, output_loading_info=True, local_files_only=True, torch_dtype=dtype
+                folder,
+                subfolder=subfolder,
+                output_loading_info=True,
+                local_files_only=True,
+                use_safetensors=True,
+                torch_dtype=dtype,
             )
     except Exception as e:  # safetensors, torch, transformers and diffusers each have their own
         raise ModelError(f"cannot load {subfolder or 'the weights'} of {model}: {_line(e)}") from e

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from diffusers.loaders import single_file_utils as original
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from hfi import hub
 from hfi.errors import ModelError
 
 SUFFIXES = (".safetensors", ".ckpt")
@@ -37,8 +37,8 @@ def config_folder(file: Path) -> Path:
     if kind is None:
         raise ModelError(f"{file} is no Stable Diffusion checkpoint: it holds no weights named {_UNET}...")
     try:
-        return Path(snapshot_download(_HUB[kind], allow_patterns=["*.json", "*.txt"]))
-    except Exception as e:  # no such kind, or the hub client's and httpx's errors
+        return hub.download(_HUB[kind], hub.CONFIGURATIONS)
+    except (KeyError, ModelError) as e:
         raise ModelError(
             f"{file} holds weights alone: put the model's configurations, a folder in diffusers' layout (its weights may be left "
             f"out), beside it as {file.with_suffix('').name}/"

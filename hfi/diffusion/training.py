@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from hfi.diffusion.memory import peak_memory
+from hfi.distributed import anyone, from_main, is_main
 from hfi.errors import HfiError
 from hfi.files import whole, write_text
 from hfi.progress import progress
@@ -63,14 +65,17 @@ def drive(
 
     Both come before the step's own state is kept: after a kill they may be called again for a step, and find the same.
 
+    Several processes at one run call it together: main keeps, logs and validates; they stop after the same step.
+
     At the end the run gets a `cost.json`: the seconds of all its steps (of work that a kill lost, none), and the peak memory in bytes
     of the process that ended it.
     """
     path = run.path / "checkpoint.pt"
-    state = load_state(path)
+    state = from_main(lambda: load_state(path))
     done = int(state["step"]) if state else 0
     began = time.monotonic() - (float(state.get("seconds", 0)) if state else 0)
-    run.truncate_metrics(done)
+    if is_main():
+        run.truncate_metrics(done)
     training = start(state)
     stop = enough = False
     with postponed() as asked, progress(title, steps, "steps", done) as advance:
@@ -79,19 +84,21 @@ def drive(
                 step = training.send(True) if enough else next(training)
             except StopIteration as end:
                 spent = {"seconds": time.monotonic() - began, "peak_memory": peak_memory()}
-                write_text(run.path / "cost.json", json.dumps(spent) + "\n")
+                if is_main():
+                    write_text(run.path / "cost.json", json.dumps(spent) + "\n")
                 result: T = end.value
                 return result
-            run.log(step=step.step, loss=step.loss, **step.values)
+            if is_main():
+                run.log(step=step.step, loss=step.loss, **step.values)
             advance(1, f"loss {step.loss:.4f}")
-            if checkpoint and checkpoint_every and step.step % checkpoint_every == 0:
+            if checkpoint and checkpoint_every and step.step % checkpoint_every == 0 and is_main():
                 checkpoint(step)
             if validate and validate_every and (step.step % validate_every == 0 or step.step == steps):
-                enough = validate(step)
+                enough = from_main(partial(validate, step))
             if enough:  # not kept: what would go on from here would not know that it was enough
                 continue
-            stop = bool(asked)  # read once: what is asked for from here on has its state kept after the next step
-            if stop or step.step % save_every == 0 or step.step == steps:
+            stop = anyone(bool(asked))  # read once: what is asked for from here on has its state kept after the next step
+            if (stop or step.step % save_every == 0 or step.step == steps) and is_main():
                 save_state(path, {**step.state(), "step": step.step, "seconds": time.monotonic() - began})
     raise KeyboardInterrupt
 
@@ -110,7 +117,7 @@ def postponed() -> Iterator[list[int]]:
     def note(number: int, frame: object) -> None:
         asked.append(number)
         restore()
-        if number == signal.SIGINT:  # not with print, which what was interrupted may be in the middle of
+        if number == signal.SIGINT and is_main():  # not with print, which what was interrupted may be in the middle of
             os.write(2, b"\nstopping after this step; Ctrl-C again stops at once, without keeping it\n")
 
     if threading.current_thread() is threading.main_thread():  # no other may handle signals

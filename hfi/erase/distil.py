@@ -6,6 +6,9 @@
     result:  the teacher
 
 Student, teacher and frozen model are one U-Net with three sets of the trained tensors, kept in float32.
+
+Several processes (hfi/distributed.py) hold the same tensors, draw the same numbers and take the same steps; each computes its share of
+the rows whenever the U-Net is asked for many, and the gradients are added up. A method's objective knows nothing of this.
 """
 
 from collections.abc import Callable
@@ -21,6 +24,7 @@ from hfi.diffusion.sample import predict_guided, schedule
 from hfi.diffusion.sd import StableDiffusion, predict, velocity_weight
 from hfi.diffusion.trainable import Part, ema_update, masters, select
 from hfi.diffusion.training import State, Step, Training
+from hfi.distributed import in_shares, total_gradients
 from hfi.erase.rollouts import Latents, fresh, move_on, roll, spread, start, timestep_law
 from hfi.errors import NonFiniteLoss, UsageError
 
@@ -121,14 +125,15 @@ def distil(
             nonlocal evaluations
             evaluations += len(z)
             with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
-                return predict(sd, weights, z, t, cond)
+                return in_shares(lambda rows: predict(sd, weights, z[rows], t[rows], cond[rows]), z)
 
         return run
 
     def denoise(x: Tensor, t: Tensor, c: Tensor) -> Tensor:
         nonlocal evaluations
         evaluations += len(x) * (1 if config.guidance_scale == 1 else 2)
-        return predict_guided(sd, teacher, x, t, conditions[c], null, config.guidance_scale)
+        wanted = conditions[c]
+        return in_shares(lambda rows: predict_guided(sd, teacher, x[rows], t[rows], wanted[rows], null, config.guidance_scale), x)
 
     def new(count: int) -> Latents:
         return start(sd.latent_shape, count, shares, generator, sd.device)
@@ -162,7 +167,9 @@ def distil(
         losses = objective(counted(student, True), counted(None, False), latents.x, t, latents.c, generator, step)
         loss = (weight.to(losses) * losses).mean()
         optimizer.zero_grad()
-        loss.backward()
+        if loss.requires_grad:  # it does not in a process that had no row of the batch
+            loss.backward()
+        total_gradients(list(student.values()))
         norm = torch.nn.utils.clip_grad_norm_(list(student.values()), config.max_grad_norm)
         if not torch.isfinite(loss) or not torch.isfinite(norm):
             raise NonFiniteLoss(step)

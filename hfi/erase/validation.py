@@ -108,7 +108,9 @@ def validation(
             if frozen[part]:
                 named = (("frozen", frozen), ("student", student), ("teacher", teacher))
                 rows += [(f"{name}, {kind} prompts", images[part]) for name, images in named]
-        write_sheet(run.path / "validation" / f"{step.step:05d}.png", contact_sheet(rows))
+        path = run.path / "validation" / f"{step.step:05d}.png"
+        write_sheet(path, contact_sheet(rows))
+        run.show(path)
         if not rewards:
             return
         figures = {"removal": removal(teacher), "removal_frozen": removal_frozen}

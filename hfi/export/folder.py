@@ -51,7 +51,7 @@ def _is_network(folder: Path) -> bool:
 
 
 def _has_weights(folder: Path) -> bool:
-    return any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir())
+    return any(file.suffix == ".safetensors" for file in folder.iterdir())
 
 
 def _forget_the_loader(file: Path) -> None:

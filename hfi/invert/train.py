@@ -14,6 +14,9 @@ Only the n x D numbers of v are trained: they replace the output of the embeddin
 is. A model with two text encoders (SDXL) learns n vectors for each of them, together.
 
 Several concepts share the batch: its rows go to them in turn, and a row's text holds the token of its own concept alone.
+
+Several processes (hfi/distributed.py) draw the same numbers; each computes the gradients of its share of a batch's rows, and they are
+added up.
 """
 
 import math
@@ -30,6 +33,7 @@ from hfi.config import check, option
 from hfi.diffusion.sd import StableDiffusion, diffused, encode_ids, predict, tokenize, velocity_weight
 from hfi.diffusion.tokens import LearnedToken, install
 from hfi.diffusion.training import State, Step, Training
+from hfi.distributed import share, shares, total, total_gradients
 from hfi.errors import NonFiniteLoss, UsageError
 
 PLAIN = ("a picture of {}", "a photo of {}", "an image showing {}", "a portrait with {}", "{}")
@@ -212,11 +216,14 @@ def invert(
         here = pick.to(mean.device)
         z0 = mean[here] + std[here] * torch.randn((len(pick), *mean.shape[1:]), generator=generator).to(mean)
         noise = torch.randn(z0.shape, generator=generator).to(mean)
-        loss = _loss(named, learned(examples, v), _Batch(words, z0, noise, t.to(sd.device), weights[here]), config)
+        batch = _Batch(words, z0, noise, t.to(sd.device), weights[here])
+        own, loss = _shared_loss(named, learned(examples, v), batch, config)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
         optimizer.zero_grad()
-        loss.backward()
+        if own.requires_grad:  # it does not in a process that has no row of the batch
+            own.backward()
+        total_gradients(v)
         if not torch.isfinite(loss) or any(rows.grad is None or not torch.isfinite(rows.grad).all() for rows in v):
             raise NonFiniteLoss(step)
         optimizer.step()
@@ -227,7 +234,7 @@ def invert(
             values["held_out"] = _mean_loss(named, learned(examples, average), held, config)
             if best is None or values["held_out"] < best["loss"]:
                 best = {"loss": values["held_out"], "step": step, "average": [rows.cpu().clone() for rows in average]}
-        if (yield Step(step, float(loss.detach()), kept, values)):
+        if (yield Step(step, float(loss), kept, values)):
             break
     if best:
         return Inversion(learned(examples, best["average"]), int(best["step"]))
@@ -257,6 +264,22 @@ def _loss(sd: StableDiffusion, tokens: Sequence[LearnedToken], batch: _Batch, co
     return inversion_loss(predict(sd, None, z_t, t, cond).float(), target.float(), weights)
 
 
+def _shared_loss(
+    sd: StableDiffusion, tokens: Sequence[LearnedToken], batch: _Batch, config: InvertConfig
+) -> tuple[Tensor, Tensor]:
+    """(this process's part of the loss, with gradients; the loss): each of several processes computes its share of the rows."""
+    rows, n = share(len(batch.t)), len(batch.t)
+    if shares(n) == [n]:
+        loss = _loss(sd, tokens, batch, config)
+        return loss, loss.detach()
+    own = torch.zeros((), device=batch.z0.device)
+    if rows.stop > rows.start:
+        own = _loss(sd, tokens, _Batch(*(x[rows] for x in batch)), config) * ((rows.stop - rows.start) / n)
+    whole = own.detach().clone()
+    total([whole])
+    return own, whole
+
+
 _LOOKS = 4  # noises of a held-out image
 
 
@@ -279,7 +302,7 @@ def _mean_loss(sd: StableDiffusion, tokens: Sequence[LearnedToken], held: Sequen
     means = []
     for batch in held:
         parts = [_Batch(*part) for part in zip(*(x.split(config.batch_size) for x in batch), strict=True)]
-        means.append(sum(len(part.t) * float(_loss(sd, tokens, part, config)) for part in parts) / len(batch.t))
+        means.append(sum(len(part.t) * float(_shared_loss(sd, tokens, part, config)[1]) for part in parts) / len(batch.t))
     return sum(means) / len(means)
 
 

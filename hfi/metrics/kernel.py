@@ -6,13 +6,14 @@ set and itself it is always a little below.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from hfi.metrics.interval import Z95, Interval
+from hfi.metrics.rows import BLOCK, Rows, blocks
 
 SUBSETS, SUBSET_SIZE = 100, 1000  # of the authors' code
-_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -25,27 +26,25 @@ class KernelDistance:
     subset_size: int
 
 
-def kernel_distance(
-    a: np.ndarray, b: np.ndarray, *, subsets: int = SUBSETS, subset_size: int = SUBSET_SIZE, seed: int = 0
-) -> KernelDistance:
+def kernel_distance(a: Rows, b: Rows, *, subsets: int = SUBSETS, subset_size: int = SUBSET_SIZE, seed: int = 0) -> KernelDistance:
     """Of embeddings a [N, D] and b [M, D]; the order of the two makes no difference. n is the smaller of N and M.
 
     Where a set is larger than `subset_size`, the mean over random subsets; else all images are the one subset. The bounds are
     value +- 1.96 standard errors of the jackknife over images (all of them), which needs three of each.
     """
-    a, b = sorted((np.asarray(a, np.float64), np.asarray(b, np.float64)), key=lambda x: (len(x), float(x.sum())))
+    a, b = sorted((a, b), key=lambda x: (len(x), sum(float(part.sum()) for _, part in blocks(x))))
     n = len(a)
     if n < 2:
         return KernelDistance(Interval(None, n, None, None), None, 0, n)
     within_a, within_b, (across_a, across_b) = _within(a), _within(b), _across(a, b)
     if len(b) <= subset_size:
-        value, std, subsets, size = mmd2(within_a.sum(), within_b.sum(), across_a.sum(), n, len(b)), None, 1, n
+        value, std, subsets, size = float(mmd2(within_a.sum(), within_b.sum(), across_a.sum(), n, len(b))), None, 1, n
     else:
         rng = np.random.default_rng(seed)
         size = min(subset_size, n)
         found = []
         for _ in range(subsets):
-            x, y = (z[rng.choice(len(z), size, replace=False)] for z in (a, b))
+            x, y = (np.asarray(z[rng.choice(len(z), size, replace=False)], dtype=np.float64) for z in (a, b))
             found.append(mmd2(_within(x).sum(), _within(y).sum(), _across(x, y)[0].sum(), size, size))
         value, std = float(np.mean(found)), float(np.std(found))
     half = Z95 * _jackknife(within_a, within_b, across_a, across_b)
@@ -53,9 +52,10 @@ def kernel_distance(
     return KernelDistance(Interval(value, n, *bounds), std, subsets, size)
 
 
-def mmd2(within_a: float, within_b: float, across: float, n: int, m: int) -> float:
-    """From the sums of k over ordered pairs: of different images of a (n images), of b (m), and over all pairs of an a with a b."""
-    return float(within_a / (n * (n - 1)) + within_b / (m * (m - 1)) - 2 * across / (n * m))
+def mmd2(within_a: Any, within_b: Any, across: Any, n: int, m: int) -> Any:
+    """From the sums of k over ordered pairs: of different images of a (n images), of b (m), and over all pairs of an a with a b.
+    Numbers, or arrays of several of each."""
+    return within_a / (n * (n - 1)) + within_b / (m * (m - 1)) - 2 * across / (n * m)
 
 
 def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -63,19 +63,21 @@ def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 
-def _across(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Row sums [N] and column sums [M] of the kernel, computed in blocks of rows."""
-    rows, columns = [], np.zeros(len(y))
-    for i in range(0, len(x), _ROWS):
-        block = kernel(x[i : i + _ROWS], y)
-        rows.append(block.sum(axis=1))
-        columns += block.sum(axis=0)
-    return np.concatenate(rows), columns
+def _across(x: Rows, y: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """Row sums [N] and column sums [M] of the kernel, computed in blocks."""
+    rows, columns = np.zeros(len(x)), np.zeros(len(y))
+    for i, some in blocks(x, BLOCK):
+        for j, others in blocks(y, BLOCK):
+            part = kernel(some, others)
+            rows[i] += part.sum(axis=1)
+            columns[j] += part.sum(axis=0)
+    return rows, columns
 
 
-def _within(x: np.ndarray) -> np.ndarray:
+def _within(x: Rows) -> np.ndarray:
     """Sum of the kernel with every other row: [N]."""
-    return _across(x, x)[0] - (np.sum(x * x, axis=1) / x.shape[1] + 1) ** 3
+    own = [(np.sum(part * part, axis=1) / part.shape[1] + 1) ** 3 for _, part in blocks(x, BLOCK)]
+    return _across(x, x)[0] - np.concatenate(own)
 
 
 def _jackknife(within_a: np.ndarray, within_b: np.ndarray, across_a: np.ndarray, across_b: np.ndarray) -> float:
@@ -84,6 +86,6 @@ def _jackknife(within_a: np.ndarray, within_b: np.ndarray, across_a: np.ndarray,
     if min(n, m) < 3:
         return 0.0
     total_a, total_b, total = within_a.sum(), within_b.sum(), across_a.sum()
-    without_a = [mmd2(total_a - 2 * w, total_b, total - x, n - 1, m) for w, x in zip(within_a, across_a, strict=True)]
-    without_b = [mmd2(total_a, total_b - 2 * w, total - x, n, m - 1) for w, x in zip(within_b, across_b, strict=True)]
+    without_a = mmd2(total_a - 2 * within_a, total_b, total - across_a, n - 1, m)
+    without_b = mmd2(total_a, total_b - 2 * within_b, total - across_b, n, m - 1)
     return float(np.sqrt((n - 1) * np.var(without_a) + (m - 1) * np.var(without_b)))

@@ -5,12 +5,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select, text
 from sqlalchemy.orm import Session
 
 from hfi.errors import HfiError, NotFound
 from hfi.store import models as m
+from hfi.store.locks import hold_person
 from hfi.store.queries import concept_row, now_utc
+
+MOST_RANKED = 60  # images of a task: their order is kept in 255 characters
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ def ensure_campaign(
     images in pairs, as they are given. HfiError where the campaign exists with another overlap, and for a gold answer that its
     question does not know.
     """
+    if asking.group_size > MOST_RANKED:
+        raise HfiError(f"rankings of {asking.group_size} images: give {MOST_RANKED} at most")
     row = _row(s, concept_slug, name, asking)
     held = select(m.TaskImage.image_id).join(m.Task).where(m.Task.campaign_id == row.id)
     known = set(s.scalars(held))
@@ -150,11 +155,22 @@ def campaign_row(s: Session, campaign_id: int) -> m.Campaign:
 
 def campaign_of(s: Session, row: m.Campaign) -> Campaign:
     slug = s.scalar(select(m.Concept.slug).where(m.Concept.id == row.concept_id))
-    tasks = s.scalar(select(func.count()).select_from(m.Task).where(m.Task.campaign_id == row.id, m.Task.kind != "gold"))
     return Campaign(
-        row.id, str(slug), row.name, row.question, row.overlap, row.lease_seconds, int(tasks or 0),
+        row.id, str(slug), row.name, row.question, row.overlap, row.lease_seconds, _tasks(s, row.id),
         row.extra_votes, row.ties, row.gold_every, row.access, row.state,
     )  # fmt: skip
+
+
+def _tasks(s: Session, campaign_id: int) -> int:
+    """How many tasks a campaign has, gold left out; no counting, as every page asks: places are 0, 1, 2, ... without a gap."""
+    places, gold = s.connection().execute(_PLACES, {"campaign": campaign_id}).one()
+    return 0 if places is None else int(places) + 1 - int(gold)
+
+
+_PLACES = select(
+    select(func.max(m.Task.place)).where(m.Task.campaign_id == bindparam("campaign")).scalar_subquery(),
+    select(func.count(m.Task.id)).where(m.Task.campaign_id == bindparam("campaign"), text("kind = 'gold'")).scalar_subquery(),
+)
 
 
 def set_state(s: Session, campaign_id: int, state: Literal["open", "closed"]) -> None:
@@ -193,9 +209,16 @@ def participant(s: Session, row: m.Campaign, annotator_id: int) -> m.Participant
     return found
 
 
+def done_by(s: Session, annotator_id: int) -> dict[int, int]:
+    """How many tasks this annotator has done, by campaign."""
+    mine = select(m.Participant.campaign_id, m.Participant.done).where(m.Participant.annotator_id == annotator_id)
+    return dict(s.execute(mine).tuples().all())
+
+
 def name_participant(s: Session, campaign_id: int, annotator_id: int) -> None:
     """Lets somebody into a campaign of named people; again changes nothing."""
     row = campaign_row(s, campaign_id)
+    hold_person(s, annotator_id)
     there = select(m.Participant.id).where(m.Participant.campaign_id == row.id, m.Participant.annotator_id == annotator_id)
     if s.scalar(there) is None:
         s.add(m.Participant(campaign_id=row.id, annotator_id=annotator_id, done=0, cursor=-1))

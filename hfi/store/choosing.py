@@ -170,8 +170,9 @@ def matching(s: Session, wanted: Wanted, concept: str) -> list[tuple[int, str]]:
     query = select(m.Image.id, m.Image.sha256).where(*_conditions(wanted)).order_by(m.Image.id)
     if wanted.unjudged:
         owner = concept_row(s, concept)
-        asked = select(m.Image.sha256).join(m.TaskImage).join(m.Task).join(m.Campaign).where(m.Campaign.concept_id == owner.id)
-        query = query.where(m.Image.sha256.not_in(asked))
+        same = aliased(m.Image)  # not NOT IN, for which PostgreSQL goes through all that were asked about, image for image
+        asked = select(same.id).join(m.TaskImage, m.TaskImage.image_id == same.id).join(m.Task).join(m.Campaign)
+        query = query.where(~asked.where(same.sha256 == m.Image.sha256, m.Campaign.concept_id == owner.id).exists())
     first: dict[str, int] = {}
     for i, sha in s.execute(query):
         first.setdefault(sha, i)

@@ -22,6 +22,7 @@ from hfi.store import campaigns, queries
 from hfi.store import models as m
 from hfi.store.campaigns import participant
 from hfi.store.judging import recount
+from hfi.store.locks import hold_people
 
 CAMPAIGN = "imported"
 _JOINERS = "\u200c\u200d"  # zero width, and part of how Persian and the languages of India are written
@@ -70,6 +71,7 @@ def add_judgments(s: Session, concept_slug: str, given: Sequence[Given]) -> Adde
     ids = {sha: i for i, sha in s.execute(select(m.Image.id, m.Image.sha256).order_by(m.Image.id.desc()))}
     tokens = set(s.scalars(select(m.Judgment.idempotency_token).where(m.Judgment.idempotency_token.startswith("import-"))))
     people = {who: _annotator(s, *who) for who in dict.fromkeys((item.annotator, item.simulated) for item in given)}
+    hold_people(s, (person.id for person in people.values()))
     gone = set(s.scalars(select(m.Annotator.id).where(m.Annotator.withdrawn_at.is_not(None))))
     last = _last(s, campaign.id)
     changed: set[int] = set()

@@ -12,18 +12,23 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, func, insert, or_, select, text, update
+from sqlalchemy import ColumnElement, and_, bindparam, case, func, insert, or_, select, text, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
 from hfi import __version__
 from hfi.errors import HfiError, NotFound
 from hfi.store import models as m
 from hfi.store.campaigns import campaign_row, participant
+from hfi.store.locks import hold_person, hold_task, hold_tasks, note_task, side_by_side, take_task
 from hfi.store.queries import now_utc
+from hfi.store.session import Again
 
 FILTERS = ("none", "blur", "grey", "both")
 NO_ANSWER = ("unsure", "skip", "disturbing", "undone")  # verdicts that say nothing of the image
 MAX_COMMENT = 2000
+MOST_LEFT = 1000
+_FEW = 20  # tasks that are counted one by one
 _FRESH = 0.1  # a lease of which no more than this part is gone is not written anew
 
 
@@ -92,6 +97,7 @@ _A: Any = m.Assignment.__table__
 _C: Any = m.Campaign.__table__
 _O: Any = m.Concept.__table__
 _P: Any = m.Participant.__table__
+_W: Any = m.Annotator.__table__
 _J: Any = m.Judgment.__table__
 _I: Any = m.Image.__table__
 _TI: Any = m.TaskImage.__table__
@@ -111,9 +117,15 @@ _PARTAKING = (
 _LAPSED = (
     select(_A.c.id, _A.c.task_id, _A.c.annotator_id, _T.c.campaign_id, _T.c.place)
     .join(_T, _T.c.id == _A.c.task_id)
+    .join(_W, _W.c.id == _A.c.annotator_id)
     .where(_A.c.state == "open", _A.c.lease_expires_at <= bindparam("now"))
+    .with_for_update(of=(_W, _T), key_share=True, skip_locked=True)
 )
-_LAPSE = update(_A).where(_A.c.id == bindparam("which")).values(state="expired")
+_LAPSE = (  # it may have been answered, or renewed, before its rows were locked
+    update(_A)
+    .where(_A.c.id == bindparam("which"), _A.c.state == "open", _A.c.lease_expires_at <= bindparam("now"))
+    .values(state="expired")
+)
 _BACK = (
     update(_P)
     .where(_P.c.campaign_id == bindparam("campaign"), _P.c.annotator_id == bindparam("person"), _P.c.cursor >= bindparam("place"))
@@ -123,7 +135,9 @@ _BACK = (
 
 def _covered(assignment: Any) -> Any:
     """Whether its annotator called it too disturbing before: they took that back, as it is in their hands."""
-    return select(_J.c.id).where(_J.c.assignment_id == assignment.c.id, _J.c.verdict == "disturbing").exists().label("covered")
+    # a count, since PostgreSQL may answer EXISTS by reading every judgment
+    hers = (_J.c.assignment_id == assignment.c.id, _J.c.verdict == "disturbing")
+    return select(func.count(_J.c.id)).where(*hers).scalar_subquery().label("covered")
 
 
 _HELD = (
@@ -146,12 +160,20 @@ _FREE = (
         or_(_MINE.c.id.is_(None), _MINE.c.state == "expired"),
     )
 )
-_FREE_AFTER = _FREE.where(_T.c.place > bindparam("cursor")).order_by(_T.c.place).limit(1)
-_FREE_BEFORE = _FREE.where(_T.c.place <= bindparam("cursor")).order_by(_T.c.place).limit(1)
+_UNLOCKED = _FREE.order_by(_T.c.place).limit(1).with_for_update(of=_T, key_share=True, skip_locked=True)
+_FREE_AFTER = _UNLOCKED.where(_T.c.place > bindparam("cursor"))
+_FREE_BEFORE = _UNLOCKED.where(_T.c.place <= bindparam("cursor"))
+_ANY_FREE = _FREE.order_by(_T.c.place).limit(1)  # in an order, or PostgreSQL takes one to be found anywhere soon
+_ANY_LAPSED = (
+    select(_A.c.id)
+    .join(_T, _T.c.id == _A.c.task_id)
+    .where(_A.c.state == "open", _A.c.lease_expires_at <= bindparam("now"), _T.c.campaign_id == bindparam("campaign"))
+    .limit(1)
+)
 _GOLD_LEFT = (
     select(_T.c.id, _T.c.place, _T.c.kind, *_OWN)
     .select_from(_T.outerjoin(_MINE, and_(_MINE.c.task_id == _T.c.id, _MINE.c.annotator_id == bindparam("person"))))
-    .where(_T.c.campaign_id == bindparam("campaign"), _T.c.kind == "gold", _MINE.c.id.is_(None))
+    .where(_T.c.campaign_id == bindparam("campaign"), text("kind = 'gold'"), _MINE.c.id.is_(None))
     .order_by(_T.c.place)
 )
 _PICTURES = (
@@ -187,11 +209,15 @@ class Held:
 
 @dataclass(frozen=True)
 class Hand:
-    """What an annotator has of a campaign: the task in hand, and the one after it; `done` are behind them."""
+    """What an annotator has of a campaign: the task in hand, and the one after it; `done` are behind them. `busy`: there is none as
+    others are just writing the last ones, in transactions of some milliseconds: ask again, in another transaction. `taken`: how many
+    were given out just now."""
 
     task: Held | None
     ahead: Held | None
     done: int
+    busy: bool = False
+    taken: int = 0
 
 
 def claim_next(s: Session, campaign_id: int, annotator_id: int, now: datetime | None = None) -> Claim | None:
@@ -199,9 +225,12 @@ def claim_next(s: Session, campaign_id: int, annotator_id: int, now: datetime | 
 
     A task needs one while fewer than `wanted` others have judged it or hold an unexpired lease on it; nobody gets a task twice.
     'unsure', 'skip' and 'disturbing' do not fill it. Now and then it is a gold task. None where nothing is left, or the campaign is
-    closed. Needs a writing session; NotFound where the campaign is not this annotator's.
+    closed. Needs a writing session; NotFound where the campaign is not this annotator's, Again where others are just writing the last
+    tasks.
     """
     hand = serve(s, campaign_id, annotator_id, now, ahead=False)
+    if hand.busy:
+        raise Again("others are taking the last tasks this moment: ask again")
     return None if hand.task is None else _claim(s, hand.task, hand.done)
 
 
@@ -209,6 +238,7 @@ def serve(s: Session, campaign_id: int, annotator_id: int, now: datetime | None 
     """As `claim_next`, with the task that will come after it, already this annotator's so that it can be loaded early. That one counts
     as opened before the first, which is therefore given until it is judged."""
     now = now or now_utc()
+    hold_person(s, annotator_id)
     expire_leases(s, now)  # it moves cursors back
     part = partaking(s, campaign_id, annotator_id)
     if part.campaign_state != "open":
@@ -226,13 +256,17 @@ def serve(s: Session, campaign_id: int, annotator_id: int, now: datetime | None 
     ]  # fmt: skip
     if renewed := [{"which": one.id, "until": until} for one in held if one.lease_expires_at == until]:
         c.execute(_RENEW, renewed)
+    already = len(held)
     while len(held) < 1 + ahead:
         opened = held[0].opened_at - timedelta(microseconds=1) if held else now
-        taken = _take(c, part, annotator_id, given=part.done + len(held), opened_at=opened, until=until)
+        taken = _take(s, part, annotator_id, given=part.done + len(held), opened_at=opened, until=until)
         if taken is None:
             break
         held.append(taken)
-    return Hand(held[0] if held else None, held[1] if len(held) > 1 else None, part.done)
+    if not held and side_by_side(s):
+        at = {"person": annotator_id, "campaign": campaign_id, "now": now}
+        return Hand(None, None, part.done, busy=any(c.execute(query, at).first() for query in (_ANY_FREE, _ANY_LAPSED)))
+    return Hand(held[0] if held else None, held[1] if len(held) > 1 else None, part.done, taken=len(held) - already)
 
 
 def partaking(s: Session, campaign_id: int, annotator_id: int) -> Any:
@@ -248,23 +282,28 @@ def partaking(s: Session, campaign_id: int, annotator_id: int) -> Any:
 
 
 def expire_leases(s: Session, now: datetime) -> None:
-    """Tasks whose time has run out are free for the others, and for the one who had them first of all that come."""
+    """Tasks whose time has run out are free for the others, and for the one who had them first of all that come. What others are just
+    writing is left to them, or to the next who comes."""
     s.flush()
     c = s.connection()
-    lapsed = c.execute(_LAPSED, {"now": now}).all()
-    for number, _, person, campaign_id, place in lapsed:
-        c.execute(_LAPSE, {"which": number})
-        c.execute(_BACK, {"campaign": campaign_id, "person": person, "place": place})
-    if lapsed:
-        recount(s, [row.task_id for row in lapsed])
+    changed = []
+    for number, task_id, person, campaign_id, place in c.execute(_LAPSED, {"now": now}).all():
+        note_task(s, task_id)
+        if c.execute(_LAPSE, {"which": number, "now": now}).rowcount:
+            c.execute(_BACK, {"campaign": campaign_id, "person": person, "place": place})
+            changed.append(task_id)
+    if changed:
+        recount(s, changed)
 
 
-def _take(c: Connection, part: Any, annotator_id: int, *, given: int, opened_at: datetime, until: datetime) -> Held | None:
+def _take(s: Session, part: Any, annotator_id: int, *, given: int, opened_at: datetime, until: datetime) -> Held | None:
     """Another task for this annotator, who has been `given` so many; None where there is none."""
+    c = s.connection()
     who = {"campaign": part.campaign_id, "person": annotator_id}
-    task = _next_gold(c, part, who, given) or _next_free(c, who, part.cursor)
+    task = _next_gold(s, part, who, given) or _next_free(s, who, part.cursor)
     if task is None:
         return None
+    note_task(s, task.id)
     if task.own is None:
         order = _shuffled(task.images, task.id, annotator_id)
         token = secrets.token_urlsafe(24)
@@ -287,13 +326,15 @@ def _shuffled(images: int, task_id: int, annotator_id: int) -> list[int]:
     return [int(i) for i in np.random.default_rng([task_id, annotator_id]).permutation(images)]
 
 
-def _next_free(c: Connection, who: dict[str, int], cursor: int) -> Any:
-    """The first free task after the last one that was given, or, from the front, one that came back."""
+def _next_free(s: Session, who: dict[str, int], cursor: int) -> Any:
+    """The first free task after the last one that was given, or, from the front, one that came back; never one that somebody else is
+    just writing."""
+    c = s.connection()
     at = {**who, "cursor": cursor}
     return c.execute(_FREE_AFTER, at).one_or_none() or c.execute(_FREE_BEFORE, at).one_or_none()
 
 
-def _next_gold(c: Connection, part: Any, who: dict[str, int], given: int) -> Any:
+def _next_gold(s: Session, part: Any, who: dict[str, int], given: int) -> Any:
     """One in every `gold_every` tasks, at a place in each stretch that nobody can foresee, is one with a known answer."""
     if not part.gold_every:
         return None
@@ -301,24 +342,38 @@ def _next_gold(c: Connection, part: Any, who: dict[str, int], given: int) -> Any
     rng = np.random.default_rng([part.campaign_id, who["person"], stretch])
     if at != rng.integers(part.gold_every):
         return None
-    left = c.execute(_GOLD_LEFT, who).all()
-    return left[int(rng.integers(len(left)))] if left else None
+    left = s.connection().execute(_GOLD_LEFT, who).all()
+    first = int(rng.integers(len(left))) if left else 0
+    return next((task for task in (*left[first:], *left[:first]) if take_task(s, task.id)), None)
 
 
 def recount(s: Session, task_ids: Iterable[int]) -> None:
-    """Makes the counts of these tasks anew, from their judgments and leases."""
+    """Makes the counts of these tasks anew, from their judgments and leases. A task is locked first: what others add to it meanwhile is
+    counted by them."""
     s.flush()
     c = s.connection()
-    for number in sorted(set(task_ids)):
-        task = c.execute(_ASKING, {"task": number}).one()
-        said = c.execute(_ANSWERS, {"task": number}).scalars().all()
-        wanted = {"item": task.overlap, "benign": 1, "gold": 0}[task.kind]
-        if task.kind == "item" and task.question == "binary" and len(said) >= task.overlap and len(set(said)) > 1:
-            wanted += task.extra_votes
-        free = max(0, wanted - len(said) - task.open)
-        c.execute(
-            _COUNTED, {"task": number, "new_answers": len(said), "new_held": task.open, "new_wanted": wanted, "new_free": free}
-        )
+    numbers = sorted(set(task_ids))
+    if len(numbers) <= _FEW:
+        for number in numbers:
+            hold_task(s, number)
+            task = c.execute(_ASKING, {"task": number}).one()
+            c.execute(_COUNTED, _counts(task, c.execute(_ANSWERS, {"task": number}).scalars().all()))
+        return
+    for i in range(0, len(numbers), 500):  # somebody who judged thousands withdraws
+        some = numbers[i : i + 500]
+        hold_tasks(s, some)
+        said: dict[int, list[str]] = {}
+        for verdict, number in c.execute(_ANSWERS_OF_SOME, {"tasks": some}):
+            said.setdefault(number, []).append(verdict)
+        c.execute(_COUNTED, [_counts(task, said.get(task.id, [])) for task in c.execute(_ASKING_SOME, {"tasks": some})])
+
+
+def _counts(task: Any, said: Sequence[str]) -> dict[str, int]:
+    wanted = {"item": task.overlap, "benign": 1, "gold": 0}[task.kind]
+    if task.kind == "item" and task.question == "binary" and len(said) >= task.overlap and len(set(said)) > 1:
+        wanted += task.extra_votes
+    free = max(0, wanted - len(said) - task.open)
+    return {"task": task.id, "new_answers": len(said), "new_held": task.open, "new_wanted": wanted, "new_free": free}
 
 
 # made once: building them costs more than the queries
@@ -336,31 +391,34 @@ def is_last(judgment: Any) -> ColumnElement[bool]:
     return ~newer.exists()
 
 
-_ASKING = (
+_ASKING_ANY = (
     select(
+        _T.c.id,
         _T.c.kind,
         _C.c.question,
         _C.c.overlap,
         _C.c.extra_votes,
-        select(func.count())
-        .select_from(_A)
-        .where(_A.c.task_id == bindparam("task"), _A.c.state == "open")
+        select(func.count(case((_A.c.state == "open", 1))))  # as a condition it could make SQLite read all that are open
+        .where(_A.c.task_id == _T.c.id)
         .scalar_subquery()
         .label("open"),
     )
+    .select_from(_T)
     .join(_C, _C.c.id == _T.c.campaign_id)
-    .where(_T.c.id == bindparam("task"))
 )
-_ANSWERS = (
-    select(_ANSWER.verdict)
+_ASKING = _ASKING_ANY.where(_T.c.id == bindparam("task"))
+_ASKING_SOME = _ASKING_ANY.where(_T.c.id.in_(bindparam("tasks", expanding=True)))
+_ANSWERS_OF_ANY = (
+    select(_ANSWER.verdict, _ANSWER.task_id)
     .join(m.Annotator, m.Annotator.id == _ANSWER.annotator_id)
     .where(
-        _ANSWER.task_id == bindparam("task"),
         _ANSWER.verdict.not_in(NO_ANSWER),
         is_last(_ANSWER),
         m.Annotator.withdrawn_at.is_(None),
     )
 )
+_ANSWERS = _ANSWERS_OF_ANY.where(_ANSWER.task_id == bindparam("task"))
+_ANSWERS_OF_SOME = _ANSWERS_OF_ANY.where(_ANSWER.task_id.in_(bindparam("tasks", expanding=True)))
 _COUNTED = (
     update(_T)
     .where(_T.c.id == bindparam("task"))
@@ -383,21 +441,34 @@ def _claim(s: Session, held: Held, done: int) -> Claim:
 
 
 def left(s: Session, campaign_id: int, annotator_id: int) -> int:
-    """How many tasks this annotator has in hand or may still be given. Gold tasks to come are not foretold."""
-    who = {"campaign": campaign_id, "person": annotator_id}
-    free = s.execute(_COUNT_FREE, who).scalar_one()
-    mine = s.execute(_COUNT_MINE, who).one()
-    return int(free - (mine.free or 0) + (mine.open or 0))
+    """How many tasks this annotator has in hand or may still be given; of the latter no more than `MOST_LEFT` are counted, so that it
+    takes no longer in a campaign of millions. Gold tasks to come are not foretold."""
+    free, held = s.connection().execute(_LEFT, {"campaign": campaign_id, "person": annotator_id}).one()
+    return int(free + held)
 
 
-_COUNT_FREE = select(func.count()).select_from(_T).where(_T.c.campaign_id == bindparam("campaign"), text("free > 0"))
-_COUNT_MINE = (
-    select(
-        func.sum(case((_T.c.free > 0, 1), else_=0)).label("free"),
-        func.sum(case((_A.c.state == "open", 1), else_=0)).label("open"),
-    )
-    .join(_T, _T.c.id == _A.c.task_id)
-    .where(_A.c.annotator_id == bindparam("person"), _A.c.state.in_(("open", "done")), _T.c.campaign_id == bindparam("campaign"))
+_GIVEN = select(_MINE.c.id).where(
+    _MINE.c.task_id == _T.c.id, _MINE.c.annotator_id == bindparam("person"), _MINE.c.state != "expired"
+)
+_NOT_GIVEN = (
+    select(_T.c.id)
+    .where(_T.c.campaign_id == bindparam("campaign"), text("free > 0"), ~_GIVEN.exists())
+    .order_by(_T.c.place.desc())  # what nobody has come to is quickly found not to be theirs
+    .limit(MOST_LEFT)
+)
+
+
+def total(done: int, left: int) -> int | None:
+    """Of what is `left`, as it was counted: all the tasks of an annotator, or None where there are more than are counted."""
+    return done + left if left < MOST_LEFT else None
+
+
+_LEFT = select(
+    select(func.count()).select_from(_NOT_GIVEN.subquery()).scalar_subquery(),
+    select(func.count())
+    .select_from(_A.join(_T, _T.c.id == _A.c.task_id))
+    .where(_A.c.annotator_id == bindparam("person"), _A.c.state == "open", _T.c.campaign_id == bindparam("campaign"))
+    .scalar_subquery(),
 )
 
 
@@ -430,10 +501,16 @@ _ASKED = (
 def asked(s: Session, token: str, annotator_id: int) -> Any:
     """A row of the assignment that a token names, its task and its campaign. NotFound where it is not this annotator's."""
     s.flush()
+    _check_token(token)
     row = s.connection().execute(_ASKED, {"token": token, "person": annotator_id, "once": None}).one_or_none()
     if row is None:
         raise _not_yours()
     return row
+
+
+def _check_token(token: str) -> None:
+    if "\0" in token:  # PostgreSQL takes no such text, not even to say that it has none
+        raise _not_yours()
 
 
 def _not_yours() -> NotFound:
@@ -465,13 +542,17 @@ def submit(
     """
     s.flush()
     c = s.connection()
+    _check_token(token)
+    hold_person(s, annotator_id)
+    if side_by_side(s) and (number := c.execute(_TASK_OF, {"token": token}).scalar_one_or_none()) is not None:
+        note_task(s, number)
     task = c.execute(_ASKED, {"token": token, "person": annotator_id, "once": idempotency_token}).one_or_none()
     if task is None or task.said:
         before = c.execute(_SAID_BEFORE, {"once": idempotency_token}).one_or_none()
         if before is None:
             raise _not_yours()
         if before.annotator_id != annotator_id:
-            raise HfiError("this answer was given by somebody else: reload the page")
+            raise _said_by_another()
         return Submitted(before.id, before.campaign_id, True)
     allowed = m.BINARY_VERDICTS if task.question == "binary" else m.RANKING_VERDICTS
     if verdict not in allowed:
@@ -501,7 +582,12 @@ def submit(
         "app_version": __version__,
         "created_at": now or now_utc(),
     }
-    number = c.execute(_SAY, judgment).inserted_primary_key[0]  # type: ignore[index]
+    try:
+        number = c.execute(_SAY, judgment).inserted_primary_key[0]  # type: ignore[index]
+    except IntegrityError as e:  # in the same moment, where people judge side by side
+        if "idempotency_token" in str(e.orig):
+            raise _said_by_another() from e
+        raise
     c.execute(_DONE, {"which": task.id})
     c.execute(_COUNTED_DONE, {"part": task.part, "more": 1})
     rank = 1
@@ -513,6 +599,15 @@ def submit(
     return Submitted(number, task.campaign_id, False)
 
 
+def _said_by_another() -> HfiError:
+    return HfiError("this answer was given by somebody else: reload the page")
+
+
+_TASK_OF = (  # locked: whether it is free is known once nobody else is writing it
+    select(_T.c.id)
+    .where(_T.c.id == select(_A.c.task_id).where(_A.c.token == bindparam("token")).scalar_subquery())
+    .with_for_update(key_share=True)
+)
 _SAID_BEFORE = (
     select(_J.c.id, _J.c.annotator_id, _T.c.campaign_id)
     .join(_T, _T.c.id == _J.c.task_id)
@@ -560,10 +655,12 @@ def undo(s: Session, campaign_id: int, annotator_id: int, now: datetime | None =
     A task in hand waits meanwhile: it comes after the reopened one.
     """
     now = now or now_utc()
+    hold_person(s, annotator_id)
     part = partaking(s, campaign_id, annotator_id)
     last = s.execute(_LAST, {"campaign": campaign_id, "person": annotator_id}).one_or_none()
     if last is None:
         return None
+    hold_task(s, last.task_id)
     undone = {
         "task_id": last.task_id,
         "annotator_id": annotator_id,
@@ -595,7 +692,7 @@ _LAST = (
         _ANSWER.verdict != "undone",
         is_last(_ANSWER),
     )
-    .order_by(_ANSWER.id.desc())
+    .order_by(_ANSWER.created_at.desc(), _ANSWER.id.desc())  # as the index of a person's judgments has them
     .limit(1)
 )  # fmt: skip
 
@@ -604,7 +701,7 @@ _LAST = (
 
 
 def progress(s: Session, campaign_id: int, annotator_id: int | None = None) -> Progress:
-    """See `Progress`. For one annotator `total` counts the tasks they did and those they may still do."""
+    """See `Progress`. For one annotator `total` counts the tasks they did and what is `left`."""
     campaign_row(s, campaign_id)
     living = (
         select(m.Judgment.verdict, func.count())

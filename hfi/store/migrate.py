@@ -2,7 +2,7 @@
 
 Alembic runs on an engine of its own, on SQLite with foreign keys off, because rebuilding a table with them on silently deletes
 the rows that refer to it. They are checked at the end. All migrations are one transaction: killed or failed, nothing has changed;
-and the file is copied before.
+and a SQLite file is copied before.
 """
 
 import sqlite3
@@ -14,12 +14,12 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event, inspect
+from sqlalchemy import URL, Connection, Engine, event, inspect, text
 from sqlalchemy.exc import DatabaseError
 
 from hfi.errors import HfiError
 from hfi.resources import migrations_dir
-from hfi.store.session import connect, sound
+from hfi.store.session import ALONE, connect, made, parse, shown, sound
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def check_current(engine: Engine) -> None:
     try:
         found = status(engine)
     except DatabaseError as e:
-        raise HfiError(f"{engine.url.render_as_string()} is no database of hfi: {e.orig}") from e
+        raise HfiError(f"{shown(engine.url)} is no database of hfi: {e.orig}") from e
     _check_known(found)
     if not found.current:
         raise HfiError(f"the database has schema {found.revision or 'none'}, this hfi needs {found.head}: run 'hfi db upgrade'")
@@ -68,26 +68,44 @@ def upgrade(url: str) -> Upgrade:
     """Copies a SQLite database that holds tables, upgrades it, and checks its foreign keys; makes one that is not there. HfiError
     where that fails: the database is as it was."""
     connect(url, create=True).dispose()  # says what is wrong with the URL
-    engine = create_engine(url)
-    if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _prepare_sqlite)
-        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    engine = migrating(parse(url))
     try:
         before = status(engine)
         _check_known(before)
         backup = _backup(engine) if not before.current and inspect(engine).get_table_names() else None
         if not before.current:
-            config = Config()
-            config.set_main_option("script_location", str(migrations_dir()).replace("%", "%%"))
-            with engine.begin() as connection:
-                config.attributes["connection"] = connection
-                command.upgrade(config, "head")
-                _check_foreign_keys(connection)
+            with sound(engine.url), engine.begin() as connection:
+                before = migrate(connection)
         return Upgrade(before.revision, before.head, backup)
     except DatabaseError as e:
-        raise HfiError(f"the upgrade of {engine.url.render_as_string()} failed: {e.orig}") from e
+        raise HfiError(f"the upgrade of {shown(engine.url)} failed: {e.orig}") from e
     finally:
         engine.dispose()
+
+
+def migrating(url: URL) -> Engine:
+    """An engine whose transactions may change the schema."""
+    engine = made(url)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    return engine
+
+
+def migrate(connection: Connection) -> Status:
+    """Brings the database to the current schema in the connection's transaction; says what it was. Of several programs that do so at
+    once on PostgreSQL one does it, and the others, which wait, find it done."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SET LOCAL lock_timeout = 0"))
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({ALONE})"))
+    before = Status(MigrationContext.configure(connection).get_current_revision(), _head())
+    _check_known(before)
+    config = Config()
+    config.set_main_option("script_location", str(migrations_dir()).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+    _check_foreign_keys(connection)
+    return before
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:
@@ -108,8 +126,7 @@ def _check_foreign_keys(connection: Connection) -> None:
 
 
 def _backup(engine: Engine) -> Path | None:
-    """A copy beside the file, made by SQLite itself, so that it is whole while others write. Other databases have their own
-    tools."""
+    """A copy beside the file, made by SQLite itself, so that it is whole while others write. PostgreSQL has pg_dump for it."""
     if engine.dialect.name != "sqlite" or not engine.url.database or engine.url.database == ":memory:":
         return None
     source = Path(engine.url.database)

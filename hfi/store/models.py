@@ -136,7 +136,7 @@ class Campaign(Base):
 
 
 class Task(Base):
-    """One item to judge: an image, or a group of images to rank. `place` is a shuffled order.
+    """One item to judge: an image, or a group of images to rank. `place` is a shuffled order, from 0 and without a gap.
 
     `wanted` answers are asked for, `answers` are there, `held` are in people's hands, and `free` = wanted - answers - held, at least
     0. Of a gold task free is 0: it is handed out beside the others, and to everybody.
@@ -148,6 +148,9 @@ class Task(Base):
         CheckConstraint(_one_of("kind", KINDS), name="kind"),
         CheckConstraint("wanted >= 0 AND answers >= 0 AND held >= 0 AND free >= 0", name="counts"),
         Index("ix_tasks_free", "campaign_id", "place", sqlite_where=text("free > 0"), postgresql_where=text("free > 0")),
+        Index(
+            "ix_tasks_gold", "campaign_id", "place", sqlite_where=text("kind = 'gold'"), postgresql_where=text("kind = 'gold'")
+        ),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -219,7 +222,7 @@ class LoginFailure(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     name_key: Mapped[str] = mapped_column(unique=True)
     failures: Mapped[int]
-    last_at: Mapped[datetime]
+    last_at: Mapped[datetime] = mapped_column(index=True)
 
 
 class Setting(Base):
@@ -304,7 +307,7 @@ class Assignment(Base):
     shown_order: Mapped[str]
     state: Mapped[str] = mapped_column(String(16))
     opened_at: Mapped[datetime]
-    lease_expires_at: Mapped[datetime] = mapped_column(index=True)
+    lease_expires_at: Mapped[datetime]
 
 
 class Judgment(Base):

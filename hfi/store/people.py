@@ -18,12 +18,14 @@ from functools import partial
 from typing import Any
 
 from sqlalchemy import bindparam, delete, exists, func, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from hfi.errors import HfiError, NotFound, UsageError
 from hfi.store import models as m
 from hfi.store import queries
 from hfi.store.judging import is_last, recount
+from hfi.store.locks import hold_person
 from hfi.store.queries import Annotator, named, now_utc
 from hfi.store.session import Engine, writing
 
@@ -220,12 +222,12 @@ def check_password(engine: Engine, name: str, password: str, now: datetime | Non
     A try is counted before the password is looked at, so that many at once gain nothing, and taken back if it was right. The
     hashing happens between two transactions: on SQLite nobody else could write meanwhile.
     """
-    with writing(engine) as s:
+    with writing(engine, alone=False) as s:
         key, who, stored = _try(s, name, now or now_utc())
     fits = _fits(password, stored)
     if not fits or who is None:
         raise SignInRefused
-    with writing(engine) as s:
+    with writing(engine, alone=False) as s:
         s.execute(delete(m.LoginFailure).where(m.LoginFailure.name_key == key))
     return who
 
@@ -236,12 +238,10 @@ def _try(s: Session, name: str, now: datetime) -> tuple[str, Standing | None, st
         _, key = named(name)
     except HfiError:
         return "", None, _NOBODY
-    s.execute(delete(m.LoginFailure).where(m.LoginFailure.last_at < now - _FORGET))
-    row = s.scalar(select(m.LoginFailure).where(m.LoginFailure.name_key == key).with_for_update())
-    if row is None:
-        row = m.LoginFailure(name_key=key, failures=0, last_at=now)
-        s.add(row)
-    elif row.failures >= FREE_TRIES:
+    old = select(m.LoginFailure.id).where(m.LoginFailure.last_at < now - _FORGET).with_for_update(skip_locked=True)
+    s.execute(delete(m.LoginFailure).where(m.LoginFailure.id.in_(old)).execution_options(synchronize_session=False))
+    row = _tries(s, key, now)
+    if row.failures >= FREE_TRIES:
         wait = min(FIRST_WAIT * 2 ** min(row.failures - FREE_TRIES, 20), LAST_WAIT)
         left = (row.last_at - now).total_seconds() + wait
         if left > 0:
@@ -251,6 +251,18 @@ def _try(s: Session, name: str, now: datetime) -> tuple[str, Standing | None, st
     query = select(m.Annotator.id, m.Account.password_hash).join(m.Account, m.Account.annotator_id == m.Annotator.id)
     found = s.execute(query.where(m.Annotator.name_key == key, m.Account.active)).one_or_none()
     return (key, standing(s, found[0]), found[1]) if found else (key, None, _NOBODY)
+
+
+def _tries(s: Session, key: str, now: datetime) -> m.LoginFailure:
+    """The row that counts a name's tries, locked; made where there is none."""
+    mine = select(m.LoginFailure).where(m.LoginFailure.name_key == key).with_for_update()
+    while (row := s.scalar(mine)) is None:
+        try:
+            with s.begin_nested():
+                s.add(m.LoginFailure(name_key=key, failures=0, last_at=now))
+        except IntegrityError:  # somebody else tried the same name for the first time in the same moment
+            continue
+    return row
 
 
 _WHO: Any = m.Annotator.__table__
@@ -391,6 +403,7 @@ def withdraw(s: Session, annotator_id: int, now: datetime | None = None) -> With
 
     HfiError for the last manager and for a simulated annotator.
     """
+    hold_person(s, annotator_id)
     row = s.get(m.Annotator, annotator_id)
     if row is None or row.simulated:
         raise HfiError(f"annotator {annotator_id} is no person: only people withdraw")
@@ -412,6 +425,5 @@ def withdraw(s: Session, annotator_id: int, now: datetime | None = None) -> With
     said = select(func.count()).select_from(m.Judgment).where(m.Judgment.annotator_id == annotator_id)
     judgments = s.scalar(said.where(m.Judgment.verdict != "undone", is_last(m.Judgment))) or 0
     tasks = sorted(s.scalars(select(m.Assignment.task_id).where(mine)))  # whatever was judged was assigned
-    for i in range(0, len(tasks), 500):
-        recount(s, tasks[i : i + 500])
+    recount(s, tasks)
     return Withdrawn(row.pseudonym, judgments, comments.rowcount, len(tasks))

@@ -1,7 +1,8 @@
 """What the program does with the database, as verbs. Each takes a session (`writing` or `reading`) and returns frozen dataclasses.
 
 Here: images, concepts and annotators. Beside it: campaigns.py, choosing.py (images for them), judging.py, showing.py, record.py (what
-was judged), adjudicating.py, overview.py, wellbeing.py, people.py, rounds.py, jobs.py, imports.py.
+was judged), adjudicating.py, overview.py, wellbeing.py, people.py, rounds.py, jobs.py, imports.py. locks.py: who waits for whom on
+PostgreSQL; copying.py: a whole database into another.
 """
 
 import secrets

@@ -13,13 +13,12 @@ from hfi.store.judging import asked
 
 def simulations_judged(s: Session, concept_slug: str) -> bool:
     """Whether a simulated annotator has judged anything of this concept."""
+    simulated = s.scalars(select(m.Annotator.id).where(m.Annotator.simulated)).all()  # none or a handful
     query = (
-        select(m.Judgment.id)
-        .join(m.Annotator, m.Annotator.id == m.Judgment.annotator_id)
-        .join(m.Task, m.Task.id == m.Judgment.task_id)
-        .join(m.Campaign, m.Campaign.id == m.Task.campaign_id)
+        select(m.Participant.id)
+        .join(m.Campaign, m.Campaign.id == m.Participant.campaign_id)
         .join(m.Concept, m.Concept.id == m.Campaign.concept_id)
-        .where(m.Concept.slug == concept_slug, m.Annotator.simulated)
+        .where(m.Concept.slug == concept_slug, m.Participant.annotator_id.in_(simulated), m.Participant.done > 0)
     )
     return s.scalar(query.limit(1)) is not None
 

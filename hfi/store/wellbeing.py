@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from hfi.errors import HfiError, UsageError
 from hfi.store import models as m
+from hfi.store.locks import hold_person
 from hfi.store.queries import now_utc
 
 PAUSE = timedelta(minutes=5)  # nobody judges for so long: the shift is over
@@ -108,6 +109,9 @@ _LAST = (
     .limit(1)
 )
 _BEFORE = select(_S).where(_S.c.annotator_id == bindparam("person"), _S.c.ended == "midnight", _S.c.last_at == bindparam("at"))
+_SINCE = select(_S).where(  # the second by the index; every shift is of one day
+    _S.c.annotator_id == bindparam("person"), _S.c.started_at >= bindparam("at"), _S.c.last_at >= bindparam("at")
+)
 _NOTED = (
     update(_S)
     .where(_S.c.id == bindparam("which"))
@@ -180,7 +184,7 @@ def rest(s: Session, annotator_id: int, now: datetime | None = None, *, shift: S
     rules = _rules(shift.rules)
     running = shift.ended is None and _running(shift, now)
     if rules.day_minutes or rules.day_harmful:
-        seen = exposure(s, annotator_id, now).today
+        seen = today(s, annotator_id, now)
         if _reached(seen.minutes, rules.day_minutes) or _reached(seen.harmful, rules.day_harmful):
             if running:
                 _end(s, shift, "day")
@@ -212,6 +216,12 @@ def end_shift(s: Session, annotator_id: int, reason: str, now: datetime | None =
         _end(s, shift, reason if _running(shift, now or now_utc()) else "pause")
 
 
+def today(s: Session, annotator_id: int, now: datetime | None = None) -> Seen:
+    """What somebody looked at today, in UTC."""
+    midnight = _midnight(now or now_utc())
+    return _sum(s.connection().execute(_SINCE, {"person": annotator_id, "at": midnight}).all())
+
+
 def exposure(s: Session, annotator_id: int, now: datetime | None = None) -> Exposure:
     every = s.execute(select(_S).where(_S.c.annotator_id == annotator_id)).all()
     midnight = _midnight(now or now_utc())
@@ -219,8 +229,9 @@ def exposure(s: Session, annotator_id: int, now: datetime | None = None) -> Expo
 
 
 def _last(s: Session, annotator_id: int) -> Shift | None:
-    """This person's latest shift."""
+    """This person's latest shift, which nobody else changes until the transaction ends."""
     s.flush()
+    hold_person(s, annotator_id)
     row = s.connection().execute(_LAST, {"person": annotator_id}).one_or_none()
     return None if row is None else Shift(**row._asdict())
 

@@ -5,6 +5,7 @@ Gradio runs a handler for whoever calls it by its number, whatever the page show
 
 import hashlib
 import hmac
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,18 +14,21 @@ from typing import Any
 import gradio as gr
 from starlette.requests import Request
 
+from hfi import logs
 from hfi.dashboard import Watch
 from hfi.errors import HfiError
 from hfi.store.queries import Annotator
 from hfi.store.session import Engine
 from hfi.workspace import Workspace
 from ui.identity import workspace_secret
+from ui.watch import KEY, noted
 
 Who = Callable[
     [Any], Any
 ]  # an HTTP request -> whoever sent it, with `annotator` and `role` (`ui.identity.Person`); None for nobody
 NOT_YOURS = "Only managers may do this: sign in as one."
 MOST_WATCHES = 8
+_LOG = logging.getLogger("hfi.ui")
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class Office:
         """A handler for Gradio from `handle(annotator, *values)`. What a user can mend comes up as a note on the page."""
 
         def checked(request: gr.Request, *values: Any) -> Any:
+            scope = request.request.scope if request.request else {}
+            logs.request_id.set(scope.get(KEY, ""))  # Gradio runs this in a task of its own
             person = self.manager(request)
             if person is None:
                 raise gr.Error(NOT_YOURS, print_exception=False)
@@ -53,6 +59,11 @@ class Office:
                 return handle(person, *values)
             except HfiError as e:
                 raise gr.Error(sentence(e), title="Not done", duration=12, print_exception=False) from None
+            except gr.Error:
+                raise
+            except Exception:
+                _LOG.exception("a handler of the managers' page failed")
+                raise gr.Error(sentence(noted(scope)), title="Not done", print_exception=False) from None
 
         checked.__name__ = getattr(handle, "__name__", "handle")
         return checked

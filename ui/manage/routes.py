@@ -3,6 +3,7 @@
 import io
 from typing import Annotated
 
+from anyio import to_thread
 from fastapi import FastAPI, HTTPException, Path, Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
 
@@ -13,6 +14,7 @@ from hfi.store import queries
 from hfi.store.session import Engine, reading
 from hfi.workspace import Workspace
 from ui.manage.office import NOT_YOURS, Office, Who
+from ui.pictures import threads
 
 PRIVATE = {"Cache-Control": "private, no-store", "X-Content-Type-Options": "nosniff"}
 # a report is a page of its own, which may neither run a script nor speak to this server in the manager's name
@@ -21,17 +23,21 @@ SANDBOX = {"Content-Security-Policy": "sandbox allow-popups; default-src 'none';
 
 def add_routes(app: FastAPI, workspace: Workspace, engine: Engine, who: Who) -> None:
     """/manage-img/TOKEN, /manage-report/COMMAND/RUN and /manage-log/JOB; `who` as for `build_manage`."""
-    office = Office(workspace, engine, who)
+    office, looking = Office(workspace, engine, who), threads(workspace.images)
 
     def check(request: Request) -> None:
         if office.manager(request) is None:
             raise HTTPException(403, NOT_YOURS)
 
     @app.get("/manage-img/{token}")
-    def image(request: Request, token: str) -> Response:
-        check(request)
+    async def image(request: Request, token: str) -> Response:
+        def found() -> bytes:
+            check(request)
+            return image_bytes(office, token)
+
         try:
-            return Response(image_bytes(office, token), media_type="image/png", headers=PRIVATE)
+            data = await to_thread.run_sync(found, limiter=looking)
+            return Response(data, media_type="image/png", headers=PRIVATE)
         except NotFound as e:
             raise HTTPException(404, str(e)) from None
         except HfiError as e:  # lost from the store, or damaged there

@@ -168,7 +168,7 @@ async function show(next, words = "") {
     if (state !== next) return;
     $("hfi-frame").classList.toggle("hfi-tiny", pictures.every((img) => Math.max(img.naturalWidth, img.naturalHeight) < 200));
     ready = true;
-    hear(say("next", { number: next.done + 1, total: next.total }));
+    hear(say(next.total === null ? "next.many" : "next", { number: next.done + 1, total: next.total }));
   } catch {
     if (state !== next) return;
     fail(pictures);
@@ -297,8 +297,9 @@ function paint() {
 function facts() {
   const { person, done, total } = state;
   $("hfi-person").textContent = say("person", { person });
-  $("hfi-count").textContent = total ? say("count", { done, total }) : "";
+  $("hfi-count").textContent = total ? say("count", { done, total }) : total === null ? say("many", { done }) : "";
   const bar = $("hfi-progress");
+  bar.hidden = total === null; // more than the server counts
   bar.setAttribute("aria-valuenow", done);
   bar.setAttribute("aria-valuemax", total);
   bar.firstElementChild.style.width = `${total ? (100 * done) / total : 0}%`;
