@@ -246,10 +246,8 @@ def _judge_everything(url: str, workspace: str) -> None:
 
 def _verdict(question: str, seen: list[float], middle: float) -> dict[str, Any]:
     """By how bright the images are, which a reward can learn of any model's: half of them, those above `middle`, show it."""
-    if question == "ranking":
+    if question in ("ranking", "compare"):
         return {"verdict": "ranked", "ranking": sorted(range(len(seen)), key=lambda i: -seen[i])}
-    if question == "compare":
-        return {"verdict": "left" if seen[0] > seen[1] else "right"}
     return {"verdict": "shows" if seen[0] > middle else "clean"}
 
 

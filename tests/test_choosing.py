@@ -332,6 +332,8 @@ def test_the_command_adds_lists_closes_and_opens(engine: Engine, workspace: Work
     assert dry.stdout == "it would be 5 tasks from 5 of 12 images that fit; 15 judgments are wanted\n"
     assert hfi("campaign", "list", *w).stdout.startswith("no campaign yet")
     assert hfi("campaign", "add", "some", *w, "--choose", "random", "--count", "5", "--erasure", "none").exit_code == 0
+    dry = hfi("campaign", "add", "pairs", *w, "--compare", "--erasure", "smoking-sdd", "--overlap", "1", "--dry-run")
+    assert dry.stdout == "it would be 3 tasks from 3 of 3 pairs that fit; 3 judgments are wanted\n"
     pairs = hfi("campaign", "add", "pairs", *w, "--compare", "--erasure", "smoking-sdd", "--overlap", "1", "--json")
     assert {k: v for k, v in json.loads(pairs.stdout).items() if k in ("tasks", "unpaired", "matched")} == {
         "tasks": 3, "unpaired": 1, "matched": 3,

@@ -130,7 +130,8 @@ def add(
     if as_json:
         typer.echo(json.dumps({"campaign": asdict(made) if made else None, **counts}))
         return
-    said = f"{seen.tasks} tasks from {len(found.image_ids)} of {found.matched} {'pairs' if compare else 'images'} that fit"
+    taken, what = (len(found.image_ids) // 2, "pairs") if compare else (len(found.image_ids), "images")
+    said = f"{seen.tasks} tasks from {taken} of {found.matched} {what} that fit"
     said += f", {len(found.gold)} gold" if found.gold else ""
     typer.echo(f"{'it would be ' if dry_run else f'campaign {name}: '}{said}; {seen.judgments} judgments are wanted")
     if found.unscored:
