@@ -23,7 +23,7 @@ from sqlalchemy.exc import DatabaseError, IntegrityError, StatementError
 
 from hfi.concepts import Concept
 from hfi.errors import HfiError, NotFound
-from hfi.judgments import freeze
+from hfi.judgments import JudgmentSet, freeze, frozen
 from hfi.store import campaigns, judging, record
 from hfi.store import models as m
 from hfi.store import queries as q
@@ -100,6 +100,48 @@ def answer(engine: Engine, campaign: campaigns.Campaign, who: q.Annotator, verdi
     with writing(engine) as s:
         judging.submit(s, held.token, who.id, verdict, f"{held.token} {now}", now=now)
     return held
+
+
+# --- reading what was said, some at a time ---
+
+
+@pytest.mark.parametrize("question", ["binary", "ranking"])
+def test_however_few_rows_are_read_at_once_they_are_the_same(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, question: str
+) -> None:
+    campaign = fill(engine, 23, overlap=2, question=question)
+    people = [person(engine, name, name == "Bot") for name in ("Ann", "Bob", "Bot", "Gone")]
+    for n in range(6 if question == "ranking" else 34):
+        with writing(engine) as s:
+            held = judging.claim_next(s, campaign.id, people[n % 4].id, NOON)
+            if held is None:
+                continue
+            order = [image.image_id for image in reversed(held.images)] if question == "ranking" else None
+            verdict = "ranked" if order else "shows" if n % 3 else "clean"
+            judging.submit(s, held.token, people[n % 4].id, verdict, f"t{n}", ranking=order, now=NOON)
+    with writing(engine) as s:
+        for task, verdict in [
+            (t, v) for t in s.scalars(select(m.Task.id).order_by(m.Task.id.desc())) for v in ("unsure", "none")
+        ]:
+            verdict = verdict if question == "ranking" or verdict == "unsure" else "clean"
+            s.add(m.Adjudication(task_id=task, annotator_id=people[0].id, verdict=verdict, created_at=NOON))
+        s.get_one(m.Annotator, people[3].id).withdrawn_at = NOON
+
+    for side in ("exclude", "include", "only"):
+        whole = freeze(engine, "smoking", side)  # type: ignore[arg-type]
+        assert whole.judgments and any(j.adjudicated for j in whole.judgments) == (side != "only")
+        with monkeypatch.context() as few:
+            few.setattr(record, "_STREAM", {"yield_per": 2})
+            few.setattr("hfi.judgments._PART", 3)
+            with frozen(engine, "smoking", side) as found:  # type: ignore[arg-type]
+                assert JudgmentSet(found.concept, found.question, tuple(found.judgments)) == whole
+                assert found.judged_by == whole.judged_by
+                parts = list(found.parts())
+                assert len(parts) > 1 or side == "only"
+                assert [sha for shas, _ in parts for sha in shas] == list(whole.prompts)
+                assert found.count_images() == len(whole.prompts)
+                for shas, some in parts:
+                    assert some.judgments == tuple(j for j in whole.judgments if set(j.images) & set(shas))
 
 
 # --- sharing work ---
