@@ -42,6 +42,8 @@ from ui.pictures import Pictures
 NOON = datetime(2026, 11, 27, 12, tzinfo=UTC)
 ASSETS = Path(__file__).parent / "assets"
 
+HEAD = max(path.stem for path in (migrations_dir() / "versions").glob("0*.py"))
+
 
 @pytest.fixture
 def url(postgres: Server) -> Iterator[str]:
@@ -569,7 +571,7 @@ def test_several_who_bring_a_database_up_at_once_do_it_once(postgres: Server) ->
     url = postgres.new("template1")
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: upgrade(url), range(4)))
-    assert {one.after for one in found} == {"0002_labeling"} and sum(one.before is None for one in found) >= 1
+    assert {one.after for one in found} == {HEAD} and sum(one.before is None for one in found) >= 1
     engine = connect(url)
     assert status(engine).current
     engine.dispose()
@@ -597,7 +599,7 @@ def test_a_database_of_version_0001_is_brought_up_with_every_row(postgres: Serve
                 [dict(zip(names, row, strict=True)) for row in rows],
             )
     done = upgrade(url)
-    assert (done.before, done.after, done.backup) == ("0001_initial", "0002_labeling", None)
+    assert (done.before, done.after, done.backup) == ("0001_initial", HEAD, None)
     assert {(c, side): freeze(engine, c, side).sha256 for c, side in THOUSAND} == THOUSAND  # type: ignore[arg-type]
     engine.dispose()
     postgres.drop(url)

@@ -74,7 +74,7 @@ def test_every_message_of_a_page_is_said_somewhere() -> None:
     said = "\n".join(path.read_text("utf-8") for path in sources)
     made = {f"page.work.{question}" for question in ("binary", "ranking", "compare")}
     made |= {f"page.consent.{about}" for about in pages.ABOUT}
-    made |= {f"page.{key}.{part}" for key in ("withdrawn", "refused", "missing") for part in ("title", "text")}
+    made |= {f"page.{key}.{part}" for key in ("withdrawn", "refused", "missing", "broken") for part in ("title", "text")}
     assert [key for key in load(DEFAULT) if key.startswith("page.") and key not in made and f'"{key}"' not in said] == []
 
 

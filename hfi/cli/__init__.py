@@ -34,7 +34,7 @@ COMMANDS = {
     "export": ("hfi.cli.export", "app", "Write what comes out in the formats of other programs."),
     "import-token": ("hfi.cli.import_token", "import_token", "Bring in a token that was learned elsewhere."),
     "demo": ("hfi.cli.demo", "demo", "The loop on the embedded model, with simulated annotators."),
-    "bench": ("hfi.cli.bench", "app", "Every method side by side. Costs: speed, processes, memory, load."),
+    "bench": ("hfi.cli.bench", "app", "Every method side by side, and what everything costs."),
     "portraits": ("hfi.cli.portraits", "app", "The embedded model: render its world, train, check, compare."),
     "db": ("hfi.cli.db", "app", "The database: status, upgrade, copy."),
     "images": ("hfi.cli.images", "app", "The image store: status, copy, collect."),
