@@ -4,9 +4,8 @@
 Weights are taken as safetensors alone: a pickle can run a program when it is read.
 """
 
-import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +13,6 @@ from hfi.errors import HfiError, ModelError
 
 CONFIGURATIONS = ("*.json", "*.txt")
 _SECONDS = 5  # for the hub to answer
-_ABOUT = re.compile(r"(scheduler|text_encoder|text_encoder_2|tokenizer|tokenizer_2|unet|vae)/[^/]*\.(json|txt)")
-_STEMS = {"text_encoder": "model", "text_encoder_2": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 _used: dict[str, str] = {}
 
 
@@ -84,10 +81,12 @@ def is_hub_id(model: str) -> bool:
     return is_id(model) and not Path(model).exists()
 
 
-def wanted(model: str) -> Wanted:
-    """What `hfi` would download of this model. HfiError where the hub is not to be asked, cannot be reached, or does not give it."""
+def wanted(model: str, patterns: Sequence[str]) -> Wanted:
+    """What `download` would get with these patterns. HfiError where the hub is not to be asked, cannot be reached, does not give it, or
+    has no weights of it as safetensors."""
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub.utils import filter_repo_objects
 
     name, _, asked = model.partition("@")
     try:
@@ -104,9 +103,11 @@ def wanted(model: str) -> Wanted:
         raise HfiError(f"the hub cannot be reached ({type(e).__name__})") from None
     revision = about.sha or "main"
     sizes = {file.rfilename: file.size or 0 for file in about.siblings or ()}
-    files = needed(sizes)
+    files = list(filter_repo_objects(sizes, allow_patterns=list(patterns)))
     if "model_index.json" not in files:
         raise HfiError(f"{model!r} is on the hub, and no model in diffusers' layout: it has no model_index.json")
+    if not any(file.endswith(".safetensors") for file in files):
+        raise HfiError(f"{model!r} is on the hub without weights as safetensors, and pickles are not taken")
     there = {file for file in files if isinstance(try_to_load_from_cache(name, file, revision=revision), str)}
     missing = [name for name in files if name not in there]
     cache = Path(constants.HF_HUB_CACHE)
@@ -123,13 +124,3 @@ def cached(model: str) -> Path | None:
     name, _, asked = model.partition("@")
     found = try_to_load_from_cache(name, "model_index.json", revision=asked or None)
     return Path(found).parent if isinstance(found, str) else None
-
-
-def needed(names: Iterable[str]) -> list[str]:
-    """Those of a repository's files that are downloaded: of weights safetensors alone, no variants (fp16) and none for training
-    (non_ema)."""
-    every = sorted(names)
-    found = [name for name in every if name == "model_index.json" or _ABOUT.fullmatch(name)]
-    for folder, stem in _STEMS.items():
-        found += [name for name in every if re.fullmatch(rf"{folder}/{stem}(-\d+-of-\d+)?\.safetensors", name)]
-    return found

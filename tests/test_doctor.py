@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from hfi.cli.doctor import EXTRAS
-from hfi.hub import is_hub_id, needed
+from hfi.hub import is_hub_id
 from hfi.resources import data_dir
 
 ROOT = Path(__file__).parent.parent
@@ -36,6 +36,7 @@ SIZES = {
     "unet/diffusion_pytorch_model.non_ema.safetensors": 3_400_000_000,
     "unet/diffusion_pytorch_model.bin": 3_400_000_000,
     "vae/config.json": 500,
+    "vae/diffusion_pytorch_model.safetensors": 330_000_000,
     "vae/diffusion_pytorch_model.bin": 330_000_000,
     "safety_checker/model.safetensors": 1_200_000_000,
     "v1-5-pruned.safetensors": 7_700_000_000,
@@ -45,14 +46,14 @@ WANTED = 500 + 300 + 1_000_000 + 500_000 + 600 + 490_000_000 + 700 + 3_400_000_0
 
 class Hub(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        known = {"/api/models/owner/model": 200, "/api/models/owner/gated": 403}
+        known = {"/api/models/owner/model": 200, "/api/models/owner/pickles": 200, "/api/models/owner/gated": 403}
         status = known.get(self.path.partition("?")[0], 404)
         self.send_response(status)
         if status != 200:
             self.send_header("X-Error-Code", "GatedRepo" if status == 403 else "RepoNotFound")
-        body = json.dumps(
-            {"id": "owner/model", "sha": SHA, "siblings": [{"rfilename": name, "size": size} for name, size in SIZES.items()]}
-        ).encode()
+        listed = {name: size for name, size in SIZES.items() if not ("pickles" in self.path and name.endswith("safetensors"))}
+        files = [{"rfilename": name, "size": size} for name, size in listed.items()]
+        body = json.dumps({"id": "owner/model", "sha": SHA, "siblings": files}).encode()
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -100,8 +101,8 @@ def keep(cache: Path, model: str, names: list[str]) -> Path:
 
 def test_what_would_be_downloaded_is_said_with_its_size_and_the_room_for_it(hub: str, tmp_path: Path) -> None:
     keep(tmp_path, "model", ["model_index.json", "unet/diffusion_pytorch_model.safetensors"])
-    first, gated, unknown, here = ask(
-        tmp_path, ["owner/model", "owner/gated", "owner/no", str(data_dir() / "portraits")], HF_ENDPOINT=hub
+    first, gated, unknown, pickles, here = ask(
+        tmp_path, ["owner/model", "owner/gated", "owner/no", "owner/pickles", str(data_dir() / "portraits")], HF_ENDPOINT=hub
     )
     state, text = first[1]
     missing = WANTED - 500 - 3_400_000_000
@@ -113,6 +114,7 @@ def test_what_would_be_downloaded_is_said_with_its_size_and_the_room_for_it(hub:
     assert gated[1] == ["fault", "the hub gives 'owner/gated' to those who agreed to its terms: agree there, and run 'hf auth login', "
                         "and the cache has nothing of owner/gated"]  # fmt: skip
     assert unknown[1][0] == "fault" and "the hub has no model 'owner/no'" in unknown[1][1]
+    assert pickles[1][0] == "fault" and "without weights as safetensors, and pickles are not taken" in pickles[1][1]
     assert here[1][0] == "ok" and here[1][1].endswith("nothing is downloaded")
 
 
@@ -127,14 +129,6 @@ def test_without_a_network_the_cache_is_looked_at(tmp_path: Path) -> None:
     assert part[1][1].startswith("HF_HUB_OFFLINE is set, so the hub is not asked; from the cache: ")
     assert "it lacks text_encoder" in part[1][1]
     assert whole[1][0] == "ok" and whole[1][1].endswith("nothing is downloaded")
-
-
-def test_files_are_chosen_as_diffusers_does() -> None:
-    assert sum(SIZES[name] for name in needed(SIZES)) == WANTED
-    pieces = [f"unet/diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)]
-    index = "unet/diffusion_pytorch_model.safetensors.index.json"
-    assert needed([*pieces, index, "unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors"]) == [index, *pieces]
-    assert needed(["README.md", "model.ckpt"]) == []
 
 
 def test_what_names_a_model_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

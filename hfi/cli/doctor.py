@@ -210,12 +210,13 @@ def _network() -> Finding:
 def _model(model: str) -> Iterator[Finding]:
     """Where the model is; of one on the hub what is in the cache, what would be downloaded, and whether there is room."""
     from hfi import hub
+    from hfi.diffusion.sd import FILES
 
     if not hub.is_hub_id(model):
         yield _local(model, Path(model))
         return
     try:
-        need = hub.wanted(model)
+        need = hub.wanted(model, FILES)
     except HfiError as e:
         folder = hub.cached(model)
         if folder is None:

@@ -35,6 +35,7 @@ _PARTS: dict[str, tuple[Any, str]] = {  # class, and name of its weights' file
     "vae": (AutoencoderKL, "diffusion_pytorch_model"),
 }
 _WEIGHTS = tuple(f"{name}/{stem}{of}.safetensors" for name, (_, stem) in _PARTS.items() for of in ("", "-*-of-*"))
+FILES = (*hub.CONFIGURATIONS, *_WEIGHTS)  # what of a model on the hub is downloaded
 # said of a folder or a hub id; a checkpoint file whose name is given was asked for
 NO_PICKLES = (
     "as .safetensors: pickles (.bin), which can run a program when they are read, are not taken; where you trust them, convert "
@@ -180,7 +181,7 @@ def find_model(model: str | Path) -> Path:
     elif not source.is_dir():
         if not hub.is_id(model):
             raise ModelError(f"no model {str(model)!r}: {accepted}")
-        source = hub.download(str(model), (*hub.CONFIGURATIONS, *_WEIGHTS))
+        source = hub.download(str(model), FILES)
     folder = configurations(source)
     parts, others = (*_encoders(folder), "unet", "vae"), (*_tokenizers(folder), "scheduler")
     missing = [n for n in (*parts, *others) if not (folder / n).is_dir()]
