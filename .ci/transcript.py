@@ -42,9 +42,9 @@ STEPS = [
     (
         "The labeling page, asked once and stopped. In earnest leave out `--no-open` and the `&`, and judge.",
         [
-            "hfi ui --workspace demo --port 7860 --no-open > ui.log &",
+            "hfi ui --workspace demo --port 7860 --no-open > ui.log 2>&1 &",
             "until grep -q http ui.log; do sleep 1; done; cat ui.log",
-            "curl --silent --location http://127.0.0.1:7860/ | grep -o '<h1>[^<]*</h1>'",
+            "curl --silent --retry 9 --retry-connrefused --location http://127.0.0.1:7860/ | grep -o '<h1>[^<]*</h1>'",
             "kill -INT %1; wait %1",
         ],
     ),
@@ -83,10 +83,9 @@ def run(wheel: Path, folder: Path) -> tuple[list[list[str]], int]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    lines, marks = ["set -m"], []
+    lines = ["set -m", "trap 'kill $(jobs -p) 2> /dev/null' EXIT"]
     for i, (_, commands) in enumerate(STEPS):
         for j, command in enumerate(commands):
-            marks.append((i, j))
             real = command.replace("7860", str(port))
             lines += [f"echo '@@ {i} {j}'", real, "code=$?", '[ $code = 0 ] || { echo "@@ failed $code"; exit 1; }']
     lines.append("echo '@@ end'")

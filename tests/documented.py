@@ -11,7 +11,7 @@ from pathlib import Path
 PROGRAMS = {
     "hfi", ".venv/bin/hfi", "make", "pip", "python", "python3", "source", "cd", "mkdir", "cp", "cat", "ls", "curl", "echo", "export",
     "git", "ssh", "scp", "docker", "podman", "accelerate", "torchrun", "psql", "createdb", "createuser", "systemctl", "sudo", "apt-get",
-    "tensorboard", "caddy", "huggingface-cli", "hf", "nvidia-smi", "head", "unzip", "tar",
+    "tensorboard", "caddy", "grep", "openssl", "pg_dump", "pg_restore", "huggingface-cli", "hf", "nvidia-smi", "head", "unzip", "tar",
 }  # fmt: skip
 _MARK = re.compile(r"<!-- not run: (.+?) -->$")
 _FENCE = re.compile(r"( {0,3}|\s+)(```+|~~~+)\s*(\w*)\s*$")

@@ -153,6 +153,8 @@ def _answer(call: socket.socket) -> int:
 
 
 def _made_small(words: list[str]) -> list[str]:
+    if words[:1] == ["--log"]:
+        return [*words[:2], *_made_small(words[2:])]
     command = " ".join(words[:2]) if " ".join(words[:2]) in SMALL else words[0] if words else ""
     if command == "erase" and CLOSED_FORM & set(words):
         return words

@@ -39,6 +39,11 @@ BEFORE = {  # what a page takes for granted
 cp data/prompts/smoking/judge.csv work/prompts.csv
 ln -s $PWD/data/portraits work/PATH_OR_HUB_ID
 """,
+    "operating.md": f"""mkdir -p ~/.config/fish/completions
+hfi init
+{_SMOKING}
+hfi generate --model data/portraits --prompt 'a portrait of a sailor'
+""",
     "results.md": """hfi init
 hfi concept add badge --initial-word badge
 hfi generate --model data/portraits --prompts data/prompts/badge/judge.csv
@@ -128,7 +133,7 @@ def test_every_command_is_run_or_says_why_not() -> None:
                 others += [f"{page}:{block.line}: {line}" for line in block.text.splitlines() if line.split()[:1] in STARTS]
     assert not others, "commands in blocks that are no shell's: name the fence sh"
     assert len(run) > 100
-    assert len(left) < len(run) / 4, left
+    assert len(left) < len(run) / 3, left
 
 
 STARTS = [[program] for program in sorted(PROGRAMS - {"source", "echo", "head", "make", "cd", "python"})]
