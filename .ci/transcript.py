@@ -59,10 +59,9 @@ def run(wheel: Path, folder: Path) -> list[list[str]]:
     """What each command printed, step by step. Ends the program where one fails."""
     (folder / wheel.name).symlink_to(wheel)
     (folder / "constraints.txt").symlink_to(ROOT / "constraints.txt")
-    lines, marks = ["set -m"], []
+    lines = []
     for i, (_, commands) in enumerate(STEPS):
         for j, command in enumerate(commands):
-            marks.append((i, j))
             lines += [f"echo '@@ {i} {j}'", command, "code=$?", '[ $code = 0 ] || { echo "@@ failed $code"; exit 1; }']
     lines.append("echo '@@ end'")
     bare = {
