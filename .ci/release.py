@@ -85,6 +85,8 @@ def sign_in(browser: Browser, url: str) -> None:
     page.click("button.pg-primary")
     page.check("[name=age]")
     page.click("button.pg-primary")
+    page.wait_for_url(lambda address: "consent" not in address)
+    page.goto(f"{url}/work")  # where one campaign is open, its page comes at once
     page.wait_for_selector("text=0 of 5 done")
     page.click("text=Start")
     page.wait_for_selector("text=Does not")
