@@ -9,6 +9,7 @@ progress) is replaced; everything else is written as it came.
 import argparse
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -38,6 +39,25 @@ STEPS = [
         ["hfi demo", "ls demo", "hfi doctor --workspace demo", "hfi db status --workspace demo"],
     ),
     ("What the simulated annotators said, and how well they agree.", ["hfi labels status --workspace demo"]),
+    (
+        "The labeling page, asked once and stopped. In earnest leave out `--no-open` and the `&`, and judge.",
+        [
+            "hfi ui --workspace demo --port 7860 --no-open > ui.log 2>&1 &",
+            "until grep -q http ui.log; do sleep 1; done; cat ui.log",
+            "curl --silent --location http://127.0.0.1:7860/ | grep -o '<h1>[^<]*</h1>'",
+            "kill -INT %1; wait %1",
+        ],
+    ),
+    (
+        "The cleaned model for other programs: diffusers alone reads it.",
+        [
+            "model=$(hfi portraits path)/portraits",
+            "hfi export folder --workspace demo --model $model --erasure smoking-sdd-context-token --out cleaned",
+            "ls cleaned",
+            "python -c \"from diffusers import StableDiffusionPipeline as P; p = P.from_pretrained('cleaned'); "
+            "print(p('a portrait of a sailor', num_inference_steps=5, guidance_scale=3).images[0].size)\" 2> /dev/null",
+        ],
+    ),
 ]
 
 
@@ -50,19 +70,24 @@ def main() -> None:
     if not wheels:
         sys.exit("no wheel in dist/: make one with 'make dist'")
     with tempfile.TemporaryDirectory(prefix="hfi-fresh-") as scratch:
-        text = write(run(wheels[-1].resolve(), Path(scratch)), {scratch: HOME})
+        said, place = run(wheels[-1].resolve(), Path(scratch))
+        text = write(said, {scratch: HOME, str(place): "PORT"})
     given.out.write_text(text, encoding="utf-8")
     print(given.out)
 
 
-def run(wheel: Path, folder: Path) -> list[list[str]]:
-    """What each command printed, step by step. Ends the program where one fails."""
+def run(wheel: Path, folder: Path) -> tuple[list[list[str]], int]:
+    """What each command printed, step by step, and the port that stood for 7860. Ends the program where one fails."""
     (folder / wheel.name).symlink_to(wheel)
     (folder / "constraints.txt").symlink_to(ROOT / "constraints.txt")
-    lines = []
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    lines = ["set -m", "trap 'kill $(jobs -p) 2> /dev/null' EXIT"]
     for i, (_, commands) in enumerate(STEPS):
         for j, command in enumerate(commands):
-            lines += [f"echo '@@ {i} {j}'", command, "code=$?", '[ $code = 0 ] || { echo "@@ failed $code"; exit 1; }']
+            real = command.replace("7860", str(port))
+            lines += [f"echo '@@ {i} {j}'", real, "code=$?", '[ $code = 0 ] || { echo "@@ failed $code"; exit 1; }']
     lines.append("echo '@@ end'")
     bare = {
         k: v
@@ -90,7 +115,7 @@ def run(wheel: Path, folder: Path) -> list[list[str]]:
             found[now].append(line.rstrip("\n"))
     if process.wait() or not ended:
         sys.exit(f"the transcript ended at: {STEPS[now[0]][1][now[1]]}")
-    return [["\n".join(found[i, j]) for j in range(len(commands))] for i, (_, commands) in enumerate(STEPS)]
+    return [["\n".join(found[i, j]) for j in range(len(commands))] for i, (_, commands) in enumerate(STEPS)], port
 
 
 def write(said: list[list[str]], places: dict[str, str]) -> str:
@@ -106,7 +131,7 @@ def write(said: list[list[str]], places: dict[str, str]) -> str:
 def plain(output: str, places: dict[str, str]) -> list[str]:
     """The lines of an output without what is the machine's own."""
     for real, shown in places.items():
-        output = output.replace(real, shown)
+        output = re.sub(rf"(?<=127\.0\.0\.1:){real}", "7860", output) if shown == "PORT" else output.replace(real, shown)
     kept = []
     for line in output.splitlines():
         if (

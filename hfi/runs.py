@@ -86,7 +86,6 @@ class Run:
         tensorboard.begin(self.path, config.read_text(encoding="utf-8") if config.exists() else "", kept, step)
 
     def finish(self, result: dict[str, Any]) -> None:
-        tensorboard.end(self.path)
         write_text(self.path / "result.json", json.dumps(result, indent=2, default=str) + "\n")
         event("run_finished", run=f"{self.path.parent.name}/{self.path.name}")
 

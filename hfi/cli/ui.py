@@ -188,12 +188,13 @@ def _listed(file: Path, every: Sequence[Image]) -> list[Image]:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket bound before anything slow is loaded, so that a wrong host or a port in use is said at once."""
+    """A socket that listens before anything slow is loaded, so that a wrong host or a port in use is said at once."""
     # named as TCP, for asyncio switches Nagle's algorithm off only then; with it every answer waits 40 ms
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(2048)  # from here on who comes early waits, and is not turned away
     except OSError as e:
         listener.close()
         raise HfiError(f"cannot listen on {host}:{port}: {e.strerror or e}; give another --port, or 0 for a free one") from e
