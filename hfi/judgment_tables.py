@@ -14,10 +14,11 @@ from typing import Any
 from hfi.errors import HfiError
 from hfi.extras import bring
 from hfi.files import from_spreadsheet_cell, spreadsheet_cell, whole
-from hfi.judgments import MAX_ROWS, Judgment, Judgments, JudgmentSet, NotSound, changed, check_rows, sound
+from hfi.judgments import MAX_BYTES, MAX_ROWS, Judgment, Judgments, JudgmentSet, NotSound, changed, check_rows, check_size, sound
 
 COLUMNS = ("judgment", "image", "verdict", "rank", "annotator", "simulated", "campaign", "time", "guideline_version",
            "prompt", "comment", "elapsed_ms", "region", "adjudicated")  # fmt: skip
+MAX_VALUES = 4 * MAX_ROWS  # of a column of a Parquet file: a region has four
 GROUP = 2_000  # rows of a Parquet file that are written together
 
 
@@ -113,18 +114,22 @@ def to_parquet(judgments: Judgments, path: Path) -> None:
 def from_parquet(path: Path) -> tuple[tuple[Judgment, ...], str | None]:
     """The judgments in a Parquet file, written by `to_parquet` or with the columns that `from_csv` needs, and the concept that it
     names, None where it names none. HfiError for a file that is none, a mistake in it, and one of `to_parquet` that was changed."""
-    _, parquet = _pyarrow()
+    pa, parquet = _pyarrow()
     try:
-        with parquet.ParquetFile(path) as file:
-            there, count = file.schema_arrow.names, file.metadata.num_rows
+        check_size(path)
+        texts = [field.name for field in parquet.read_schema(path) if pa.types.is_string(field.type)]
+        with parquet.ParquetFile(path, read_dictionary=texts) as file:  # a text that is there a thousand times stays one
+            there = file.schema_arrow.names
             head = json.loads((file.schema_arrow.metadata or {}).get(b"hfi", b"null"))
-            rows = file.read([name for name in COLUMNS if name in there]).to_pylist() if count <= MAX_ROWS else []
+            _check_columns(there, str(path))
+            _check_unpacked(file.metadata, path)
+            rows = list(_read(file, [name for name in COLUMNS if name in there], path))
+    except HfiError:
+        raise
     except FileNotFoundError:
         raise HfiError(f"no file {path}: check the path") from None
     except Exception as e:  # what its decoders raise of a damaged file is not written down
         raise HfiError(f"{path} is no Parquet file that can be read ({type(e).__name__}): check where it comes from") from None
-    check_rows(count, path)
-    _check_columns(there, str(path))
     given = ({name: text for name, value in row.items() if (text := _text(value)) is not None} for row in rows)
     found = _judgments(((f"row {n}", row) for n, row in enumerate(given, 1)), str(path))
     if not isinstance(head, dict):
@@ -133,6 +138,37 @@ def from_parquet(path: Path) -> tuple[tuple[Judgment, ...], str | None]:
     if JudgmentSet(concept, question, found).sha256 != head.get("sha256"):
         raise changed(path)
     return found, concept
+
+
+def _check_unpacked(about: Any, path: Path) -> None:
+    """HfiError where the file's own metadata says that it would not fit into memory: a small file can unpack to any size."""
+    check_rows(about.num_rows, path)
+    groups = [about.row_group(i) for i in range(about.num_row_groups)]
+    size = sum(group.total_byte_size for group in groups)
+    values = max(
+        (g.column(i).num_values for g in groups for i in range(g.num_columns)), default=0
+    )  # of lists, all that are in them
+    if size > MAX_BYTES or values > MAX_VALUES:
+        raise HfiError(
+            f"{path} unpacks to {size / 2**30:.1f} GiB, {values:,} values in a column: at most {MAX_BYTES // 2**30} GiB and "
+            f"{MAX_VALUES:,} are read, split it into several files"
+        )
+
+
+def _read(file: Any, names: Sequence[str], path: Path) -> Iterator[dict[str, Any]]:
+    """The rows. HfiError where their texts are more than fits into memory, before they are made."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    size = 0
+    for batch in file.iter_batches(GROUP, columns=names):
+        for column in batch.columns:
+            if pa.types.is_dictionary(column.type):
+                lengths = compute.binary_length(column.dictionary)
+                size += compute.sum(compute.take(lengths, column.indices)).as_py() or 0
+        if size > MAX_BYTES:
+            raise HfiError(f"the texts in {path} are more than {MAX_BYTES // 2**30} GiB: split it into several files")
+        yield from batch.to_pylist()
 
 
 def _pyarrow() -> tuple[Any, Any]:

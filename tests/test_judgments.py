@@ -288,6 +288,20 @@ def test_a_parquet_file_that_was_changed_and_one_that_is_none_are_said(tmp_path:
         from_parquet(tmp_path / "gone.parquet")
 
 
+def test_a_small_parquet_file_that_unpacks_to_more_than_memory_is_not_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.parquet"
+    rows = 300_000
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array(["x" * 90_000]))
+    pq.write_table(pa.table({"image": texts, "verdict": ["shows"] * rows}), path)
+    assert path.stat().st_size < 10_000
+    with pytest.raises(HfiError, match=r"the texts in .*bomb\.parquet are more than 2 GiB"):
+        from_parquet(path)
+    region = pa.array([[0.0] * 1_000_000] * 21, pa.list_(pa.float64()))
+    pq.write_table(pa.table({"image": ["a"] * 21, "verdict": ["shows"] * 21, "region": region}), path)
+    with pytest.raises(HfiError, match="21,000,000 values in a column: at most 2 GiB and 20,000,000 are read"):
+        from_parquet(path)
+
+
 def test_a_parquet_table_by_other_tools(tmp_path: Path) -> None:
     table = {
         "image": ["a", "b", "c"],

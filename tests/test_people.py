@@ -318,8 +318,14 @@ def test_withdrawing_takes_the_name_the_words_and_the_weight_of_judgments(worksp
         assert judging.claim_next(s, campaign, eve) is None, "everything is judged twice"
         judging.undo(s, campaign, bob)  # one task is open in Bob's hands
         people.set_consent_text(s, "text")
+        decided = m.Adjudication(
+            task_id=s.scalar(select(m.Task.id)), annotator_id=bob, verdict="clean", note="I am Bob", created_at=NOON
+        )
+        s.add(decided)
         done = people.withdraw(s, bob, NOON)
-        assert (done.judgments, done.comments, done.tasks) == (3, 4, 4)
+        assert (done.judgments, done.comments, done.tasks) == (3, 5, 4)
+        s.refresh(decided)
+        assert decided.note is None
         assert people.withdraw(s, bob) == people.Withdrawn(done.pseudonym, 0, 0, 0)
     with reading(engine) as s:
         rows = record.current_judgments(s, "smoking")

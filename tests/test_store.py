@@ -532,7 +532,7 @@ def test_the_migrations_make_what_the_models_say(engine: Engine) -> None:
         }
         triggers = connection.exec_driver_sql(where[engine.dialect.name]).scalars().all()
     assert difference == []
-    assert Counter(name.split("_")[0] for name in triggers) == {"judgments": 3, "rankings": 2, "adjudications": 2}
+    assert Counter(name.split("_")[0] for name in triggers) == {"judgments": 3, "rankings": 2, "adjudications": 3}
 
 
 def test_a_database_of_version_0001_keeps_every_row(tmp_path: Path) -> None:

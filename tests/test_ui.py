@@ -40,6 +40,7 @@ from hfi.workspace import Workspace
 from ui import label, messages, pictures
 from ui.app import build_app
 from ui.label import Answer, Desk
+from ui.metrics import Meter
 from ui.pages import offers
 from ui.pictures import Pictures, encode
 
@@ -136,6 +137,25 @@ def enter(client: TestClient, name: str = "Kim") -> None:
 
 
 # --- handlers ---
+
+
+def test_what_is_rolled_back_is_not_counted(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, campaign = fill(workspace)
+    meter = Meter(engine)
+    kim = Seat(Desk(engine, Pictures(workspace.images), meter=meter), campaign.id)
+
+    def counted() -> list[str]:
+        names = rb"hfi_(?:claims|undos|judgments)_total\S* [0-9.]+"
+        return [line.decode().removeprefix("hfi_") for line in re.findall(names, meter.text())]
+
+    with monkeypatch.context() as broken:
+        broken.setattr(label, "_shown", lambda *args: label._then(args[1], meter.undone) or 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            kim.state()
+    assert counted() == ["undos_total 0.0", "claims_total 0.0"]
+    kim.judge("shows")
+    kim.undo(1)
+    assert sorted(counted()) == ["claims_total 3.0", 'judgments_total{question="binary",verdict="shows"} 1.0', "undos_total 1.0"]
 
 
 def test_a_campaign_of_many_is_not_counted(workspace: Workspace) -> None:

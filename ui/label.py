@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from html import escape
 from pathlib import Path
 from string import Template
@@ -134,8 +134,7 @@ def judge(desk: Desk, person: Annotator, answer: Answer, *, wait: bool = True) -
             shift = wellbeing.note(session, person.id, answer.verdict in wellbeing.HARMFUL)
             resting = wellbeing.rest(session, person.id, shift=shift)
             found = _shown(desk, session, person, taken.campaign_id, resting)
-    if desk.meter and not taken.duplicate:
-        desk.meter.judged(taken.campaign_id, answer.verdict)
+            _then(session, desk.meter and partial(desk.meter.judged, taken.campaign_id, answer.verdict))
     return found or _soon(desk, person, taken.campaign_id)
 
 
@@ -144,8 +143,7 @@ def undo(desk: Desk, person: Annotator, campaign_id: int, done: int) -> dict[str
     with _writing(desk, person) as session:
         if judging.partaking(session, campaign_id, person.id).done == done:
             judging.undo(session, campaign_id, person.id)
-            if desk.meter:
-                desk.meter.undone()
+            _then(session, desk.meter and desk.meter.undone)
         found = _state(desk, session, person, campaign_id)
     return found or _soon(desk, person, campaign_id)
 
@@ -189,6 +187,14 @@ def _writing(desk: Desk, person: Annotator, *, wait: bool = True) -> Iterator[Se
     with writing(desk.engine, alone=False, wait=wait) as session:
         hold_person(session, person.id)
         yield session
+    for done in session.info.get("then", ()):
+        done()
+
+
+def _then(session: Session, call: Callable[[], None] | None) -> None:
+    """Has `_writing` call it once the transaction is kept, for what must not be counted of one that is done again."""
+    if call:
+        session.info.setdefault("then", []).append(call)
 
 
 def _soon(desk: Desk, person: Annotator, campaign_id: int) -> dict[str, Any]:
@@ -211,8 +217,7 @@ def _shown(
 ) -> dict[str, Any] | None:
     """The next task, unless the person is resting; None where it is to be asked for in another transaction."""
     hand = judging.Hand(None, None, 0) if resting else judging.serve(session, campaign_id, person.id)
-    if desk.meter:
-        desk.meter.claimed(hand.taken)
+    _then(session, desk.meter and partial(desk.meter.claimed, hand.taken))
     if hand.busy:
         return None
     if hand.task is None:

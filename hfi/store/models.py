@@ -2,9 +2,9 @@
 
 Guards that live in the schema, because the program around it can be wrong, run twice or be killed:
 
-- judgments are append-only: triggers refuse UPDATE and DELETE, but for a comment, which may be emptied when somebody withdraws.
-  What a person says of a task is a chain of revisions 1, 2, 3..., unique by (task, annotator, revision); the last one counts, and
-  undo is a revision of verdict 'undone';
+- judgments and decisions are append-only: triggers refuse UPDATE and DELETE, but for a comment or note, which may be emptied when
+  somebody withdraws. What a person says of a task is a chain of revisions 1, 2, 3..., unique by (task, annotator, revision); the
+  last one counts, and undo is a revision of verdict 'undone';
 - every submission carries a token that is unique, so a replay is found out;
 - a task keeps count of itself (`answers`, `held`, `free`), so that finding the next one reads an index and no judgment. The counts
   are made anew from the judgments in every transaction that changes them (`hfi.store.judging.recount`);

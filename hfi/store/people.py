@@ -420,10 +420,15 @@ def withdraw(s: Session, annotator_id: int, now: datetime | None = None) -> With
     comments: Any = s.execute(
         update(m.Judgment).where(m.Judgment.annotator_id == annotator_id, m.Judgment.comment.is_not(None)).values(comment=None)
     )
+    notes: Any = s.execute(
+        update(m.Adjudication)
+        .where(m.Adjudication.annotator_id == annotator_id, m.Adjudication.note.is_not(None))
+        .values(note=None)
+    )
     mine = m.Assignment.annotator_id == annotator_id
     s.execute(update(m.Assignment).where(mine, m.Assignment.state == "open").values(state="expired"))
     said = select(func.count()).select_from(m.Judgment).where(m.Judgment.annotator_id == annotator_id)
     judgments = s.scalar(said.where(m.Judgment.verdict != "undone", is_last(m.Judgment))) or 0
     tasks = sorted(s.scalars(select(m.Assignment.task_id).where(mine)))  # whatever was judged was assigned
     recount(s, tasks)
-    return Withdrawn(row.pseudonym, judgments, comments.rowcount, len(tasks))
+    return Withdrawn(row.pseudonym, judgments, comments.rowcount + notes.rowcount, len(tasks))
