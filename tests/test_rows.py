@@ -4,6 +4,7 @@ Rows that are gathered take a kilobyte or more each; what is let through here ar
 """
 
 import json
+import shutil
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,13 +42,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
 
 def traced(run: Callable[[], object]) -> int:
-    """The most bytes at one time beside those that were there before."""
-    tracemalloc.start()
-    try:
-        run()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    """The most bytes at one time beside those that were there before; of two runs the smaller number, for now and then Python's
+    table of interned names, which the parts of every path go through, is made anew, in one piece of many megabytes."""
+    peaks = []
+    for _ in range(2):
+        tracemalloc.start()
+        try:
+            run()
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    return min(peaks)
 
 
 @pytest.mark.parametrize("command", EXPORTS)
@@ -55,6 +60,7 @@ def test_exports_hold_no_rows(made: dict[int, Path], command: str, monkeypatch: 
     monkeypatch.delenv("HFI_DATABASE_URL", raising=False)
 
     def run(count: int) -> None:
+        shutil.rmtree(made[count] / "out.datasets", ignore_errors=True)
         done = CliRunner().invoke(app, list(map(str, COMMANDS[command](made[count]))))
         assert done.exit_code == 0, done.output
 
@@ -139,6 +145,7 @@ def test_an_evaluation_holds_no_rows(tmp_path: Path) -> None:
 
     def run(count: int) -> None:
         folder = tmp_path / str(count)
+        shutil.rmtree(folder, ignore_errors=True)
         found = evaluate(systems, "red", prompts, folder, detector=eyes, backbone=eyes, lpips=eyes, images=count)
         assert {"fidelity", "lpips", "frechet_distance"} <= {row.metric for row in found}
         report_of(folder, "Red")
