@@ -24,7 +24,7 @@ from postgres import PASSWORD, Server, free_port, serving_postgres, wait_until
 from sqlalchemy import func, inspect, select, text, update
 from test_store import THOUSAND, TODAY
 
-from hfi.errors import HfiError
+from hfi.errors import HfiError, NotFound
 from hfi.judgments import freeze
 from hfi.resources import migrations_dir
 from hfi.store import campaigns, judging, locks, people
@@ -239,6 +239,28 @@ def test_a_server_that_goes_away_is_said_and_found_again() -> None:
         engine.dispose()
 
 
+def test_a_server_that_is_full_is_away_for_a_while(postgres: Server, url: str) -> None:
+    name = url.rpartition("/")[2]
+    postgres.run("CREATE ROLE few LOGIN PASSWORD 'few' CONNECTION LIMIT 0")
+    postgres.run("CREATE ROLE many LOGIN PASSWORD 'many'")
+    with pytest.raises(Away, match=r"has no connection free .*raise its max_connections"):
+        connect(postgres.url(name, "few", "few"))
+    postgres.run(f"ALTER DATABASE {name} CONNECTION LIMIT 0")
+    with pytest.raises(Away, match=r"has no connection free .*raise its max_connections"):
+        connect(postgres.url(name, "many", "many"))
+
+
+def test_transactions_see_what_the_one_before_wrote_whatever_the_server_would_do(postgres: Server, url: str) -> None:
+    postgres.run(f"ALTER DATABASE {url.rpartition('/')[2]} SET default_transaction_isolation = 'repeatable read'")
+    engine = connect(url)
+    for alone in (True, False):
+        with writing(engine, alone=alone) as s:
+            assert s.scalar(text("SHOW transaction_isolation")) == "read committed"
+    with reading(engine) as s:
+        assert s.scalar(text("SHOW transaction_isolation")) == "repeatable read"
+    engine.dispose()
+
+
 def test_a_value_that_does_not_fit_is_said(engine: Engine) -> None:
     for key in ("k" * 300, "nul\0"):
         with pytest.raises(HfiError, match="does not fit"), writing(engine) as s:
@@ -424,7 +446,7 @@ def test_what_writes_alone_adds_nothing_twice(engine: Engine) -> None:
 
 
 def test_somebody_who_withdraws_while_they_judge_leaves_right_counts(engine: Engine, tmp_path: Path) -> None:
-    campaign = asked.campaign(engine, asked.images(engine, 30), overlap=2)
+    campaign = asked.campaign(engine, asked.images(engine, 300), overlap=2)
     seat, crowd = desk(engine, tmp_path), [person(engine, f"p{n}") for n in range(4)]
 
     def judge(who: q.Annotator) -> None:
@@ -438,7 +460,9 @@ def test_somebody_who_withdraws_while_they_judge_leaves_right_counts(engine: Eng
         wait_until(lambda: label.state(seat, crowd[0], campaign.id)["done"] >= 3)
         with writing(engine) as s:
             people.withdraw(s, crowd[0].id)
-        for one in judging_now:
+        with pytest.raises(NotFound, match="not yours, or was withdrawn"):
+            judging_now[0].result()
+        for one in judging_now[1:]:
             one.result()
     fields = (m.Task.id, m.Task.answers, m.Task.held, m.Task.free)
     with writing(engine) as s:

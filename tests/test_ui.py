@@ -139,6 +139,20 @@ def enter(client: TestClient, name: str = "Kim") -> None:
 # --- handlers ---
 
 
+def test_whoever_withdrew_while_an_answer_was_on_its_way_leaves_nothing_more(kim: Seat) -> None:
+    token = kim.token()
+    with writing(kim.desk.engine) as s:
+        people.withdraw(s, kim.person.id)
+    with pytest.raises(NotFound):
+        kim.judge("shows", token, comment="I am Kim")
+    for ask in (kim.state, lambda: kim.undo(0), lambda: label.go_on(kim.desk, kim.person, kim.campaign_id)):
+        with pytest.raises(NotFound):
+            ask()
+    with reading(kim.desk.engine) as s:
+        assert s.execute(sql("SELECT count(*) FROM judgments")).scalar_one() == 0
+        assert s.execute(sql("SELECT count(*) FROM assignments WHERE state = 'open'")).scalar_one() == 0
+
+
 def test_what_is_rolled_back_is_not_counted(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, campaign = fill(workspace)
     meter = Meter(engine)

@@ -111,7 +111,7 @@ class Identity:
         return _Cookie(int(number), int(version), int(issued))
 
     def _person(self, cookie: _Cookie) -> Person | None:
-        with reading(self.engine) as session:
+        with reading(self.engine, once=True) as session:
             found = people.standing(session, cookie.annotator_id)
         if found is None or found.withdrawn or found.annotator.simulated:
             return None

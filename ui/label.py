@@ -113,7 +113,7 @@ def state(desk: Desk, person: Annotator, campaign_id: int) -> dict[str, Any]:
 def judge(desk: Desk, person: Annotator, answer: Answer, *, wait: bool = True) -> dict[str, Any]:
     """Keeps a judgment and gives the next state. HfiError where the answer cannot be taken; nothing is kept then. `wait`: as for
     `writing`."""
-    with _writing(desk, person, wait=wait) as session:
+    with _writing(desk, person, hold=False, wait=wait) as session:  # `submit` holds the person and the task at once
         look = judging.Look(
             elapsed_ms=answer.elapsed_ms, filter=answer.filter, reveals=answer.reveals, revealed_ms=answer.revealed_ms
         )
@@ -134,7 +134,8 @@ def judge(desk: Desk, person: Annotator, answer: Answer, *, wait: bool = True) -
             shift = wellbeing.note(session, person.id, answer.verdict in wellbeing.HARMFUL)
             resting = wellbeing.rest(session, person.id, shift=shift)
             found = _shown(desk, session, person, taken.campaign_id, resting)
-            _then(session, desk.meter and partial(desk.meter.judged, taken.campaign_id, answer.verdict))
+            if desk.meter:
+                _then(session, partial(desk.meter.judged, taken.campaign_id, answer.verdict))
     return found or _soon(desk, person, taken.campaign_id)
 
 
@@ -143,7 +144,8 @@ def undo(desk: Desk, person: Annotator, campaign_id: int, done: int) -> dict[str
     with _writing(desk, person) as session:
         if judging.partaking(session, campaign_id, person.id).done == done:
             judging.undo(session, campaign_id, person.id)
-            _then(session, desk.meter and desk.meter.undone)
+            if desk.meter:
+                _then(session, desk.meter.undone)
         found = _state(desk, session, person, campaign_id)
     return found or _soon(desk, person, campaign_id)
 
@@ -165,7 +167,7 @@ def stop(desk: Desk, person: Annotator, campaign_id: int) -> dict[str, Any]:
 
 def image(desk: Desk, person: Annotator, token: str, position: int, view: View = "plain", strength: int = 2) -> Picture:
     """An image of a task that is or was this person's. NotFound otherwise."""
-    with reading(desk.engine) as session:
+    with reading(desk.engine, once=True) as session:
         sha = shown_image(session, token, person.id, position)
     return desk.pictures.get(sha, view, strength)
 
@@ -182,19 +184,19 @@ def _images(session: Session, person: Annotator, answer: Answer) -> list[int | l
 
 
 @contextmanager
-def _writing(desk: Desk, person: Annotator, *, wait: bool = True) -> Iterator[Session]:
+def _writing(desk: Desk, person: Annotator, *, hold: bool = True, wait: bool = True) -> Iterator[Session]:
     """A transaction of this person's judging, beside those of others: their own take turns."""
     with writing(desk.engine, alone=False, wait=wait) as session:
-        hold_person(session, person.id)
+        if hold:
+            hold_person(session, person.id)
         yield session
     for done in session.info.get("then", ()):
         done()
 
 
-def _then(session: Session, call: Callable[[], None] | None) -> None:
+def _then(session: Session, call: Callable[[], None]) -> None:
     """Has `_writing` call it once the transaction is kept, for what must not be counted of one that is done again."""
-    if call:
-        session.info.setdefault("then", []).append(call)
+    session.info.setdefault("then", []).append(call)
 
 
 def _soon(desk: Desk, person: Annotator, campaign_id: int) -> dict[str, Any]:
@@ -217,7 +219,8 @@ def _shown(
 ) -> dict[str, Any] | None:
     """The next task, unless the person is resting; None where it is to be asked for in another transaction."""
     hand = judging.Hand(None, None, 0) if resting else judging.serve(session, campaign_id, person.id)
-    _then(session, desk.meter and partial(desk.meter.claimed, hand.taken))
+    if desk.meter:
+        _then(session, partial(desk.meter.claimed, hand.taken))
     if hand.busy:
         return None
     if hand.task is None:

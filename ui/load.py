@@ -128,14 +128,19 @@ class Server:
 async def _annotator(i: int, url: str, campaign: int, config: LoadConfig, seen: Tally) -> None:
     """Signs in and judges until the wanted number of judgments is reached by all together, or nothing is left."""
     rng = random.Random(f"{config.seed} {i}")
+    retries = 0
     async with httpx.AsyncClient(base_url=url, timeout=60, follow_redirects=True) as client:
 
         async def ask(method: str, path: str, **more: Any) -> Any:
-            """The answer, asked for again while the server is away, as the page does."""
+            """The answer, asked for again while the server, or its database, is away, as the page does."""
+            nonlocal retries
             while True:
                 try:
                     answer = await client.request(method, path, **more)
                 except httpx.TransportError:
+                    answer = None
+                if answer is None or answer.status_code == 503:
+                    retries += 1
                     seen.retries += 1
                     await asyncio.sleep(0.2)
                     continue
@@ -154,9 +159,9 @@ async def _annotator(i: int, url: str, campaign: int, config: LoadConfig, seen: 
                     await ask("GET", f"{src}?view=both")
             once = f"load-{i}-{n}-{rng.randrange(10**9)}"
             body = {"token": state["task"]["token"], "verdict": rng.choice(["shows", "clean"]), "once": once, "elapsed_ms": 900}
-            before, retries = time.perf_counter(), seen.retries
+            before, until_now = time.perf_counter(), retries
             state = (await ask("POST", "/api/judge", json=body)).json()
-            if retries == seen.retries:
+            if until_now == retries:
                 seen.seconds.append(time.perf_counter() - before)
             seen.acknowledged.add(once)
             n += 1
@@ -252,9 +257,9 @@ def _run(path: Path, config: LoadConfig) -> dict[str, Any]:
 
 
 def verify(engine: Engine, acknowledged: set[str], before: int = 0) -> dict[str, int]:
-    """lost: acknowledged, not in the database. unacknowledged: in it, never acknowledged and not the last of anyone (a judgment whose
-    answer was cut off by a kill may be there once). duplicate: two living judgments of one person on a task. over: tasks with more
-    answers, or more people, than they ask for."""
+    """lost: acknowledged, not in the database. unacknowledged: in it, and nobody was told, not where `before` there were others.
+    duplicates: two living judgments of one person on a task. over_overlap: tasks with more answers, or more people, than they ask
+    for."""
     with reading(engine) as s:
         kept = set(s.scalars(select(m.Judgment.idempotency_token).where(m.Judgment.idempotency_token.startswith("load-"))))
         pairs = s.execute(

@@ -22,7 +22,7 @@ from hfi.errors import HfiError
 from hfi.logs import event
 from hfi.store import campaigns, judging, people, queries
 from hfi.store.people import SignInRefused, Standing
-from hfi.store.session import Engine, Session, reading, writing
+from hfi.store.session import Again, Away, Engine, Session, reading, writing
 from ui.identity import Identity, Person
 from ui.messages import COOKIE, language, languages, load
 
@@ -209,6 +209,8 @@ def add_routes(app: FastAPI, identity: Identity) -> None:
             try:
                 with writing(engine) as session:
                     found = people.standing(session, queries.ensure_annotator(session, name).id)
+            except (Again, Away):  # not the name's fault, and soon over
+                raise
             except HfiError:
                 return door(request, texts["page.name.refused"], 400, asked=campaign)
             return enter(request, found, campaign) if found else door(request)

@@ -134,7 +134,9 @@ def load(
         with TemporaryDirectory(prefix="hfi-load-") as folder:
             results.append(run(Path(folder) / "workspace", replace(config, annotators=people)))
     typer.echo(json.dumps(results) if as_json else table(results))
-    if wrong := [r for r in results if r["errors"] or r["lost"] or r["duplicates"] or r["over_overlap"]]:
+    if wrong := [
+        r for r in results if r["errors"] or any(r[name] for name in ("lost", "unacknowledged", "duplicates", "over_overlap"))
+    ]:
         raise HfiError(f"{len(wrong)} of {len(results)} runs lost, repeated or refused judgments: see the table")
 
 

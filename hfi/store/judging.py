@@ -20,15 +20,13 @@ from hfi import __version__
 from hfi.errors import HfiError, NotFound
 from hfi.store import models as m
 from hfi.store.campaigns import campaign_row, participant
-from hfi.store.locks import hold_person, hold_task, hold_tasks, note_task, side_by_side, take_task
+from hfi.store.locks import hold_person, hold_person_and_task, hold_task, hold_tasks, note_task, side_by_side, take_task
 from hfi.store.queries import now_utc
 from hfi.store.session import Again
 
-FILTERS = ("none", "blur", "grey", "both")
 NO_ANSWER = ("unsure", "skip", "disturbing", "undone")  # verdicts that say nothing of the image
 MAX_COMMENT = 2000
 MOST_LEFT = 1000
-_FEW = 20  # tasks that are counted one by one
 _FRESH = 0.1  # a lease of which no more than this part is gone is not written anew
 
 
@@ -103,6 +101,7 @@ _I: Any = m.Image.__table__
 _TI: Any = m.TaskImage.__table__
 _R: Any = m.RankedImage.__table__
 _MINE: Any = _A.alias("mine")
+_OTHER: Any = _A.alias("other")
 
 _OF_CAMPAIGN = (
     _C.c.id.label("campaign_id"), _C.c.concept_id, _C.c.question, _C.c.overlap, _C.c.extra_votes, _C.c.ties, _C.c.gold_every,
@@ -110,7 +109,11 @@ _OF_CAMPAIGN = (
 )  # fmt: skip
 _PART = (_P.c.id.label("part"), _P.c.done, _P.c.cursor)
 _PARTAKING = (
-    select(*_OF_CAMPAIGN, *_PART)
+    select(
+        *_OF_CAMPAIGN,
+        *_PART,
+        select(_W.c.withdrawn_at).where(_W.c.id == bindparam("person")).scalar_subquery().label("withdrawn"),
+    )
     .select_from(_C.outerjoin(_P, and_(_P.c.campaign_id == _C.c.id, _P.c.annotator_id == bindparam("person"))))
     .where(_C.c.id == bindparam("campaign"))
 )
@@ -275,6 +278,8 @@ def partaking(s: Session, campaign_id: int, annotator_id: int) -> Any:
     s.flush()
     who = {"campaign": campaign_id, "person": annotator_id}
     row = s.connection().execute(_PARTAKING, who).one_or_none()
+    if row is not None and row.withdrawn is not None:  # while this was waiting for its turn
+        raise not_yours()
     if row is None or row.part is None:
         participant(s, campaign_row(s, campaign_id), annotator_id)
         row = s.connection().execute(_PARTAKING, who).one()
@@ -353,27 +358,24 @@ def recount(s: Session, task_ids: Iterable[int]) -> None:
     s.flush()
     c = s.connection()
     numbers = sorted(set(task_ids))
-    if len(numbers) <= _FEW:
-        for number in numbers:
-            hold_task(s, number)
-            task = c.execute(_ASKING, {"task": number}).one()
-            c.execute(_COUNTED, _counts(task, c.execute(_ANSWERS, {"task": number}).scalars().all()))
-        return
     for i in range(0, len(numbers), 500):  # somebody who judged thousands withdraws
         some = numbers[i : i + 500]
         hold_tasks(s, some)
         said: dict[int, list[str]] = {}
         for verdict, number in c.execute(_ANSWERS_OF_SOME, {"tasks": some}):
             said.setdefault(number, []).append(verdict)
-        c.execute(_COUNTED, [_counts(task, said.get(task.id, [])) for task in c.execute(_ASKING_SOME, {"tasks": some})])
+        c.execute(
+            _COUNTED, [_counts(task, said.get(task.id, []), task.id, task.open) for task in c.execute(_ASKING, {"tasks": some})]
+        )
 
 
-def _counts(task: Any, said: Sequence[str]) -> dict[str, int]:
+def _counts(task: Any, said: Sequence[str], number: int, held: int) -> dict[str, int]:
+    """What `_COUNTED` writes of the task with that number, which `held` people have in hand; `task` says what its campaign asks for."""
     wanted = {"item": task.overlap, "benign": 1, "gold": 0}[task.kind]
     if task.kind == "item" and task.question == "binary" and len(said) >= task.overlap and len(set(said)) > 1:
         wanted += task.extra_votes
-    free = max(0, wanted - len(said) - task.open)
-    return {"task": task.id, "new_answers": len(said), "new_held": task.open, "new_wanted": wanted, "new_free": free}
+    free = max(0, wanted - len(said) - held)
+    return {"task": number, "new_answers": len(said), "new_held": held, "new_wanted": wanted, "new_free": free}
 
 
 # made once: building them costs more than the queries
@@ -391,23 +393,18 @@ def is_last(judgment: Any) -> ColumnElement[bool]:
     return ~newer.exists()
 
 
-_ASKING_ANY = (
-    select(
-        _T.c.id,
-        _T.c.kind,
-        _C.c.question,
-        _C.c.overlap,
-        _C.c.extra_votes,
-        select(func.count(case((_A.c.state == "open", 1))))  # as a condition it could make SQLite read all that are open
-        .where(_A.c.task_id == _T.c.id)
-        .scalar_subquery()
-        .label("open"),
-    )
+_HOW_MANY_HOLD = (
+    select(func.count(case((_A.c.state == "open", 1))))  # as a condition it could make SQLite read all that are open
+    .where(_A.c.task_id == _T.c.id)
+    .scalar_subquery()
+    .label("open")
+)
+_ASKING = (
+    select(_T.c.id, _T.c.kind, _C.c.question, _C.c.overlap, _C.c.extra_votes, _HOW_MANY_HOLD)
     .select_from(_T)
     .join(_C, _C.c.id == _T.c.campaign_id)
+    .where(_T.c.id.in_(bindparam("tasks", expanding=True)))
 )
-_ASKING = _ASKING_ANY.where(_T.c.id == bindparam("task"))
-_ASKING_SOME = _ASKING_ANY.where(_T.c.id.in_(bindparam("tasks", expanding=True)))
 _ANSWERS_OF_ANY = (
     select(_ANSWER.verdict, _ANSWER.task_id)
     .join(m.Annotator, m.Annotator.id == _ANSWER.annotator_id)
@@ -482,6 +479,7 @@ def claim_of(s: Session, token: str, annotator_id: int) -> Claim:
 _ASKED = (
     select(
         _A.c.id, _A.c.task_id, _A.c.state, _A.c.shown_order, _A.c.opened_at, _A.c.lease_expires_at, _T.c.kind, _T.c.free,
+        select(func.count(case((_OTHER.c.state == "open", 1)))).where(_OTHER.c.task_id == _T.c.id).scalar_subquery().label("open"),
         *_OF_CAMPAIGN, _O.c.guideline_version, _P.c.id.label("part"),
         select(func.max(_J.c.revision))
         .where(_J.c.task_id == _A.c.task_id, _J.c.annotator_id == _A.c.annotator_id)
@@ -490,30 +488,31 @@ _ASKED = (
     )
     .select_from(
         _A.join(_T, _T.c.id == _A.c.task_id)
+        .join(_W, _W.c.id == _A.c.annotator_id)
         .join(_C, _C.c.id == _T.c.campaign_id)
         .join(_O, _O.c.id == _C.c.concept_id)
         .outerjoin(_P, and_(_P.c.campaign_id == _C.c.id, _P.c.annotator_id == _A.c.annotator_id))
     )
-    .where(_A.c.token == bindparam("token"), _A.c.annotator_id == bindparam("person"))
+    .where(_A.c.token == bindparam("token"), _A.c.annotator_id == bindparam("person"), _W.c.withdrawn_at.is_(None))
 )  # fmt: skip
 
 
 def asked(s: Session, token: str, annotator_id: int) -> Any:
     """A row of the assignment that a token names, its task and its campaign. NotFound where it is not this annotator's."""
     s.flush()
-    _check_token(token)
+    check_token(token)
     row = s.connection().execute(_ASKED, {"token": token, "person": annotator_id, "once": None}).one_or_none()
     if row is None:
-        raise _not_yours()
+        raise not_yours()
     return row
 
 
-def _check_token(token: str) -> None:
+def check_token(token: str) -> None:
     if "\0" in token:  # PostgreSQL takes no such text, not even to say that it has none
-        raise _not_yours()
+        raise not_yours()
 
 
-def _not_yours() -> NotFound:
+def not_yours() -> NotFound:
     return NotFound("this task is not yours, or was withdrawn: reload the page")
 
 
@@ -542,15 +541,13 @@ def submit(
     """
     s.flush()
     c = s.connection()
-    _check_token(token)
-    hold_person(s, annotator_id)
-    if side_by_side(s) and (number := c.execute(_TASK_OF, {"token": token}).scalar_one_or_none()) is not None:
-        note_task(s, number)
+    check_token(token)
+    hold_person_and_task(s, annotator_id, token)
     task = c.execute(_ASKED, {"token": token, "person": annotator_id, "once": idempotency_token}).one_or_none()
     if task is None or task.said:
         before = c.execute(_SAID_BEFORE, {"once": idempotency_token}).one_or_none()
         if before is None:
-            raise _not_yours()
+            raise not_yours()
         if before.annotator_id != annotator_id:
             raise _said_by_another()
         return Submitted(before.id, before.campaign_id, True)
@@ -595,7 +592,8 @@ def submit(
         for image in group:
             c.execute(_RANK, {"judgment_id": number, "image_id": image, "rank": rank, "shown_position": places[image]})
         rank += len(group)
-    recount(s, [task.task_id])
+    said = c.execute(_ANSWERS, {"task": task.task_id}).scalars().all()
+    c.execute(_COUNTED, _counts(task, said, task.task_id, task.open - (task.state == "open")))
     return Submitted(number, task.campaign_id, False)
 
 
@@ -603,11 +601,6 @@ def _said_by_another() -> HfiError:
     return HfiError("this answer was given by somebody else: reload the page")
 
 
-_TASK_OF = (  # locked: whether it is free is known once nobody else is writing it
-    select(_T.c.id)
-    .where(_T.c.id == select(_A.c.task_id).where(_A.c.token == bindparam("token")).scalar_subquery())
-    .with_for_update(key_share=True)
-)
 _SAID_BEFORE = (
     select(_J.c.id, _J.c.annotator_id, _T.c.campaign_id)
     .join(_T, _T.c.id == _J.c.task_id)

@@ -19,11 +19,18 @@ from sqlalchemy.orm import Session
 
 from hfi.store import models as m
 
+_A: Any = m.Assignment.__table__
 _P: Any = m.Annotator.__table__
 _T: Any = m.Task.__table__
 # weaker than FOR UPDATE: rows that refer to this one may be added meanwhile
 _PERSON, _TASK = (select(t.c.id).where(t.c.id == bindparam("which")).with_for_update(key_share=True) for t in (_P, _T))
 _TASKS = select(_T.c.id).where(_T.c.id.in_(bindparam("which", expanding=True))).order_by(_T.c.id).with_for_update(key_share=True)
+_OF_TOKEN = (  # the first of the two kinds is locked first
+    select(_T.c.id)
+    .select_from(_A.join(_P, _P.c.id == _A.c.annotator_id).join(_T, _T.c.id == _A.c.task_id))
+    .where(_A.c.token == bindparam("token"), _A.c.annotator_id == bindparam("person"))
+    .with_for_update(of=(_P, _T), key_share=True)
+)
 _FREE_TASK = select(_T.c.id).where(_T.c.id == bindparam("which")).with_for_update(key_share=True, skip_locked=True)
 
 
@@ -45,6 +52,17 @@ def hold_people(s: Session, annotator_ids: Iterable[int]) -> None:
 def hold_task(s: Session, task_id: int) -> None:
     """Until the transaction ends nobody else counts this task's answers, or gives it out."""
     _hold(s, "tasks", _TASK, task_id)
+
+
+def hold_person_and_task(s: Session, annotator_id: int, token: str) -> None:
+    """`hold_person`, then `hold_task` of the one that this annotator's `token` names, in one statement."""
+    if side_by_side(s):
+        number = s.connection().execute(_OF_TOKEN, {"token": token, "person": annotator_id}).scalar_one_or_none()
+        if number is not None:
+            _held(s, "people").add(annotator_id)
+            note_task(s, number)
+            return
+    hold_person(s, annotator_id)
 
 
 def hold_tasks(s: Session, task_ids: Iterable[int]) -> None:

@@ -9,7 +9,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import URL, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DatabaseError, DataError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DatabaseError, DataError, DBAPIError, DisconnectionError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as NoConnection
 from sqlalchemy.orm import Session
 
@@ -60,7 +60,8 @@ _CLIENT = {
     "keepalives_count": 3,
     "tcp_user_timeout": 60_000,
 }
-_POOL = {"pool_size": 8, "max_overflow": 8, "pool_timeout": 30, "pool_pre_ping": True}  # the server answers in 8 threads
+_POOL = {"pool_size": 8, "max_overflow": 8, "pool_timeout": 30}  # the server answers in 8 threads
+_FRESH = 1.0  # seconds for which a connection that was of use is not asked whether it still lives
 _ESCAPES = "@ as %40, : as %3A, / as %2F, ? as %3F, # as %23, % as %25"
 
 
@@ -114,13 +115,34 @@ def made(url: URL, **options: Any) -> Engine:
         settings = " ".join(f"-c {name}={value}" for name, value in _SETTINGS.items())
         arguments: dict[str, Any] = {name: value for name, value in _CLIENT.items() if name not in given}
         arguments["options"] = f"{settings} {given.get('options', '')}".strip()
-        options = {**_POOL, "connect_args": arguments, **options}
+        # what locks a row and then looks at it has to see what the one before it wrote, whatever the server would do by itself
+        options = {**_POOL, "isolation_level": "READ COMMITTED", "connect_args": arguments, **options}
     try:
-        return create_engine(url, **options)
+        engine = create_engine(url, **options)
     except (NoSuchModuleError, ImportError) as e:
         raise HfiError(
             f"PostgreSQL needs psycopg, which is not installed here: pip install 'hfi[postgres]', or unset HFI_DATABASE_URL ({e})"
         ) from e
+    if url.get_backend_name() == "postgresql":
+        _ask_whether_it_lives(engine)
+    return engine
+
+
+def _ask_whether_it_lives(engine: Engine) -> None:
+    """A connection that lay in the pool for a while is tried before it is used: its server may have been started anew."""
+
+    def used(connection: Any, record: Any) -> None:
+        record.info["used"] = time.monotonic()
+
+    def wanted(connection: Any, record: Any, proxy: Any) -> None:
+        if time.monotonic() - record.info.get("used", time.monotonic()) > _FRESH:
+            try:
+                engine.dialect.do_ping(connection)
+            except Exception as e:  # whatever the driver says of a connection that is dead
+                raise DisconnectionError from e  # the pool gives another one
+
+    event.listen(engine, "checkin", used)
+    event.listen(engine, "checkout", wanted)
 
 
 def connect(url: str, *, create: bool = False) -> Engine:
@@ -164,7 +186,7 @@ def sound(url: URL) -> Iterator[None]:
     try:
         yield
     except NoConnection as e:
-        raise HfiError(f"every connection of this program to {shown(url)} is in use: wait a moment, then try again") from e
+        raise Away(f"every connection of this program to {shown(url)} is in use: wait a moment, then try again") from e
     except DBAPIError as e:
         if url.get_backend_name() == "postgresql":
             if told := _of_postgres(url, e):
@@ -181,7 +203,7 @@ def sound(url: URL) -> Iterator[None]:
 
 
 class Away(HfiError):
-    """The database's server cannot be reached, or went away in mid-work."""
+    """The database's server cannot be reached, went away in mid-work, or has no connection free."""
 
 
 class Again(HfiError):
@@ -223,7 +245,7 @@ _WORDS = {
     " HFI_DATABASE_URL",
     'role ".*" does not exist|no pg_hba.conf entry': "the database server does not let {who} in ({why}): check the user in"
     " HFI_DATABASE_URL, or have its administrator let them in",
-    "too many clients|remaining connection slots": _STATES["53300"],
+    "too many clients|remaining connection slots|too many connections": _STATES["53300"],
     "invalid connection option": "the database URL {db} has an option that PostgreSQL does not know ({why}): leave it out",
 }
 _AWAY = "cannot reach the database {db} ({why}): check that its server runs and HFI_DATABASE_URL, then run again; what was kept is safe"
@@ -232,8 +254,13 @@ _AWAY = "cannot reach the database {db} ({why}): check that its server runs and 
 def _of_postgres(url: URL, e: DBAPIError) -> Exception | None:
     """One sentence for what goes wrong with a server, None for the rest."""
     state, why = getattr(e.orig, "sqlstate", None) or "", _said(e)
-    if state in ("40001", "40P01", "55P03"):
+    if state in ("40001", "40P01"):
         return Again("others are writing the same rows for long: nothing was changed, run the same command again")
+    if state == "55P03":
+        return Again(
+            "another command has been writing for long, such as an import or a campaign being made: nothing was changed, run the same"
+            " command again"
+        )
     if state in ("53100", "58030"):
         return NoRoom(shown(url), f"the disk of its server is full or broken ({why})")
     if isinstance(e, DataError):  # some of them are found by the driver, and have no sqlstate
@@ -241,11 +268,11 @@ def _of_postgres(url: URL, e: DBAPIError) -> Exception | None:
     words = next((line for start, line in _STATES.items() if state.startswith(start)), None)
     if words is None and not state:
         words = next((line for said, line in _WORDS.items() if re.search(said, str(e.orig))), None)
-    if words is None and (e.connection_invalidated or state[:3] in ("57P", "08") or state[:2] == "08" or _refused(e, state)):
+    if words is None and (e.connection_invalidated or state[:3] == "57P" or state[:2] == "08" or _refused(e, state)):
         words = _AWAY
     if words is None:
         return None
-    return (Away if words is _AWAY else HfiError)(
+    return (Away if words in (_AWAY, _STATES["53300"]) else HfiError)(
         words.format(db=shown(url), who=url.username or "this user", name=url.database or "of that name", why=why)
     )
 
@@ -291,18 +318,23 @@ def writing(engine: Engine, *, alone: bool = True, wait: bool = True) -> Iterato
     `wait`, Busy is raised where another one is writing to a SQLite database; PostgreSQL always waits.
     """
     one_writer = engine.dialect.name == "sqlite"
-    turn = _turns.setdefault(engine, Lock()) if one_writer else Lock()
-    if not turn.acquire(blocking=wait):
+    turn = _turn(_turns.setdefault(engine, Lock()), wait) if one_writer else nullcontext()
+    with turn, sound(engine.url), Session(engine, expire_on_commit=False) as session, session.begin():
+        if not wait:
+            session.connection(execution_options={"hfi_wait": False})
+        if alone and not one_writer:
+            session.connection().execute(_TAKE_TURN)
+        yield session
+
+
+@contextmanager
+def _turn(lock: Lock, wait: bool) -> Iterator[None]:
+    if not lock.acquire(blocking=wait):
         raise Busy
     try:
-        with sound(engine.url), Session(engine, expire_on_commit=False) as session, session.begin():
-            if not wait:
-                session.connection(execution_options={"hfi_wait": False})
-            if alone and not one_writer:
-                session.connection().execute(_TAKE_TURN)
-            yield session
+        yield
     finally:
-        turn.release()
+        lock.release()
 
 
 _turns: WeakKeyDictionary[Engine, Lock] = WeakKeyDictionary()
@@ -311,13 +343,15 @@ _VIEW: dict[str, dict[str, Any]] = {
     "sqlite": {"hfi_read_only": True},
     "postgresql": {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True},
 }
+_GLANCE: dict[str, dict[str, Any]] = {**_VIEW, "postgresql": {"isolation_level": "AUTOCOMMIT"}}
 
 
 @contextmanager
-def reading(engine: Engine) -> Iterator[Session]:
-    """A consistent view that blocks nobody; nothing written in it is kept."""
+def reading(engine: Engine, *, once: bool = False) -> Iterator[Session]:
+    """A consistent view that blocks nobody; nothing written in it is kept. `once`: for a single statement, which is a view by itself
+    and on PostgreSQL needs no others before and after it."""
     with sound(engine.url), Session(engine) as session:
-        session.connection(execution_options=_VIEW[engine.dialect.name])
+        session.connection(execution_options=(_GLANCE if once else _VIEW)[engine.dialect.name])
         try:
             yield session
         finally:

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from hfi.errors import NotFound
 from hfi.store import models as m
-from hfi.store.judging import asked
+from hfi.store.judging import check_token, not_yours
 
 
 def simulations_judged(s: Session, concept_slug: str) -> bool:
@@ -24,18 +24,23 @@ def simulations_judged(s: Session, concept_slug: str) -> bool:
 
 
 def shown_image(s: Session, token: str, annotator_id: int, position: int) -> str:
-    """The sha256 of the image that this annotator sees at `position` (from 0) of a task; NotFound for a task not theirs."""
-    task = asked(s, token, annotator_id)
-    order = json.loads(task.shown_order)
+    """The sha256 of the image that this annotator sees at `position` (from 0) of a task; NotFound for a task not theirs. One
+    statement."""
+    check_token(token)
+    rows = s.connection().execute(_SHOWN, {"token": token, "person": annotator_id}).all()
+    if not rows:
+        raise not_yours()
+    order = json.loads(rows[0].shown_order)
     if not 0 <= position < len(order):
         raise NotFound(f"this task has no image {position}: it has {len(order)}, from 0")
-    return str(s.execute(_SHOWN, {"task": task.task_id, "position": order[position]}).scalar_one())
+    return next(row.sha256 for row in rows if row.position == order[position])
 
 
+_A: Any = m.Assignment.__table__
 _TI: Any = m.TaskImage.__table__
 _I: Any = m.Image.__table__
 _SHOWN = (
-    select(_I.c.sha256)
-    .join(_TI, _TI.c.image_id == _I.c.id)
-    .where(_TI.c.task_id == bindparam("task"), _TI.c.position == bindparam("position"))
+    select(_A.c.shown_order, _TI.c.position, _I.c.sha256)
+    .select_from(_A.join(_TI, _TI.c.task_id == _A.c.task_id).join(_I, _I.c.id == _TI.c.image_id))
+    .where(_A.c.token == bindparam("token"), _A.c.annotator_id == bindparam("person"))
 )
