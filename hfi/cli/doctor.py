@@ -62,7 +62,7 @@ def doctor(
 ) -> None:
     """Check versions, devices, database, image store, data files and the need of a network; exit code 1 if something is broken.
 
-    Asks no other machine, unless HFI_DATABASE_URL or HFI_IMAGES_URL names one, or --model something on the hub.
+    Asks no other machine, unless HFI_DATABASE_URL or HFI_IMAGES_URL names one, or --model is a hub id.
     """
     findings = [*_program(), *_data_files(), *_space(workspace, everything), _network(), *(_model(model) if model else ())]
     if as_json:
