@@ -24,10 +24,12 @@ from hfi.cli import app
 from hfi.demo import Scale, demo
 demo(Path("demo"), Scale(1, 2, 2, 2, 2), lambda line: app(shlex.split(line), standalone_mode=False))
 """
-CHROMIUM = next(path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name)))
 
 
 def main(programs: Path, folder: Path) -> None:
+    chromium = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+    if chromium is None:
+        sys.exit("release.py: there is no Chromium to read the pages with: apt-get install chromium")
     environment = os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
     environment.pop("PYTHONPATH", None)
     environment.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each other stand still beside other work
@@ -47,7 +49,7 @@ def main(programs: Path, folder: Path) -> None:
         found = re.search(r"http://\S+", server.stdout.readline())
         assert found, "hfi ui names no address"
         with sync_playwright() as started:
-            browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+            browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
             read_report(browser, folder / "demo" / "report.html")
             sign_in(browser, found[0].rstrip("/"))
             browser.close()

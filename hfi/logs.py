@@ -91,9 +91,9 @@ def line(name: str, /, **about: Any) -> str:
     return json.dumps({"time": now, "event": name, **about}, default=str)
 
 
-def tell(name: str, /, **about: Any) -> None:
+def tell(name: str, /, *, level: str = "info", **about: Any) -> None:
     """Prints an event on stderr, whatever is logged."""
-    print(line(name, **about), file=sys.stderr, flush=True)
+    print(line(name, level=level, **about), file=sys.stderr, flush=True)
 
 
 class _Stderr(logging.Handler):

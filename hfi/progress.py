@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from hfi.distributed import is_main
 from hfi.logs import tell, telling_json
@@ -92,7 +93,7 @@ def _json(description: str, total: int, unit: str, done: int) -> Iterator[Advanc
     def say(note: str) -> None:
         rate = (count - done) / max(time.monotonic() - start, 1e-9)
         left = round((total - count) / rate, 1) if rate > 0 else None
-        about = {"what": description, "done": count, "total": total, "unit": unit}
+        about: dict[str, Any] = {"what": description, "done": count, "total": total, "unit": unit}
         tell("progress", **about, rate=round(rate, 4), seconds_left=left, note=note)
 
     def advance(n: int, note: str = "") -> None:

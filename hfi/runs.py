@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -17,7 +18,9 @@ from hfi.errors import HfiError, UsageError
 from hfi.files import room_for, write_text
 from hfi.logs import event
 
-_LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "sqlalchemy", "gradio", "pillow", "numpy")
+LIBRARIES = (
+    "torch", "diffusers", "transformers", "accelerate", "safetensors", "sqlalchemy", "alembic", "gradio", "pillow", "numpy",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -149,21 +152,26 @@ def _difference(held: dict[str, Any], wanted: dict[str, Any]) -> str:
     return "; ".join(f"{k} was {short(held.get(k))}, now {short(wanted.get(k))}" for k in plain[:3]) + more
 
 
+def versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """Of each package the version that is installed, None where it is not."""
+    found: dict[str, str | None] = {}
+    for name in packages:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
 def environment() -> dict[str, Any]:
     """What a result may depend on beside its configuration."""
-    versions = {}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return {
         "hfi": __version__,
         "git": _git_revision(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
-        "versions": versions,
+        "versions": {name: version for name, version in versions(LIBRARIES).items() if version},
         "hub": hub.used(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -70,7 +70,7 @@ CLEAN = {"name": "rich", "version": "15.0.0", "vulns": []}
 SKIPPED = {"name": "numpy", "skip_reason": "Dependency not found on PyPI and could not be audited: numpy (2.4.6)"}
 NONE = "audit: NOT MADE. No advisory service (pypi, osv) answered for any of the {pins} pinned packages.\n"
 ONE = """audit: 1 of {pins} pinned packages looked up, 0 known vulnerabilities
-audit: {rest} packages are unknown to the service and were NOT looked up
+audit: {rest} packages are unknown to both services and were NOT looked up
 """
 TWO = """audit: 2 of {pins} pinned packages looked up, 1 known vulnerabilities
   flask 0.5: PYSEC-2019-179, mended in 1.0
@@ -79,7 +79,14 @@ TWO = """audit: 2 of {pins} pinned packages looked up, 1 known vulnerabilities
 
 @pytest.mark.parametrize(
     ("pypi", "osv", "code", "said"),
-    [([SKIPPED] * 150, [], 0, NONE), ([], [], 0, NONE), ([SKIPPED, CLEAN], [], 0, ONE), ([SKIPPED], [CLEAN, FOUND], 1, TWO)],
+    [
+        ([SKIPPED] * 150, [], 0, NONE),
+        ([], [], 0, NONE),
+        ([SKIPPED, CLEAN], [], 0, ONE),
+        ([SKIPPED], [CLEAN, FOUND], 1, TWO),
+        ([FOUND], [CLEAN], 1, TWO),
+        ([FOUND], [CLEAN, FOUND], 1, TWO),
+    ],
 )
 def test_an_audit_that_looked_nothing_up_is_no_audit(
     audit: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], pypi: Any, osv: Any, code: int, said: str

@@ -141,6 +141,21 @@ def test_the_transcript_is_of_the_commands_that_make_it() -> None:
     assert script.plain(printed, {"/tmp/hfi-fresh-x": "/home/you"}) == kept
 
 
+def test_the_tests_and_modules_that_the_documents_name_are_there() -> None:
+    found = 0
+    for page in [ROOT / "README.md", ROOT / "data" / "portraits" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = page.read_text(encoding="utf-8")
+        for name in re.findall(r"(?<![\w/])(?:tests/)?(test_\w+\.py)", text):
+            assert (ROOT / "tests" / name).exists(), f"{page.name}: {name}"
+            found += 1
+        for path in re.findall(r"(?<![\w/])(?:hfi|ui|migrations)/[\w/]+\.py", text):
+            assert (ROOT / path).exists(), f"{page.name}: {path}"
+    assert found > 5
+    listing = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("## Who")[0]
+    described = re.findall(r"^    ((?:hfi|ui)/\S+)", listing, re.MULTILINE)
+    assert len(described) > 20 and len(set(described)) == len(described), "a module is described twice"
+
+
 def test_what_the_project_says_of_itself_is_so() -> None:
     assert f"version: {__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     for name in ("CONTRIBUTING.md", "SECURITY.md"):
@@ -150,5 +165,6 @@ def test_what_the_project_says_of_itself_is_so() -> None:
         for path in named:
             assert path.endswith(("NAME.py", "CODE.json")) or (ROOT / path).exists(), f"{name}: {path}"
     targets = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"make ([a-z]+)", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")):
-        assert f"\n{target}:" in targets, target
+    for name in ("CONTRIBUTING.md", "README.md"):
+        for target in re.findall(r"(?:^    |`)make ([a-z-]+)", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE):
+            assert f"\n{target}:" in targets, target

@@ -11,12 +11,15 @@ import tomllib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from hfi.cli.doctor import EXTRAS
 from hfi.hub import is_hub_id
+from hfi.metrics.detectors import DETECTORS
 from hfi.resources import data_dir
 
 ROOT = Path(__file__).parent.parent
@@ -45,7 +48,10 @@ WANTED = 500 + 300 + 1_000_000 + 500_000 + 600 + 490_000_000 + 700 + 3_400_000_0
 
 
 class Hub(BaseHTTPRequestHandler):
+    asked: ClassVar[list[str]] = []
+
     def do_GET(self) -> None:
+        self.asked.append(self.path)
         known = {"/api/models/owner/model": 200, "/api/models/owner/pickles": 200, "/api/models/owner/gated": 403}
         status = known.get(self.path.partition("?")[0], 404)
         self.send_response(status)
@@ -87,9 +93,9 @@ def ask(cache: Path, models: list[str], **settings: str) -> list[list[list[str]]
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def keep(cache: Path, model: str, names: list[str]) -> Path:
+def keep(cache: Path, model: str, names: list[str], owner: str = "owner") -> Path:
     """Puts these files into the cache as the hub's client does."""
-    folder = cache / "hub" / f"models--owner--{model}"
+    folder = cache / "hub" / f"models--{owner}--{model}"
     (folder / "refs").mkdir(parents=True)
     (folder / "refs" / "main").write_text(SHA)
     for name in names:
@@ -131,6 +137,30 @@ def test_without_a_network_the_cache_is_looked_at(tmp_path: Path) -> None:
     assert whole[1][0] == "ok" and whole[1][1].endswith("nothing is downloaded")
 
 
+def test_of_a_checkpoint_it_is_said_where_its_configurations_come_from_and_nobody_is_asked(hub: str, tmp_path: Path) -> None:
+    bare, other, official = tmp_path / "m.safetensors", tmp_path / "other.safetensors", "stable-diffusion-v1-5"
+    save_file({"model.diffusion_model.out.2.bias": torch.zeros(4)}, bare)
+    save_file({"bias": torch.zeros(4)}, other)
+    before = len(Hub.asked)
+    needs, wrong = ask(tmp_path, [str(bare), str(other)], HF_ENDPOINT=hub)
+    assert needs[1] == ["ok", f"{bare} (0.00 GB): would take its configurations from {official}/{official} on the hub"]
+    assert wrong[1] == [
+        "fault",
+        f"{other} is no Stable Diffusion checkpoint: it holds no weights named model.diffusion_model....",
+    ]
+    (offline,) = ask(tmp_path, [str(bare)], HF_HUB_OFFLINE="1")
+    assert offline[1][0] == "fault" and offline[1][1].startswith(f"{bare} holds weights alone")
+    shutil.copytree(data_dir() / "portraits", keep(tmp_path, official, [], owner=official))
+    ((_, cached),) = ask(tmp_path, [str(bare)], HF_ENDPOINT=hub)
+    assert cached == [needs[1][0], f"{needs[1][1]}, which the cache has"]
+    ((_, offline_cached),) = ask(tmp_path, [str(bare)], HF_HUB_OFFLINE="1")
+    assert offline_cached == ["ok", f"{bare} (0.00 GB): nothing is downloaded"]
+    shutil.copytree(data_dir() / "portraits", tmp_path / "m")
+    ((_, beside),) = ask(tmp_path, [str(bare)], HF_ENDPOINT=hub)
+    assert beside == offline_cached
+    assert len(Hub.asked) == before
+
+
 def test_what_names_a_model_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a" / "b").mkdir(parents=True)
@@ -152,9 +182,12 @@ def test_doctor_says_what_is_there(hfi, workspace: Any, monkeypatch: pytest.Monk
     assert json.loads(wrong.stdout)[-1]["text"].startswith("no model '/nowhere': give a model folder")
 
 
-def test_every_extra_is_known() -> None:
+def test_every_extra_is_known_and_brings_what_there_is() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     declared = project["project"]["optional-dependencies"]
     assert set(EXTRAS) == set(declared) - {"test", "dev", "docs"}
     for extra, (package, _) in EXTRAS.items():
         assert any(package in requirement for requirement in declared[extra]), extra
+    for package, brings in EXTRAS.values():
+        named = brings.removeprefix("the detector ")
+        assert named == brings or named in DETECTORS, package

@@ -50,7 +50,7 @@ def test_progress_as_json_at_the_start_every_two_seconds_and_at_the_end(
     found = lines(capsys.readouterr().err)
     for line in found:
         assert re.fullmatch(TIME, str(line.pop("time")))
-    about = {"event": "progress", "what": "generating", "total": 40, "unit": "images"}
+    about = {"event": "progress", "level": "info", "what": "generating", "total": 40, "unit": "images"}
     # 5 a second, without the ten of an earlier run
     assert found == [
         {**about, "done": 10, "rate": 0.0, "seconds_left": None, "note": ""},
@@ -83,8 +83,9 @@ def test_errors_are_a_sentence_and_with_json_a_line_of_json_too(hfi, tmp_path: P
         assert (plain.exit_code, told.exit_code) == (code, code)
         assert len(told.errors) == 1
         (line,) = lines(told.stderr)
-        assert line.keys() == {"time", "event", "message", "exit_code"}
+        assert line.keys() == {"time", "event", "level", "message", "exit_code"}
         assert (line["event"], f"hfi: error: {line['message']}", line["exit_code"]) == ("error", told.errors[0], code)
+        assert line["level"] == "error"
 
 
 def test_what_is_not_known_is_refused(hfi, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]

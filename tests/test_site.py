@@ -2,16 +2,15 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import chromium
 import pytest
 
 pytest.importorskip("material", reason="the site is built with the extra [docs]")
 ROOT = Path(__file__).parent.parent
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +50,12 @@ def test_no_page_loads_anything_from_elsewhere(site: Path) -> None:
             assert address.startswith("data:") or (page.parent / address.split("?")[0]).exists(), (page.name, address)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 def test_from_the_disk_it_shows_and_searches_without_a_request_or_an_error(site: Path) -> None:
     api = pytest.importorskip("playwright.sync_api")
+    path = chromium.program("the site was not looked at")
     problems: list[str] = []
     with api.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        browser = started.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.set_default_timeout(60_000)
         page.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)

@@ -1,21 +1,19 @@
 """The judging page in a real browser: headless Chromium, a real server, a real database."""
 
 import json
-import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import count as numbers
 from pathlib import Path
 from typing import Any
 
+import chromium
 import pytest
 import uvicorn
 from benched import benchmark_page
@@ -35,8 +33,6 @@ from ui.app import build_app
 pytestmark = pytest.mark.databases
 
 playwright = pytest.importorskip("playwright.sync_api")
-REQUIRED = os.environ.get("HFI_REQUIRE_BROWSER") == "1"
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 ARGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 PATIENCE = 60_000  # ms
 GUIDELINE = "**Shows it:** a cigarette, or smoke from one.\n\n**Does not:** everything else."
@@ -44,14 +40,9 @@ GUIDELINE = "**Shows it:** a cigarette, or smoke from one.\n\n**Does not:** ever
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator:
-    if CHROMIUM is None:
-        words = "there is no Chromium: the page was not tested in a browser (apt-get install chromium)"
-        if REQUIRED:
-            pytest.fail(words)
-        warnings.warn(words, stacklevel=1)
-        pytest.skip(words)
+    path = chromium.program("the pages were not tested")
     with playwright.sync_playwright() as p:
-        started = p.chromium.launch(executable_path=CHROMIUM, args=ARGS)
+        started = p.chromium.launch(executable_path=path, args=ARGS)
         yield started
         started.close()
 

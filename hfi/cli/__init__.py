@@ -163,7 +163,7 @@ def _run(words: list[str], *, started_here: bool) -> int:
         if why := no_room(e):
             return _fail(str(NoRoom(getattr(e, "filename", None) or "a file", why)), 1)
         if logs.telling_json():
-            logs.tell("error", **logs.error(e, message=True), exit_code=1)
+            logs.tell("error", level="error", **logs.error(e, message=True), exit_code=1)
         raise
     if code == 130:  # how typer reports Ctrl-C
         return _fail("interrupted; run the same command again to go on", 130)
@@ -174,7 +174,7 @@ def _fail(said: str, code: int) -> int:
     if first_to_say():
         print(f"hfi: {said}" if code > 128 else f"hfi: error: {said}", file=sys.stderr, flush=True)
         if logs.telling_json():
-            logs.tell("error", message=said, exit_code=code)
+            logs.tell("error", level="error", message=said, exit_code=code)
     return code
 
 

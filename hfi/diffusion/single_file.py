@@ -29,6 +29,17 @@ _HUB = {  # where the file alone tells what it is; those of SD 2.x do not tell w
 def config_folder(file: Path) -> Path:
     """The folder with the configurations of a checkpoint: of the file's name, or the file's own, else the hub's copy of the
     official ones. Reads the file's table of contents at most."""
+    found = find_configurations(file)
+    if isinstance(found, Path):
+        return found
+    try:
+        return hub.download(found, hub.CONFIGURATIONS)
+    except ModelError as e:
+        raise _alone(file) from e
+
+
+def find_configurations(file: Path) -> Path | str:
+    """That folder, or the hub's repository that has them; asks no network."""
     for folder in (file.with_suffix(""), file.parent):
         if (folder / "model_index.json").exists():
             return folder
@@ -36,13 +47,16 @@ def config_folder(file: Path) -> Path:
     kind = original.infer_diffusers_model_type(contents) if any(name.startswith(_UNET) for name in contents) else None
     if kind is None:
         raise ModelError(f"{file} is no Stable Diffusion checkpoint: it holds no weights named {_UNET}...")
-    try:
-        return hub.download(_HUB[kind], hub.CONFIGURATIONS)
-    except (KeyError, ModelError) as e:
-        raise ModelError(
-            f"{file} holds weights alone: put the model's configurations, a folder in diffusers' layout (its weights may be left "
-            f"out), beside it as {file.with_suffix('').name}/"
-        ) from e
+    if kind not in _HUB:
+        raise _alone(file)
+    return _HUB[kind]
+
+
+def _alone(file: Path) -> ModelError:
+    return ModelError(
+        f"{file} holds weights alone: put the model's configurations, a folder in diffusers' layout (its weights may be left "
+        f"out), beside it as {file.with_suffix('').name}/"
+    )
 
 
 def read_checkpoint(file: Path) -> dict[str, Tensor]:
