@@ -13,7 +13,7 @@ from hfi.concepts import Concept
 from hfi.store import campaigns, judging, people
 from hfi.store import queries as q
 from hfi.store.campaigns import Asking
-from hfi.store.session import Engine, reading, writing
+from hfi.store.session import Away, Engine, reading, writing
 from hfi.workspace import Workspace
 from ui import messages, pages
 from ui.app import build_app
@@ -56,6 +56,17 @@ def enter(client: TestClient, name: str = "Bob", password: str = PASSWORD) -> No
 # --- languages ---
 
 
+def test_a_database_that_is_away_is_no_fault_of_a_name(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*args: object) -> None:
+        raise Away("cannot reach the database")
+
+    client = TestClient(build_app(workspace, workspace.engine()), base_url="http://127.0.0.1:7860")
+    monkeypatch.setattr("ui.pages.queries.ensure_annotator", away)
+    answer = client.post("/enter", data={"name": "Kim"}, headers={"accept": "text/html,*/*;q=0.8"})
+    assert answer.status_code == 503 and "<h1>One moment, please</h1>" in answer.text
+    assert client.post("/enter", data={"name": "Kim"}).json() == {"detail": "cannot reach the database"}
+
+
 def test_every_language_says_everything_and_fills_in_the_same() -> None:
     assert {"en", "ko"} <= set(languages())
     texts = {tag: json.loads((messages._FOLDER / f"{tag}.json").read_text("utf-8")) for tag in languages()}
@@ -74,7 +85,7 @@ def test_every_message_of_a_page_is_said_somewhere() -> None:
     said = "\n".join(path.read_text("utf-8") for path in sources)
     made = {f"page.work.{question}" for question in ("binary", "ranking", "compare")}
     made |= {f"page.consent.{about}" for about in pages.ABOUT}
-    made |= {f"page.{key}.{part}" for key in ("withdrawn", "refused", "missing", "broken") for part in ("title", "text")}
+    made |= {f"page.{key}.{part}" for key in ("withdrawn", "refused", "missing", "broken", "away") for part in ("title", "text")}
     assert [key for key in load(DEFAULT) if key.startswith("page.") and key not in made and f'"{key}"' not in said] == []
 
 

@@ -44,6 +44,7 @@ from hfi.store.session import Again, Away, Busy, Engine, Session, again, reading
 from hfi.store.showing import shown_image, simulations_judged
 from ui import messages
 from ui.metrics import Meter
+from ui.pages import notice
 from ui.pictures import Picture, Pictures, View, threads
 
 ASSETS = Path(__file__).parent / "assets"
@@ -367,7 +368,9 @@ def add_routes(
 
     @app.exception_handler(HfiError)
     def refuse(request: Request, error: Exception) -> Response:
-        for_a_while = isinstance(error, (Again, Away))  # the page asks again by itself
+        for_a_while = isinstance(error, (Again, Away))  # the judging page asks again by itself
+        if for_a_while and "text/html" in request.headers.get("accept", ""):
+            return notice(request, 503, "away", True)
         return JSONResponse({"detail": str(error)}, 503 if for_a_while else 404 if isinstance(error, NotFound) else 409)
 
 
