@@ -164,6 +164,34 @@ def test_a_url_of_no_store_is_refused_and_not_repeated(
     assert "HFI_IMAGES_URL is no URL" in doctor.stdout and "secret" not in doctor.stdout
 
 
+def test_a_prefix_is_no_pattern(bucket: ImageStore) -> None:
+    names = ("team1", "team2", "team*", "v1", "v[1]", "v[1-9]", "a b")
+    stores = {name: open_store(f"s3://{BUCKET}/{name}") for name in names}
+    shas = {store.put(square(i)) for store in stores.values() for i in range(40)}
+    for name in ("team*", "v[1]", "v[1-9]", "a b"):
+        removed = stores.pop(name)
+        assert removed.shas() == shas
+        removed.remove(list(removed.files()))
+        assert removed.shas() == set()
+        assert all(store.shas() == shas for store in stores.values())
+
+
+@pytest.mark.parametrize("name", ["my-bucket", "bucket"])
+def test_a_prefix_under_which_nothing_lies_is_an_empty_store(bucket: ImageStore, name: str) -> None:
+    for url in (f"s3://{name}", f"s3://{name}/bucket/prefix", f"s3://{name}/bucket"):
+        with pytest.raises(HfiError, match="there is no such bucket: make it"):
+            open_store(url).check()
+    filesystem().mkdir(name)
+    for url in (f"s3://{name}", f"s3://{name}/bucket/prefix", f"s3://{name}/bucket"):
+        store = open_store(url)
+        store.check()
+        assert (store.shas(), store.workspaces()) == (set(), set())
+        sha = store.put(square(1))
+        assert store.shas() == {sha}
+        store.remove(list(store.files()))
+        assert store.shas() == set()
+
+
 def commands(space: Workspace, tmp_path: Path) -> list[list[object]]:
     """Those that write to the store, and those that read it."""
     square(1).save(tmp_path / "a.png")
