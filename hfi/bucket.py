@@ -4,7 +4,9 @@ Whose account is used and where the service is, the provider's own settings say 
 a URL holds no secret, so it may stand in messages.
 """
 
+import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -16,6 +18,7 @@ from hfi.errors import HfiError
 DRIVERS = {"s3": "pip install 'hfi[s3]'", "gs": "pip install gcsfs", "az": "pip install adlfs"}
 _SECONDS = 30  # for one object, or one listing; drivers alone wait for ever where a server takes a connection and is silent
 _MODIFIED = ("LastModified", "updated", "last_modified")  # as the three drivers call it
+_BESIDE = 16  # objects that are removed at once
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,22 @@ class Bucket:
         return True
 
     def remove(self, names: Sequence[str]) -> None:
-        """What is not there is passed over."""
+        """What is not there is passed over. When it ends, nothing of it is under way here any more."""
         if names:
-            self._do("remove from", self._fs._rm, [self._path(name) for name in names])
+            self._do("remove from", self._remove, [self._path(name) for name in names])
+
+    async def _remove(self, paths: Sequence[str]) -> None:
+        """Each by itself: given several, drivers take a path with * or [ for a pattern, and go on with what was given up here."""
+        turn = asyncio.Semaphore(_BESIDE)
+
+        async def one(path: str) -> None:
+            async with turn:
+                with suppress(FileNotFoundError):
+                    await self._fs._rm_file(path)
+
+        for done in await asyncio.gather(*map(one, paths), return_exceptions=True):
+            if isinstance(done, BaseException):
+                raise done
 
     def files(self, folder: str) -> Iterator[Stored]:
         """What lies in a folder and below it, asked for page by page."""
@@ -81,12 +97,14 @@ class Bucket:
 
     def folders(self) -> list[str]:
         """Names of the folders at the top. HfiError where the bucket is not there, or may not be listed."""
+        top = self._path("")[:-1]
         try:
-            found = self._do("list", self._fs._ls, self._path("")[:-1], detail=False, missing=True)
+            found = self._do("list", self._fs._ls, top, detail=False, missing=True)
         except FileNotFoundError as e:
-            if "bucket" in str(e).lower():  # and not a prefix under which nothing lies yet
-                raise self._fault("list", e) from e
-            return []
+            # drivers name the path where nothing lies under it yet, and give the service's words for a bucket that is not there
+            if top in (*e.args, e.filename):
+                return []
+            raise self._fault("list", e) from e
         return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in found)
 
     def _path(self, name: str) -> str:

@@ -98,6 +98,11 @@ class ClipBackbone:
             yield self.processor(part, return_tensors="pt")["pixel_values"].to(self.device)
 
 
+def exact(reference: str) -> str:
+    """A hub id with its commit, a folder as it is: what a record names a CLIP model by."""
+    return hub.pinned(reference, find_clip(reference))
+
+
 def find_clip(reference: str | Path) -> Path:
     """The local folder of a CLIP model. Reads no weights."""
     folder = Path(reference)

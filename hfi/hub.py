@@ -13,18 +13,25 @@ from hfi.errors import HfiError, ModelError
 
 CONFIGURATIONS = ("*.json", "*.txt")
 _SECONDS = 5  # for the hub to answer
-_used: dict[str, str] = {}
+_used: set[str] = set()
+
+
+def split(reference: str) -> tuple[str, str | None]:
+    """owner/name, and the revision where one is given; it may hold slashes, as refs/pr/3 does."""
+    name, _, revision = reference.partition("@")
+    return name, revision or None
 
 
 def is_id(reference: str | Path) -> bool:
     """Whether it has the form of an id; a folder of that name comes first."""
-    text = str(reference)
-    return not isinstance(reference, Path) and text.count("/") == 1 and not text.startswith((".", "/", "~")) and "\\" not in text
+    if isinstance(reference, Path) or reference.startswith((".", "/", "~")) or "\\" in reference:
+        return False
+    return split(reference)[0].count("/") == 1
 
 
-def repository(reference: str) -> str:
-    """owner/name"""
-    return reference.partition("@")[0]
+def is_hub_id(reference: str) -> bool:
+    """Whether it names something on the hub and nothing on this machine."""
+    return is_id(reference) and not Path(reference).exists()
 
 
 def download(reference: str, patterns: Sequence[str]) -> Path:
@@ -33,30 +40,30 @@ def download(reference: str, patterns: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import disable_progress_bars
 
-    name, _, revision = reference.partition("@")
+    name, revision = split(reference)
     disable_progress_bars()  # they would come with every command, also where nothing is to be downloaded
     try:
-        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=list(patterns)))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
     except Exception as e:  # the hub client raises its own and httpx's errors
         what = f"{name!r} in version {revision!r}" if revision else f"{name!r}"
         raise ModelError(
             f"no folder {reference!r} here, and the hub gives no model {what} ({type(e).__name__}): check the name, the network and "
             "your access to it"
         ) from e
-    _used[name] = folder.name
+    _used.add(f"{name}@{folder.name}")
     return folder
 
 
 def pinned(reference: str, folder: Path) -> str:
     """owner/name@COMMIT, of an id and what `download` gave for it; anything else as it is."""
-    if not is_id(reference) or Path(reference).exists() or folder.parent.name != "snapshots":
+    if not is_hub_id(reference) or folder.parent.name != "snapshots":
         return reference
-    return f"{repository(reference)}@{folder.name}"
+    return f"{split(reference)[0]}@{folder.name}"
 
 
-def used() -> dict[str, str]:
-    """Repositories that this process has read from, with their commits."""
-    return dict(_used)
+def used() -> list[str]:
+    """owner/name@COMMIT of all that this process has read from."""
+    return sorted(_used)
 
 
 # --- before anything is downloaded ---
@@ -76,11 +83,6 @@ class Wanted:
     free: int
 
 
-def is_hub_id(model: str) -> bool:
-    """Whether it names something on the hub and nothing on this machine."""
-    return is_id(model) and not Path(model).exists()
-
-
 def wanted(model: str, patterns: Sequence[str]) -> Wanted:
     """What `download` would get with these patterns. HfiError where the hub is not to be asked, cannot be reached, does not give it, or
     has no weights of it as safetensors."""
@@ -88,9 +90,9 @@ def wanted(model: str, patterns: Sequence[str]) -> Wanted:
     from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
     from huggingface_hub.utils import filter_repo_objects
 
-    name, _, asked = model.partition("@")
+    name, asked = split(model)
     try:
-        about = HfApi().model_info(name, revision=asked or None, files_metadata=True, timeout=_SECONDS)
+        about = HfApi().model_info(name, revision=asked, files_metadata=True, timeout=_SECONDS)
     except OfflineModeIsEnabled:
         raise HfiError("HF_HUB_OFFLINE is set, so the hub is not asked") from None
     except GatedRepoError:
@@ -121,6 +123,6 @@ def cached(model: str) -> Path | None:
     """The folder of this model in the cache, where something of it is there."""
     from huggingface_hub import try_to_load_from_cache
 
-    name, _, asked = model.partition("@")
-    found = try_to_load_from_cache(name, "model_index.json", revision=asked or None)
+    name, revision = split(model)
+    found = try_to_load_from_cache(name, "model_index.json", revision=revision)
     return Path(found).parent if isinstance(found, str) else None

@@ -5,8 +5,8 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,42 +28,65 @@ MAX_BYTES = 512 * 2**20  # of a file: 50 million pixels with 16 bits in each of 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder of this machine, with the verbs of `hfi.bucket.Bucket`. Errors are those of the system."""
+    """A folder of this machine, with the verbs and the errors of `hfi.bucket.Bucket`."""
 
     path: Path
 
     def write(self, name: str, data: bytes) -> None:
         """Whole or not at all. A file that has these bytes already is made new again, which `hfi.keeping` goes by."""
         path = self.path / name
-        try:
-            if path.read_bytes() == data:
-                os.utime(path)
-                return
-        except (FileNotFoundError, PermissionError):  # the latter: of another user, who may be replaced
-            pass
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as scratch:
-            scratch.write_bytes(data)
+        with self._said("write to"):
+            try:
+                if path.read_bytes() == data:
+                    os.utime(path)
+                    return
+            except (FileNotFoundError, PermissionError):  # the latter: of another user, who may be replaced
+                pass
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole(path) as scratch:
+                scratch.write_bytes(data)
 
     def read(self, name: str) -> bytes:
-        return (self.path / name).read_bytes()
+        with self._said("read from", missing=True):
+            return (self.path / name).read_bytes()
 
     def has(self, name: str) -> bool:
-        return (self.path / name).exists()
+        try:
+            with self._said("read from", missing=True):
+                (self.path / name).stat()
+        except FileNotFoundError:
+            return False
+        return True
 
     def remove(self, names: Sequence[str]) -> None:
-        for name in names:
-            (self.path / name).unlink(missing_ok=True)
+        with self._said("remove from"):
+            for name in names:
+                (self.path / name).unlink(missing_ok=True)
 
     def files(self, folder: str) -> Iterator[Stored]:
-        with os.scandir(self.path / folder) as entries:
+        with self._said("list"), os.scandir(self.path / folder) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):  # scratch files come and go
                     about = entry.stat()
                     yield Stored(f"{folder}/{entry.name}", about.st_size, datetime.fromtimestamp(about.st_mtime, UTC))
 
     def folders(self) -> list[str]:
-        return sorted(path.name for path in self.path.iterdir() if path.is_dir()) if self.path.exists() else []
+        try:
+            with self._said("list", missing=True), os.scandir(self.path) as entries:
+                return sorted(entry.name for entry in entries if entry.is_dir())
+        except FileNotFoundError:
+            return []
+
+    @contextmanager
+    def _said(self, doing: str, missing: bool = False) -> Iterator[None]:
+        try:
+            yield
+        except OSError as e:
+            if missing and isinstance(e, FileNotFoundError):
+                raise
+            raise HfiError(
+                f"cannot {doing} the image store {self.path} ({e.strerror or e}): check the folder, its permissions and its disk"
+            ) from e
 
 
 @dataclass(frozen=True)
@@ -85,7 +108,7 @@ class ImageStore:
     def write(self, data: bytes) -> str:
         """Keeps what `png` made, and returns its sha256. A file that is there and short or changed is replaced."""
         sha = hashlib.sha256(data).hexdigest()
-        self._write(_name(sha), data)
+        self._place.write(_name(sha), data)
         return sha
 
     def path(self, sha: str) -> Path:
@@ -108,12 +131,13 @@ class ImageStore:
                     if _FILE.fullmatch(file.name):
                         yield file
 
-    def remove(self, files: Sequence[Stored]) -> None:
-        """Whoever calls this has made sure that nothing refers to them: see `hfi.keeping`."""
-        try:
-            self._place.remove([file.name for file in files])
-        except OSError as e:
-            raise HfiError(f"cannot remove from the image store {self.root}: {e.strerror or e}") from e
+    def remove(self, files: Sequence[Stored], sure: Callable[[], object] = lambda: None) -> None:
+        """Whoever calls this has made sure that nothing refers to them: see `hfi.keeping`. What takes long asks once more, with `sure`:
+        before each file of a folder, and before those of a bucket, which go at once. What it raises ends the removal."""
+        names = [file.name for file in files]
+        for part in [names] if isinstance(self.root, Bucket) else [[name] for name in names]:
+            sure()
+            self._place.remove(part)
 
     def load(self, sha: str) -> Image.Image:
         """The picture, RGB. HfiError where the file is missing or its bytes are not those that were kept."""
@@ -139,7 +163,7 @@ class ImageStore:
     def check_writable(self, workspace: str) -> None:
         """HfiError where nothing can be written. In a shared store the mark of the workspace of this ID proves it."""
         if self.shared:
-            self._write(f"{_MARKS}/{workspace}", b"This image store is used by a workspace of hfi.\n")
+            self._place.write(f"{_MARKS}/{workspace}", b"This image store is used by a workspace of hfi.\n")
         elif isinstance(self.root, Path):
             check_writable(self.root)
 
@@ -147,12 +171,6 @@ class ImageStore:
         """IDs of those that have left a mark."""
         place = self._place
         return {file.name.rsplit("/", 1)[-1] for file in place.files(_MARKS)} if _MARKS in place.folders() else set()
-
-    def _write(self, name: str, data: bytes) -> None:
-        try:
-            self._place.write(name, data)
-        except OSError as e:
-            raise HfiError(f"cannot write to the image store {self.root}: {e.strerror or e}") from e
 
 
 _SHARD = re.compile(r"[0-9a-f]{2}")

@@ -3,18 +3,22 @@
 A row is added after its file is there (`add`), so an interruption leaves a file too many and never a row without its file. Files that
 no row refers to are taken away by `collect`. The two may meet: a file that is about to be referred to looks as if nobody wanted it. So
 
-- a file is removed within a transaction in which no row can be added, and only if no row refers to it then;
+- a file is removed within a transaction in which no row can be added (`writing` is alone), and only if no row refers to it then;
 - a row is added in a transaction that looks once more whether the file is there, and writes it again where it was just removed;
 - a file younger than a day is left alone, and writing a file that is there makes it young again.
 
-The first two are enough for never losing a referenced image, whatever the clocks say; the third keeps work from being done twice.
+The first two are enough, whatever the clocks say, where a file is gone when its removal returns; the third keeps work from being done
+twice. A service or a network disk that stalls may carry a removal out after the transaction has ended: then it has failed, and `remove`
+says so and names what was lost.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import islice
+from pathlib import Path
 
 from hfi.bucket import Stored
 from hfi.errors import HfiError
@@ -36,12 +40,18 @@ def _batches(items: Iterable[Stored], size: int) -> Iterator[list[Stored]]:
         yield batch
 
 
-def prepare(engine: Engine, store: ImageStore) -> None:
-    """HfiError, before long work, for a store that cannot be written. A shared store learns of this workspace."""
+def prepare(engine: Engine, store: ImageStore, new: bool = False) -> None:
+    """HfiError, before long work, for a store that cannot be written, and for a shared folder that does not know this workspace, whose
+    images it should have: it may not be mounted. Unless it is `new`. A shared store learns of this workspace."""
     if not store.shared:
         return store.check_writable("")
     with reading(engine) as session:
-        name = kept.identity(session)
+        name, filled = kept.identity(session), kept.last_image(session) > 0
+    if filled and not new and isinstance(store.root, Path) and name not in store.workspaces():
+        raise HfiError(
+            f"{store.root} holds no mark of this workspace, whose database refers to images: mount the folder or check HFI_IMAGES_URL; "
+            f"to move there, unset HFI_IMAGES_URL and run 'hfi images copy --to {store.root.as_uri()}'"
+        )
     if name is None:
         with writing(engine) as session:
             name = kept.ensure_identity(session)
@@ -75,21 +85,18 @@ def take_stock(engine: Engine, store: ImageStore) -> Inventory:
     files = size = known = 0
     unknown: list[Stored] = []
     with reading(engine) as session:
-        wanted = kept.count_referenced(session)
+        last = kept.last_image(session)
+        missing = kept.count_referenced(session, last)
     for batch in _batches(store.files(), 1000):
+        # a transaction of its own: a listing takes long, and one that is held open keeps SQLite from tidying up
+        with reading(engine) as session:
+            there = kept.referenced(session, filter(None, map(sha_of, batch)))
         files += len(batch)
         size += sum(file.size for file in batch)
-        others = _unreferenced(engine, batch)
-        unknown += others
-        known += len(batch) - len(others)
-    return Inventory(files, size, known, max(0, wanted - known), tuple(unknown))
-
-
-def _unreferenced(engine: Engine, files: Sequence[Stored]) -> list[Stored]:
-    """In a transaction of its own: a listing takes long, and one that is held open keeps SQLite from tidying up."""
-    with reading(engine) as session:
-        there = kept.referenced(session, filter(None, map(sha_of, files)))
-    return [file for file in files if sha_of(file) not in there]
+        known += len(there)
+        missing -= sum(first <= last for first in there.values())  # images made since are not among those that were counted
+        unknown += [file for file in batch if sha_of(file) not in there]
+    return Inventory(files, size, known, missing, tuple(unknown))
 
 
 def collectable(
@@ -98,7 +105,7 @@ def collectable(
     """The unknown files that are older than `grace`. HfiError where the database is hardly this store's: it has no image, other
     workspaces use the store as well, or, unless `most` is given, more files are unknown than known."""
     with reading(engine) as session:
-        empty, name = kept.count_referenced(session) == 0, kept.identity(session)
+        empty, name = kept.last_image(session) == 0, kept.identity(session)
     if empty:
         raise HfiError(
             f"the database has no image, so every file in {store.root} would go: restore the database, or remove them by hand"
@@ -125,17 +132,39 @@ def collectable(
 
 
 def remove(engine: Engine, store: ImageStore, files: Sequence[Stored], advance: Advance = lambda n, note: None) -> list[Stored]:
-    """Removes those of the files that no row refers to now, and returns them."""
+    """Removes those of the files that no row refers to now, and returns them. Where that fails, the HfiError says whether an image was
+    lost by it: a transaction that has ended, by a timeout say, keeps nobody from referring to a file that is still being removed."""
     gone: list[Stored] = []
     for batch in _batches(files, _BATCH):
-        with writing(engine) as session:
-            kept.hold(session)
-            there = kept.referenced(session, filter(None, map(sha_of, batch)))
-            unwanted = [file for file in batch if sha_of(file) not in there]
-            store.remove(unwanted)
+        unwanted: list[Stored] = []
+        try:
+            with writing(engine) as session:
+                there = kept.referenced(session, filter(None, map(sha_of, batch)))
+                unwanted = [file for file in batch if sha_of(file) not in there]
+                store.remove(unwanted, partial(kept.check_open, session))
+        except HfiError as e:
+            if not unwanted:
+                raise
+            raise HfiError(_after(engine, store, unwanted, e)) from e
         gone += unwanted
         advance(len(batch), "")
     return gone
+
+
+def _after(engine: Engine, store: ImageStore, files: Sequence[Stored], e: HfiError) -> str:
+    """What became of files whose removal failed."""
+    try:
+        with reading(engine) as session:
+            there = kept.referenced(session, filter(None, map(sha_of, files)))
+        lost = [sha for sha in there if not store.has(sha)]
+    except HfiError:
+        lost = []
+    if lost:
+        return (
+            f"{len(lost)} images were removed after the database came to refer to them, first {lost[0][:12]}: restore them from a "
+            f"backup, and see what stalls ({e})"
+        )
+    return f"{e}; files may still go after this, so run 'hfi images status' when all is well again: it says what is missing"
 
 
 @dataclass(frozen=True)
@@ -149,8 +178,8 @@ class Copied:
 
 
 def copy(source: ImageStore, target: ImageStore, begin: Callable[[int], Advance] = lambda total: lambda n, note: None) -> Copied:
-    """Copies every image that the target does not have with the same length; each is read back and its hash compared. An image that
-    is damaged in the source is named and left out. Interrupted, the same call goes on. `begin` is told how many there are to copy."""
+    """Copies every image that the target does not have with the same length; each that is copied is read back and its hash compared.
+    One that is damaged in the source is named and left out. Interrupted, the same call goes on. `begin` is told how many there are."""
     there = {file.name: file.size for file in target.files()}
     files = [file for file in source.files() if sha_of(file)]
     todo = [file for file in files if there.get(file.name) != file.size]

@@ -130,7 +130,8 @@ def moved_on(held: dict[str, Any], wanted: dict[str, Any]) -> str | None:
     """The model of a run's configuration, where the hub's repository is in another version now and nothing else differs but hashes,
     which follow from it."""
     model, now = str(held.get("model")), str(wanted.get("model"))
-    if model == now or "@" not in model or hub.repository(model) != hub.repository(now):
+    name, revision = hub.split(model)
+    if model == now or revision is None or hub.split(now)[0] != name:
         return None
     differing = {key for key in held.keys() | wanted.keys() if held.get(key) != wanted.get(key)} - {"model"}
     return model if all(_HASH.fullmatch(str(held.get(key))) for key in differing) else None

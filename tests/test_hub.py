@@ -20,7 +20,9 @@ from hfi.diffusion.sd import content_id, find_model, load_sd
 from hfi.diffusion.training import load_state
 from hfi.embed import ClipBackbone, embed_stored
 from hfi.errors import HfiError, ModelError
-from hfi.hub import pinned
+from hfi.hub import is_hub_id, pinned, used
+from hfi.metrics.detectors import exact_detector
+from hfi.metrics.features import exact_features
 from hfi.reward.model import RewardModel
 from hfi.store import campaigns, judging
 from hfi.store import queries as q
@@ -86,6 +88,46 @@ def test_an_id_is_a_commit_from_then_on(moved: Cache, root: Path) -> None:
     assert pinned(str(root), root) == str(root)
 
 
+def test_a_revision_may_hold_slashes_and_every_commit_that_was_read_is_known(moved: Cache, root: Path) -> None:
+    asked = moved.path / "models--me--tiny" / "refs" / "refs" / "pr" / "3"
+    asked.parent.mkdir(parents=True)
+    asked.write_text(NEW)
+    assert pinned("me/tiny@refs/pr/3", find_model("me/tiny@refs/pr/3")) == f"me/tiny@{NEW}"
+    find_model(f"me/tiny@{OLD}")
+    assert {f"me/tiny@{OLD}", f"me/tiny@{NEW}"} <= set(used())
+    names = ("a/b@refs/pr/3", "a/b@1.0", "a@b/c", "a/b/c@main", "./a@b", "a/b@x\\y")
+    assert [is_hub_id(name) for name in names] == [True, True, False, False, False, False]
+
+
+def test_features_and_detectors_name_the_commit_of_their_clip_model(
+    hfi: Hfi, workspace: Workspace, moved: Cache, root: Path
+) -> None:
+    moved.add("me/clip", saved(root, "clip"), "c" * 40)
+    exact = f"me/clip@{'c' * 40}"
+    assert exact_features("clip:me/clip") == exact_features(f"clip:{exact}") == f"clip:{exact}"
+    assert exact_detector("q16:me/clip:p.safetensors") == f"q16:{exact}:p.safetensors"
+    assert exact_detector(f"fog@q16:{exact}:p.safetensors") == f"fog@q16:{exact}:p.safetensors"
+    for other in ("none", "clip", "clip:", "inception:a/b", f"clip:{saved(root, 'clip')}"):
+        assert exact_features(other) == other
+    for other in ("none", "q16", "q16:me/clip", "nudenet:0.5", "reward:a/b", f"q16:{saved(root, 'clip')}:p"):
+        assert exact_detector(other) == other
+    there = ["-w", workspace.path]
+    assert hfi("concept", "add", "fog", "--guideline", "Fog.", *there).exit_code == 0
+    backbone = ClipBackbone.load("me/clip")
+    save_file({"prompts": torch.eye(backbone.width)[:2].contiguous()}, workspace.path / "p.safetensors")
+    (workspace.path / "prompts.csv").write_text("prompt\ncat\ndog\n")
+    erased = hfi("erase", *there, "-c", "fog", "-m", "me/tiny", "--method", "uce", "--text", "cat")
+    assert erased.exit_code == 0, erased
+    looks = f"inappropriate@q16:{{}}:{workspace.path / 'p.safetensors'}"
+    done = hfi(
+        "evaluate", *there, "-c", "fog", "-m", "me/tiny", "--prompts", workspace.path / "prompts.csv", "--steps", 1,
+        "--features", "clip:me/clip", "--backbone", "me/clip", "--detector", looks.format("me/clip"),
+    )  # fmt: skip
+    assert done.exit_code == 0, done
+    config = json.loads((workspace.runs / "evaluate" / "fog" / "config.json").read_text())
+    assert [config[key] for key in ("features", "backbone", "detector")] == [f"clip:{exact}", exact, looks.format(exact)]
+
+
 @pytest.mark.parametrize("name", ["me/nothing", f"me/tiny@{'3' * 40}", "me/tiny@branch"])
 def test_what_the_hub_does_not_have_is_said(moved: Cache, name: str) -> None:
     with pytest.raises(ModelError, match=f"no folder '{name}' here, and the hub gives no model"):
@@ -104,7 +146,7 @@ def test_images_runs_and_environment_name_the_commit_and_a_run_of_another_is_not
     assert image.model == f"me/tiny@{OLD}"
     run = workspace.runs / "generate" / "first"
     assert json.loads((run / "config.json").read_text())["model"] == f"me/tiny@{OLD}"
-    assert json.loads((run / "environment.json").read_text())["hub"]["me/tiny"] == OLD
+    assert f"me/tiny@{OLD}" in json.loads((run / "environment.json").read_text())["hub"]
     assert hfi(*command).exit_code == 0
 
     to_new(moved)

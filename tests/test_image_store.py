@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,6 +25,7 @@ from PIL import Image
 from served import serving
 
 from hfi import bucket as buckets
+from hfi import keeping
 from hfi.concepts import Concept
 from hfi.errors import HfiError
 from hfi.images import ImageStore, open_store, png
@@ -35,6 +36,7 @@ from hfi.store.campaigns import Asking
 from hfi.store.session import Engine, reading, writing
 from hfi.workspace import Workspace
 from ui.app import build_app
+from ui.pictures import Pictures
 
 Hfi = Callable[..., Any]  # what it returns: Done in conftest.py
 URL = f"s3://{BUCKET}/one/place"
@@ -164,6 +166,34 @@ def test_a_url_of_no_store_is_refused_and_not_repeated(
     assert "HFI_IMAGES_URL is no URL" in doctor.stdout and "secret" not in doctor.stdout
 
 
+def test_a_prefix_is_no_pattern(bucket: ImageStore) -> None:
+    names = ("team1", "team2", "team*", "v1", "v[1]", "v[1-9]", "a b")
+    stores = {name: open_store(f"s3://{BUCKET}/{name}") for name in names}
+    shas = {store.put(square(i)) for store in stores.values() for i in range(40)}
+    for name in ("team*", "v[1]", "v[1-9]", "a b"):
+        removed = stores.pop(name)
+        assert removed.shas() == shas
+        removed.remove(list(removed.files()))
+        assert removed.shas() == set()
+        assert all(store.shas() == shas for store in stores.values())
+
+
+@pytest.mark.parametrize("name", ["my-bucket", "bucket"])
+def test_a_prefix_under_which_nothing_lies_is_an_empty_store(bucket: ImageStore, name: str) -> None:
+    for url in (f"s3://{name}", f"s3://{name}/bucket/prefix", f"s3://{name}/bucket"):
+        with pytest.raises(HfiError, match="there is no such bucket: make it"):
+            open_store(url).check()
+    filesystem().mkdir(name)
+    for url in (f"s3://{name}", f"s3://{name}/bucket/prefix", f"s3://{name}/bucket"):
+        store = open_store(url)
+        store.check()
+        assert (store.shas(), store.workspaces()) == (set(), set())
+        sha = store.put(square(1))
+        assert store.shas() == {sha}
+        store.remove(list(store.files()))
+        assert store.shas() == set()
+
+
 def commands(space: Workspace, tmp_path: Path) -> list[list[object]]:
     """Those that write to the store, and those that read it."""
     square(1).save(tmp_path / "a.png")
@@ -241,6 +271,63 @@ def test_a_driver_that_is_not_installed(workspace: Workspace) -> None:
     done = subprocess.run(words, env={**os.environ, "HFI_IMAGES_URL": URL}, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith(f"hfi: error: the image store {URL} needs a driver") and "pip install 'hfi[s3]'" in done.stderr
+
+
+# --- what is wrong with a folder, too ---
+
+
+def test_what_the_system_says_of_a_folder_is_a_sentence(hfi: Hfi, workspace: Workspace) -> None:
+    engine, store = workspace.engine(), workspace.images
+    sha = known(engine, store, 1)
+    shutil.rmtree(workspace.path / "images")
+    (workspace.path / "images").write_text("no folder")
+    said = f"the image store {workspace.path / 'images'} (Not a directory): check the folder, its permissions and its disk"
+    for call in (lambda: store.load(sha), lambda: store.put(square(2)), store.shas, lambda: store.has(sha), store.workspaces):
+        with pytest.raises(HfiError) as told:
+            call()
+        assert said in str(told.value)
+    with pytest.raises(HfiError, match="cannot remove from"):
+        store.remove([buckets.Stored(f"{sha[:2]}/{sha}.png", 1, datetime.now(UTC))])
+    done = hfi("images", "status", "-w", workspace.path)
+    assert (done.exit_code, len(done.errors)) == (1, 1)
+    assert f"cannot list {said}" in done.errors[0]
+    doctor = hfi("doctor", "-w", workspace.path)
+    assert doctor.exit_code == 1
+    assert f"cannot list {said}" in " ".join(doctor.stdout.split())
+    sources: list[str] = []
+    with pytest.raises(HfiError, match="cannot read from"):
+        Pictures(store, sources.append).get(sha)
+    assert sources == ["failed"]
+
+
+def test_a_folder_that_is_not_mounted_is_not_made(
+    hfi: Hfi, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    square(1).save(tmp_path / "a.png")
+    square(2).save(tmp_path / "b.png")
+    mount = tmp_path / "mount point"
+    monkeypatch.setenv("HFI_IMAGES_URL", mount.as_uri())
+    assert hfi("import", tmp_path / "a.png", "-w", workspace.path).exit_code == 0  # a new workspace needs no more
+    mount.rename(tmp_path / "away")
+    for prepared in (lambda: None, mount.mkdir):  # gone, or as empty as a mount point is
+        prepared()
+        done = hfi("import", tmp_path / "b.png", "-w", workspace.path)
+        assert (done.exit_code, len(done.errors)) == (1, 1)
+        assert f"{mount} holds no mark of this workspace, whose database refers to images: mount the folder" in done.errors[0]
+        assert not mount.exists() or not list(mount.iterdir())
+    (tmp_path / "away").rename(mount)
+    assert hfi("import", tmp_path / "b.png", "-w", workspace.path).exit_code == 0
+    assert len(workspace.images.shas()) == 2
+
+
+def test_a_store_is_not_copied_onto_itself(hfi: Hfi, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    known(workspace.engine(), workspace.images, 1)
+    monkeypatch.chdir(workspace.path)
+    (workspace.path.parent / "link").symlink_to(workspace.path)
+    for folder in (workspace.path / "images", workspace.path.parent / "link" / "images"):
+        done = hfi("images", "copy", "--to", folder.as_uri())
+        assert (done.exit_code, "is the workspace's image store already" in done.errors[0]) == (1, True)
+    assert not (workspace.path / "images" / "workspaces").exists()
 
 
 # --- a workspace with its images in a bucket ---
@@ -410,6 +497,63 @@ def test_a_store_that_several_workspaces_use_is_not_collected(
             True,
         )
     assert len(remote.images.shas()) == 7
+
+
+@pytest.mark.databases
+def test_an_image_made_during_a_listing_does_not_stand_for_one_that_is_lost(workspace: Workspace) -> None:
+    engine, store = workspace.engine(), workspace.images
+    lost, _ = known(engine, store, 1), known(engine, store, 2)
+    spoil(store, lost, None)
+
+    class Growing(ImageStore):
+        def files(self) -> Iterator[buckets.Stored]:
+            known(engine, store, 3)
+            yield from super().files()
+
+    found = take_stock(engine, Growing(store.root))
+    assert (found.files, found.known, found.missing, found.unknown) == (2, 2, 1, ())
+
+
+def test_a_removal_that_a_silent_bucket_was_asked_for_is_said_to_be_open(
+    bucket: ImageStore, workspace: Workspace, server: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = workspace.engine()
+    known(engine, bucket, 0)
+    bucket.put(square(1))
+    old = list(take_stock(engine, bucket).unknown)
+    monkeypatch.setattr(buckets, "_SECONDS", 1)
+    server.process.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(
+            HfiError, match=r"no answer in 1 seconds.*; files may still go after this, so run 'hfi images status'"
+        ):
+            remove(engine, bucket, old)
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+
+
+def test_images_that_are_lost_by_a_removal_that_failed_are_named(workspace: Workspace) -> None:
+    """As where the server, of the store or of the database, took the removal for failed and it was carried out later."""
+    engine, store = workspace.engine(), workspace.images
+    known(engine, store, 0)
+    shas = [store.put(square(i)) for i in (1, 2)]
+    old = list(take_stock(engine, store).unknown)
+
+    class Late(ImageStore):
+        def remove(self, files: Sequence[buckets.Stored], sure: Callable[[], object] = lambda: None) -> None:
+            raise HfiError("it gave no answer")
+
+        def has(self, sha: str) -> bool:  # asked for after the failure, when somebody has added both, and one file is gone by now
+            return sha != shas[0]
+
+    real = keeping.kept.referenced
+    answers = iter([{}, dict.fromkeys(shas, 9)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keeping.kept, "referenced", lambda s, names: real(s, names) | next(answers))
+        with pytest.raises(
+            HfiError, match=rf"^1 images were removed after .* first {shas[0][:12]}: restore .* \(it gave no answer\)$"
+        ):
+            remove(engine, Late(store.root), old)
 
 
 @pytest.mark.databases

@@ -20,12 +20,15 @@ import asked
 import pytest
 from alembic import command
 from alembic.config import Config
+from PIL import Image
 from postgres import PASSWORD, Server, free_port, serving_postgres, wait_until
 from sqlalchemy import func, inspect, select, text, update
 from test_store import THOUSAND, TODAY
 
 from hfi.errors import HfiError, NotFound
+from hfi.images import ImageStore, png
 from hfi.judgments import freeze
+from hfi.keeping import add, remove
 from hfi.resources import migrations_dir
 from hfi.store import campaigns, judging, locks, people
 from hfi.store import models as m
@@ -265,6 +268,37 @@ def test_a_value_that_does_not_fit_is_said(engine: Engine) -> None:
     for key in ("k" * 300, "nul\0"):
         with pytest.raises(HfiError, match="does not fit"), writing(engine) as s:
             q.add_image(s, q.Provenance(key=key, sha256="0" * 64, width=8, height=8, source="generated"))
+
+
+def test_a_removal_stops_where_its_transaction_has_ended(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that stalls for longer than the server waits: the lock is free, and others refer to what is about to go."""
+    engine, other, store = (
+        connect(f"{url}?options=-c%20idle_in_transaction_session_timeout%3D300"),
+        connect(url),
+        ImageStore(tmp_path),
+    )
+    pictures = {store.put(image): png(image) for image in (Image.new("RGB", (8, 8), (i, 0, 0)) for i in range(3))}
+    files = sorted(store.files(), key=lambda file: file.name)
+    unlink, stalled = Path.unlink, list[str]()
+
+    def refer(sha: str) -> None:
+        add(other, store, pictures[sha], q.Provenance(key=sha, sha256=sha, width=8, height=8, source="imported"))
+
+    def stalling(path: Path, missing_ok: bool = False) -> None:
+        if path.suffix == ".png" and not stalled:
+            stalled.append(path.stem)
+            refer_later = threading.Thread(target=lambda: [refer(sha) for sha in sorted(pictures)])
+            refer_later.start()  # waits for its turn
+            refer_later.join(20)
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", stalling)
+    with pytest.raises(HfiError, match="1 images were removed after the database came to refer to them, first") as told:
+        remove(engine, store, files)
+    assert stalled[0][:12] in str(told.value)
+    assert store.shas() == set(pictures) - set(stalled)
+    engine.dispose()
+    other.dispose()
 
 
 # --- people at the same time ---

@@ -29,6 +29,7 @@ from hfi.workspace import Workspace
 
 if TYPE_CHECKING:
     from hfi.bench.plan import Plan
+    from hfi.evaluate import EvaluateConfig
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -225,8 +226,9 @@ def _run(plan: "Plan", space: Workspace, name: str, only: list[str] | None, as_j
     from hfi.runs import Run
 
     todo = _chosen(plan, only)
+    model, config = from_main(lambda: (pinned(plan.model, find_model(plan.model)), _exact(plan.measure)))
+    plan, todo = (replace(some, model=model, measure=config) for some in (plan, todo))
     source = find_model(plan.model)
-    plan, todo = (replace(some, model=pinned(plan.model, source)) for some in (plan, todo))
     content, folder = content_id(source), configurations(source)
     every = {
         name: LearnedToken.load(find_file(space.tokens, name, "token", "hfi invert"))
@@ -304,6 +306,16 @@ def _run(plan: "Plan", space: Workspace, name: str, only: list[str] | None, as_j
     typer.echo("")
     for file in ("report.html", "results.json", "results.csv", "tables.md"):
         typer.echo(run.path / file)
+
+
+def _exact(config: "EvaluateConfig") -> "EvaluateConfig":
+    """Its hub ids with their commits."""
+    from hfi.embed import exact
+    from hfi.metrics.detectors import exact_detector
+    from hfi.metrics.features import exact_features
+
+    backbone = config.backbone if config.backbone in ("auto", "none") else exact(config.backbone)
+    return replace(config, backbone=backbone, detector=exact_detector(config.detector), features=exact_features(config.features))
 
 
 def _child(line: str) -> None:

@@ -57,6 +57,7 @@ class _Work:
     guides: "list[Guide]"
     detector: str
     backbone: str
+    features: str
 
 
 @with_config(EvaluateConfig)
@@ -118,7 +119,7 @@ def evaluate(
     from hfi.diffusion.tokens import check_fits
     from hfi.embed import ClipBackbone
     from hfi.metrics.detectors import load_detector
-    from hfi.metrics.features import load_features
+    from hfi.metrics.features import exact_features, load_features
     from hfi.metrics.lpips import Lpips
 
     def ask() -> _Work:
@@ -136,11 +137,12 @@ def evaluate(
             check_fits(t, text_widths(source), model)
         detector = detector_spec(config.detector, folder, space, slugs)
         backbone = backbone_reference(config.backbone, folder, space, slugs[0])
-        return _Work(space, "+".join(slugs), title, sets, exact, base, cleaned, guides, detector, backbone)
+        features = exact_features(config.features)
+        return _Work(space, "+".join(slugs), title, sets, exact, base, cleaned, guides, detector, backbone, features)
 
     work = from_main(ask)
     device = pick_device(config.device)
-    features = None if config.features == "none" else load_features(config.features, device)
+    features = None if work.features == "none" else load_features(work.features, device)
     lpips = None if config.lpips == "none" else Lpips.load(config.lpips)
     looks = load_detector(work.detector, work.concept)
     clip = None if work.backbone == "none" else ClipBackbone.load(work.backbone, device)
@@ -150,7 +152,7 @@ def evaluate(
         "concept": work.concept,
         "erasures": [f"{c.method} {c.conditioning} {c.content[:16]}" for c in work.cleaned],
         "prompts": [f"{key} {len(value)} {_digest(value)}" for key, value in work.sets.items()],
-        **asdict(replace(config, detector=work.detector, backbone=work.backbone)),
+        **asdict(replace(config, detector=work.detector, backbone=work.backbone, features=work.features)),
         "detector_version": looks and looks.version,
         "backbone_content": clip and clip.content,
         "features_content": features and features.content,
@@ -314,8 +316,8 @@ def _guides(
 
 
 def detector_spec(spec: str, model: Path, space: Workspace, slugs: Sequence[str]) -> str:
-    """'auto' and 'reward' as the file that they stand for."""
-    from hfi.metrics.detectors import check_name
+    """'auto' and 'reward' as the file that they stand for, a hub id with its commit."""
+    from hfi.metrics.detectors import check_name, exact_detector
 
     own, concept = model / "detector" / "model.safetensors", slugs[0]
     reward = space.rewards / f"{concept}.safetensors"
@@ -334,13 +336,13 @@ def detector_spec(spec: str, model: Path, space: Workspace, slugs: Sequence[str]
         if not reward.exists():
             raise HfiError(f"no reward model of {concept!r} in {space.rewards}: train one with 'hfi reward'")
         return f"reward:{reward}"
-    return spec
+    return exact_detector(spec)
 
 
 def backbone_reference(reference: str, model: Path, space: Workspace, concept: str) -> str:
-    """'auto' as the folder or hub id that it stands for; 'none' where there is no CLIP model at hand."""
+    """'auto' as the folder or hub id that it stands for, a hub id with its commit; 'none' where there is no CLIP model at hand."""
     from hfi.diffusion.tokens import read_safetensors
-    from hfi.embed import find_clip
+    from hfi.embed import exact
 
     if reference == "auto":
         reward = space.rewards / f"{concept}.safetensors"
@@ -351,7 +353,7 @@ def backbone_reference(reference: str, model: Path, space: Workspace, concept: s
         else:
             typer.echo("no CLIP model at hand: the CLIP metrics are left out; name one with --backbone", err=True)
             reference = "none"
-    return reference if reference == "none" else pinned(reference, find_clip(reference))
+    return reference if reference == "none" else exact(reference)
 
 
 def _digest(prompts: Sequence[Prompt]) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from hfi.bucket import Bucket
 from hfi.cli.options import JsonOption, WorkspaceOption
 from hfi.errors import HfiError
 from hfi.images import open_store
@@ -51,7 +52,8 @@ def collect(
     """Remove files that no image of the database refers to, as an interrupted command leaves them.
 
     Other commands may run meanwhile, also on other machines: an image that the database refers to
-    is never removed. A store that other workspaces use as well is refused.
+    stays, unless the store stalls, which is said. A store that other workspaces use as well is
+    refused.
     """
     space = Workspace.open(workspace)
     engine, store = space.engine(), space.images
@@ -83,15 +85,16 @@ def copy_(
 ) -> None:
     """Copy every image to another store; HFI_IMAGES_URL moves the workspace there.
 
-    Each image is read back and its hash compared. Interrupted, or with more images since, the same
-    command copies what is not there yet.
+    Each image that is copied is read back and its hash compared; what is there already with the
+    same length is passed over, 'hfi doctor --all' reads it all. Interrupted, or with more images
+    since, the same command copies what is not there yet.
     """
     space = Workspace.open(workspace)
     engine, source, target = space.engine(), space.images, open_store(to, "--to")
-    if target.root == source.root:
+    if _place(target.root) == _place(source.root):
         raise HfiError(f"{target.root} is the workspace's image store already: give another one with --to")
     source.check()
-    prepare(engine, target)
+    prepare(engine, target, new=True)
     with ExitStack() as stack:
 
         def begin(total: int) -> Advance:
@@ -112,6 +115,10 @@ def copy_(
         raise typer.Exit(1)
     if not as_json:
         typer.echo(f"next: export HFI_IMAGES_URL={to} for every command of this workspace, then 'hfi doctor --all'", err=True)
+
+
+def _place(root: Path | Bucket) -> Path | Bucket:
+    return root.resolve() if isinstance(root, Path) else root
 
 
 def _size(count: int) -> str:

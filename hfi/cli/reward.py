@@ -23,7 +23,6 @@ from hfi.cli.common import (
 )
 from hfi.cli.options import JsonOption, NameOption, WorkspaceOption, with_config
 from hfi.errors import NoJudgments
-from hfi.hub import pinned
 from hfi.progress import progress
 from hfi.reward.train import Labels, RewardConfig, check_labels, split, train_reward
 from hfi.store import queries
@@ -59,7 +58,7 @@ def reward(
     The concept's own reward model is that of the last run without a --name; 'hfi invert --reward NAME' takes another.
     """
     from hfi.diffusion.sd import pick_device
-    from hfi.embed import ClipBackbone, embed_stored, find_clip
+    from hfi.embed import ClipBackbone, embed_stored, exact
     from hfi.report_reward import describe, scores_file, write_reward_report, write_scores
     from hfi.reward.model import RewardModel
 
@@ -67,8 +66,7 @@ def reward(
     found = judged(space, concept, simulated)
     shas, targets = training_labels(found, labels)
     check_labels(targets)
-    reference = _backbone(space, shas) if backbone == "auto" else backbone
-    reference = pinned(reference, find_clip(reference))
+    reference = exact(_backbone(space, shas) if backbone == "auto" else backbone)
     check_writable(space.rewards, space.runs)
     settings = {
         "concept": concept,

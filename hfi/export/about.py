@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import PurePath
 
 from hfi.erase.erasure import Erasure, identity
+from hfi.hub import is_id
 
 
 def public_name(model: str) -> str:
     """A hub id as it is, a folder by its own name."""
-    is_id = model.count("/") == 1 and not model.startswith((".", "/", "~")) and "\\" not in model
-    return model if is_id else PurePath(model.replace("\\", "/")).name or "model"
+    return model if is_id(model) else PurePath(model.replace("\\", "/")).name or "model"
 
 
 def metadata(erasures: Sequence[Erasure], hfi: str) -> dict[str, str]:

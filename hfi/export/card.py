@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hfi.export.about import public_name
-from hfi.hub import repository
+from hfi.hub import split
 from hfi.results import BASE, METRICS, Row, columns, lookup, show
 
 
@@ -52,7 +52,7 @@ def card(
     concepts = list(dict.fromkeys(slug for step in steps for slug in json.loads(step["concepts"])))
     head = ["library_name: diffusers", "pipeline_tag: text-to-image", "tags: [concept-erasure, hfi]"]
     if "/" in public_name(base):
-        head.append(f"base_model: {repository(base)}")
+        head.append(f"base_model: {split(base)[0]}")
     parts = [
         "\n".join(("---", *head, "---")),
         f"# {name}",

@@ -154,6 +154,17 @@ def check_name(spec: str) -> None:
         raise UsageError(f"unknown detector {spec!r}: choose {', '.join(DETECTORS)} or none")
 
 
+def exact_detector(spec: str) -> str:
+    """`q16:ID:FILE` with the commit of a hub id; any other as it is."""
+    _, name, argument = _split(spec)
+    reference, _, file = argument.rpartition(":")
+    if name != "q16" or not reference or not file:
+        return spec
+    from hfi.embed import exact
+
+    return f"{spec.removesuffix(argument)}{exact(reference)}:{file}"
+
+
 def load_detector(spec: str, concept: str | None) -> Detector | None:
     """The detector named `name` or `name:argument` (`reward:PATH`), None for 'none'. UsageError for an unknown name.
 

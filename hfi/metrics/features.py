@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hfi.embed import ClipBackbone
+from hfi.embed import ClipBackbone, exact
 from hfi.errors import ModelError, UsageError
 from hfi.extras import bring
 
@@ -124,6 +124,12 @@ FEATURES: dict[str, Callable[[str, Any], Features]] = {
     "efficientnet-lite0": lambda argument, device: EfficientNetLite0(device),
     "inception": lambda argument, device: Inception(_needs(argument, "inception"), device),
 }
+
+
+def exact_features(spec: str) -> str:
+    """`clip:ID` with the commit of a hub id; any other as it is."""
+    name, _, argument = spec.partition(":")
+    return f"{name}:{exact(argument)}" if name == "clip" and argument else spec
 
 
 def load_features(spec: str, device: str | torch.device = "cpu") -> Features:

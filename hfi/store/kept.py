@@ -4,7 +4,7 @@ import json
 import secrets
 from collections.abc import Iterable
 
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from hfi.store import models as m
@@ -28,20 +28,25 @@ def ensure_identity(s: Session) -> str:
     return found
 
 
-def referenced(s: Session, shas: Iterable[str]) -> set[str]:
-    """Those of the images that some row refers to."""
-    wanted, found = list(shas), set[str]()
+def referenced(s: Session, shas: Iterable[str]) -> dict[str, int]:
+    """Those of the images that some row refers to, with the first such row's id."""
+    wanted, found = list(shas), dict[str, int]()
     for i in range(0, len(wanted), 500):
-        found |= set(s.scalars(select(m.Image.sha256).where(m.Image.sha256.in_(wanted[i : i + 500]))))
+        query = select(m.Image.sha256, func.min(m.Image.id).label("first")).where(m.Image.sha256.in_(wanted[i : i + 500]))
+        found |= {row.sha256: row.first for row in s.execute(query.group_by(m.Image.sha256))}
     return found
 
 
-def count_referenced(s: Session) -> int:
-    """Different pictures that rows refer to."""
-    return s.scalar(select(func.count(m.Image.sha256.distinct()))) or 0
+def last_image(s: Session) -> int:
+    """The newest row's id, 0 where there is none."""
+    return s.scalar(select(func.max(m.Image.id))) or 0
 
 
-def hold(s: Session) -> None:
-    """Until the transaction ends nobody else adds an image. On SQLite a writer is alone from its start."""
-    if s.get_bind().dialect.name == "postgresql":
-        s.execute(text("LOCK TABLE images IN SHARE ROW EXCLUSIVE MODE"))
+def count_referenced(s: Session, last: int) -> int:
+    """Different pictures that the rows up to this id refer to."""
+    return s.scalar(select(func.count(m.Image.sha256.distinct())).where(m.Image.id <= last)) or 0
+
+
+def check_open(s: Session) -> None:
+    """HfiError where the transaction has ended, as when the server found it idle for too long. It is not idle then, either."""
+    s.execute(select(1))
