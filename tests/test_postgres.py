@@ -21,7 +21,7 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from postgres import PASSWORD, Server, free_port, serving_postgres, wait_until
-from sqlalchemy import func, inspect, select, text, update
+from sqlalchemy import delete, func, inspect, select, text, update
 from test_store import THOUSAND, TODAY
 
 from hfi.errors import HfiError
@@ -32,7 +32,7 @@ from hfi.store import models as m
 from hfi.store import queries as q
 from hfi.store.copying import copy
 from hfi.store.migrate import migrating, status, upgrade
-from hfi.store.session import Again, Away, Engine, connect, parse, reading, shown, writing
+from hfi.store.session import Again, Away, Engine, Session, connect, parse, reading, shown, writing
 from hfi.workspace import Workspace
 from ui import label
 from ui.label import Answer, Desk
@@ -632,7 +632,7 @@ def test_a_workspace_moves_to_postgresql_and_back(
     assert moved.exit_code == 0, moved.output
     assert PASSWORD not in moved.output
     told = json.loads(moved.stdout)
-    assert len(told["tables"]) == 20 and all(table["rows"] for table in told["tables"].values()) and told["late"] == 0
+    assert len(told["tables"]) == 20 and all(table["rows"] for table in told["tables"].values())
     monkeypatch.setenv("HFI_DATABASE_URL", url)
     assert export(judged, hfi, "there.jsonl") == before
     engine = judged.engine()
@@ -700,6 +700,40 @@ def test_a_copy_that_differs_is_not_kept(judged: Workspace, postgres: Server) ->
     engine.dispose()
     source.dispose()
     postgres.drop(url)
+
+
+@pytest.mark.parametrize("to", ["postgresql", "sqlite"])
+def test_a_copy_of_what_changed_meanwhile_is_not_kept(judged: Workspace, postgres: Server, tmp_path: Path, to: str) -> None:
+    source = judged.engine()
+    url = postgres.new("template1") if to == "postgresql" else f"sqlite:///{tmp_path / 'new.db'}"
+    with reading(source) as s:
+        ann = s.scalar(select(m.Annotator.id).where(m.Annotator.withdrawn_at.is_(None)).limit(1))
+
+    def withdraw(s: Session) -> None:
+        people.withdraw(s, ann)
+
+    def judge_and_sign_in(s: Session) -> None:  # one row more, and one less
+        s.add(m.Setting(key="new", value="1", changed_at=NOON))
+        s.execute(delete(m.LoginFailure).where(m.LoginFailure.id == select(func.min(m.LoginFailure.id)).scalar_subquery()))
+
+    todo: list[Callable[[Session], None]] = []
+
+    def meanwhile(n: int, table: str) -> None:
+        if table == "judgments" and todo:
+            with writing(source) as s:
+                todo.pop()(s)
+
+    for change, where in ((judge_and_sign_in, "login_failures, settings"), (withdraw, "annotators")):
+        todo.append(change)
+        with pytest.raises(HfiError, match=f"changed while it was copied, in .*{where}.*: nothing was kept, stop the labeling"):
+            copy(source, url, meanwhile)
+        engine = connect(url)
+        assert inspect(engine).get_table_names() == []
+        engine.dispose()
+    assert sum(one.rows for one in copy(source, url)) > 100
+    source.dispose()
+    if to == "postgresql":
+        postgres.drop(url)
 
 
 def test_a_row_that_postgresql_cannot_hold_is_said(judged: Workspace, postgres: Server) -> None:
