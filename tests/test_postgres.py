@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -25,7 +26,7 @@ from sqlalchemy import delete, func, inspect, select, text, update
 from test_store import THOUSAND, TODAY
 
 from hfi.errors import HfiError
-from hfi.judgments import freeze
+from hfi.judgments import freeze, frozen
 from hfi.resources import migrations_dir
 from hfi.store import campaigns, judging, locks, people
 from hfi.store import models as m
@@ -535,6 +536,26 @@ def test_a_client_that_hangs_in_a_transaction_is_shut_out(engine: Engine) -> Non
         hang()
     with writing(engine, alone=False) as s:
         assert judging.claim_next(s, campaign.id, bob.id)
+
+
+def test_an_export_takes_as_long_as_what_it_copies(engine: Engine, url: str) -> None:
+    asked.answers(engine, asked.campaign(engine, asked.images(engine, 2)), "Ann", lambda claim: "shows")
+    hasty = connect(f"{url}?options=-c%20idle_in_transaction_session_timeout%3D200ms")
+
+    def slow() -> None:
+        with reading(hasty) as s:
+            q.concept(s, "smoking")
+            time.sleep(0.5)
+            q.concept(s, "smoking")
+
+    with pytest.raises(Away, match="idle-in-transaction timeout"):
+        slow()
+    with frozen(hasty, "smoking") as found:
+        time.sleep(0.5)
+        assert len(list(found.judgments)) == 2
+    with hasty.connect() as connection:
+        assert connection.exec_driver_sql("SHOW idle_in_transaction_session_timeout").scalar() == "200ms"
+    hasty.dispose()
 
 
 def test_a_lock_that_others_hold_for_long_is_one_sentence(engine: Engine) -> None:
