@@ -8,12 +8,13 @@ it had votes; one decided to be unsure, to be skipped or too disturbing has no l
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from typing import Literal
 
 import numpy as np
 
-from hfi.judgments import CONTENT, Judgment, Judgments, JudgmentSet
+from hfi.judgments import CONTENT, Anew, Judgment, Judgments, JudgmentSet
 
 Method = Literal["majority", "dawid-skene"]
 Places = Sequence[Sequence[str]]  # the images of a ranking by place, most of the concept first; those of one place tie
@@ -37,21 +38,26 @@ def soft_labels(judgments: JudgmentSet, method: Method = "majority") -> dict[str
     return {sha: label for sha, label, _ in labelled(judgments, method)}
 
 
-def labelled(judgments: Judgments, method: Method = "majority") -> Iterator[tuple[str, SoftLabel, bool]]:
-    """`soft_labels` one after the other, and whether a manager decided. By majority, the votes on a few images are in memory; the other
-    method weighs all of them together, as numbers."""
+def labelled(judgments: Judgments, method: Method = "majority") -> Iterable[tuple[str, SoftLabel, bool]]:
+    """`soft_labels` one after the other, and whether a manager decided; to be gone through again and again. By majority, the votes on a
+    few images are in memory, and read anew each time; the other method weighs all of them together, as numbers, once."""
+    if method == "majority":
+        return Anew(partial(_by_majority, judgments))
     people: dict[str, int] = {}
-    parts = (_votes(some, people) for _, some in judgments.parts())
-    for found in parts if method == "majority" else [_joined(parts)]:
-        if not len(found.images):
-            continue
-        if method == "majority":
-            shows = np.bincount(found.votes[:, 0], weights=found.votes[:, 2], minlength=len(found.images))
-            y = np.where(np.isnan(found.known), shows / np.maximum(found.counts, 1), found.known)
-        else:
-            y = dawid_skene(found.votes, len(found.images), len(people), known=found.known)
-        for i, name in enumerate(found.images):
-            yield name.decode(), SoftLabel(float(y[i]), int(max(found.counts[i], 1))), not np.isnan(found.known[i])
+    found = _joined(_votes(some, people) for _, some in judgments.parts())
+    weighed = dawid_skene(found.votes, len(found.images), len(people), known=found.known) if len(found.images) else found.known
+    return Anew(partial(_each, found, weighed))
+
+
+def _by_majority(judgments: Judgments) -> Iterator[tuple[str, SoftLabel, bool]]:
+    for found in (_votes(some, {}) for _, some in judgments.parts()):
+        shows = np.bincount(found.votes[:, 0], weights=found.votes[:, 2], minlength=len(found.images))
+        yield from _each(found, np.where(np.isnan(found.known), shows / np.maximum(found.counts, 1), found.known))
+
+
+def _each(found: "_Votes", y: np.ndarray) -> Iterator[tuple[str, SoftLabel, bool]]:
+    for i, name in enumerate(found.images):
+        yield name.decode(), SoftLabel(float(y[i]), int(max(found.counts[i], 1))), not np.isnan(found.known[i])
 
 
 def tally(judgments: JudgmentSet) -> dict[str, tuple[int, int]]:

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hfi.aggregate import decisions, labelled, rankings
+from hfi.aggregate import SoftLabel, decisions, labelled, rankings
 from hfi.errors import NoJudgments, UsageError
 from hfi.judgment_tables import lines
-from hfi.judgments import Again, Judgments, JudgmentSet
+from hfi.judgments import Anew, Judgments, JudgmentSet
 from hfi.metrics import wilson
 from hfi.strengths import strengths
 
@@ -67,7 +67,7 @@ def consensus(judgments: Judgments, method: AnyMethod | None = None) -> Consensu
     if judgments.question == "ranking":
         labels = _ranked(JudgmentSet(judgments.concept, judgments.question, tuple(judgments.judgments)), chosen)
     else:
-        labels = Again(partial(_binary, judgments, chosen))
+        labels = Anew(partial(_binary, labelled(judgments, chosen), chosen))  # type: ignore[arg-type]
     groups: Counter[int | None] = Counter(label.group for label in labels)
     if not groups:
         raise NoJudgments(
@@ -78,8 +78,8 @@ def consensus(judgments: Judgments, method: AnyMethod | None = None) -> Consensu
     return Consensus(judgments.concept, judgments.question, chosen, judgments.sha256, labels, groups.total(), sizes)
 
 
-def _binary(judgments: Judgments, method: Any) -> Iterator[Label]:
-    for sha, label, decided in labelled(judgments, method):
+def _binary(labels: Iterable[tuple[str, SoftLabel, bool]], method: AnyMethod) -> Iterator[Label]:
+    for sha, label, decided in labels:
         low = high = None
         if method == "majority" and not decided:
             bounds = wilson(label.y * label.count, label.count)

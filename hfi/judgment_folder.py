@@ -11,9 +11,10 @@ Both names are those that its `imagefolder` looks for; it reads all of a folder'
 
 import json
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from hfi.aggregate import decisions, mean_places, soft_labels
 from hfi.concepts import Concept
@@ -38,13 +39,27 @@ class Taken:
 
 
 def write_folder(
-    folder: Path, judgments: Judgments, source: str, concept: Concept, images: ImageStore, taken: Taken, advance: Advance
+    folder: Path,
+    judgments: Judgments,
+    judged_by: Mapping[str, Any],
+    concept: Concept,
+    images: ImageStore,
+    taken: Taken,
+    advance: Advance,
 ) -> None:
-    """Whole or not at all; a few images' judgments and one image at a time are in memory. `source`: the hash that the card names.
-    HfiError where the folder is there already or cannot be written, and where an image is missing or was changed."""
+    """Whole or not at all; a few images' judgments and one image at a time are in memory. `judged_by`: what the card says of the
+    judgments, as they were before names were put in. HfiError where the folder is there already or cannot be written, and where an
+    image is missing or was changed."""
     if folder.exists():
         raise HfiError(f"{folder} is there already: give another --out")
     count = simulated = 0
+
+    def rows() -> Iterator[Judgment]:
+        nonlocal simulated
+        for j in judgments.judgments:
+            simulated += j.simulated
+            yield _in_folder(j, taken.prompts)
+
     try:
         with whole_folder(folder) as scratch:
             (scratch / "images").mkdir()
@@ -57,11 +72,10 @@ def write_folder(
                         metadata.write(json.dumps({**line, "prompt": prompts[sha]} if taken.prompts else line) + "\n")
                         advance(1, "")
                     count += len(shas)
-            in_folder = (_in_folder(j, taken.prompts) for j in judgments.judgments)
             with open(scratch / TABLE, "w", encoding="utf-8", newline="") as table:
-                table.writelines(csv_lines(in_folder, image="file_name"))
-            simulated = sum(j.simulated for j in judgments.judgments)
-            (scratch / "README.md").write_text(_card(judgments, count, simulated, source, concept, taken), encoding="utf-8")
+                table.writelines(csv_lines(rows(), image="file_name"))
+            card = _card(judgments.question, judged_by, count, simulated, concept, taken)
+            (scratch / "README.md").write_text(card, encoding="utf-8")
     except OSError as e:
         raise HfiError(f"cannot write {folder}: {e.strerror or e}") from e
 
@@ -147,10 +161,9 @@ Made from the judgments with the hash `{sha256}`.
 """
 
 
-def _card(judgments: Judgments, count: int, simulated: int, source: str, concept: Concept, taken: Taken) -> str:
+def _card(question: str, judged_by: Mapping[str, Any], count: int, simulated: int, concept: Concept, taken: Taken) -> str:
     """The dataset card. Its head is read by machines: nothing that somebody wrote stands there but the concept's short name. `count`
     of images, `simulated` judgments."""
-    judged_by = judgments.judged_by
     share = f"\n**{simulated} of the {judged_by['judgments']} judgments come from simulated annotators.**\n" if simulated else ""
     return _CARD.format(
         slug=concept.slug,
@@ -158,11 +171,11 @@ def _card(judgments: Judgments, count: int, simulated: int, source: str, concept
         count=count,
         judged_by=judged_by_text([judged_by]),
         simulated=share,
-        question=_QUESTION[judgments.question],
+        question=_QUESTION[question],
         guideline="\n".join(f"> {line}" for line in (concept.guideline.strip() or "(none was written)").splitlines()),
-        y=_Y[judgments.question],
-        verdicts=", ".join(f"`{verdict}`" for verdict in VERDICTS[judgments.question]),
+        y=_Y[question],
+        verdicts=", ".join(f"`{verdict}`" for verdict in VERDICTS[question]),
         prompt="| `prompt` | what the picture was made from |\n" if taken.prompts else "",
         annotator="a person's name" if taken.names else "a pseudonym",
-        sha256=source,
+        sha256=judged_by["sha256"],
     )

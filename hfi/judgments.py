@@ -18,6 +18,7 @@ from typing import Any, Generic, Literal, TypeVar
 from hfi.errors import HfiError, NoJudgments
 from hfi.files import write_pieces
 from hfi.store import queries, record
+from hfi.store.bulk import unhurried
 from hfi.store.models import VERDICTS
 from hfi.store.session import Engine, Session, reading
 
@@ -59,7 +60,7 @@ class Judgment:
 
 
 @dataclass(frozen=True)
-class Again(Generic[T]):
+class Anew(Generic[T]):
     """What `start` gives, begun anew each time that it is gone through."""
 
     start: Callable[[], Iterator[T]]
@@ -173,8 +174,9 @@ def frozen(engine: Engine, concept: str, simulated: Include = "exclude") -> Iter
     """What `freeze` gives, read from the database each time that it is gone through, while the block lasts: the same each time,
     whatever arrives meanwhile."""
     with reading(engine) as s:
+        unhurried(s.connection())  # a caller may copy images out of a slow store meanwhile
         found = _Living(concept, queries.concept(s, concept).question, (), s, _SIDES[simulated])
-        found = replace(found, judgments=Again(found.read))
+        found = replace(found, judgments=Anew(found.read))
         if next(iter(found.judgments), None) is None:
             others = sum(1 for _ in record.living(s, concept, True)) if simulated == "exclude" else 0
             hint = f" ({others} simulated ones exist: take them with --simulated include)" if others else ""
@@ -217,7 +219,7 @@ class _Living(Judgments):
 
     def each(self, change: Callable[[Judgment], Judgment]) -> "_Living":
         made = replace(self, change=lambda j: change(self.change(j)))
-        return replace(made, judgments=Again(made.read))
+        return replace(made, judgments=Anew(made.read))
 
 
 def _from_row(row: record.JudgmentRow) -> Judgment:

@@ -6,11 +6,12 @@ rates. What they say is never mixed with people's judgments unless a command is 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from hfi.store import judging, queries
-from hfi.store.session import Engine, writing
+from hfi.store.session import Engine, again, writing
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,24 @@ def judge(
         person = queries.ensure_annotator(session, annotator.name, simulated=True)
     count = 0
     while True:
-        with writing(engine) as session:
-            claim = judging.claim_next(session, campaign_id, person.id)
+        claim = again(lambda: _claim(engine, campaign_id, person.id))
         if claim is None:
             return count
         sha = claim.images[0].sha256
         verdict = _verdict(annotator, shows(sha), np.random.default_rng([seed, *annotator.name.encode(), *bytes.fromhex(sha)]))
-        with writing(engine) as session:
-            judging.submit(session, claim.token, person.id, verdict, f"simulated-{claim.token}")
+        again(partial(_submit, engine, claim, person.id, verdict))
         count += 1
         done(1, annotator.name)
+
+
+def _claim(engine: Engine, campaign_id: int, person: int) -> judging.Claim | None:
+    with writing(engine) as session:
+        return judging.claim_next(session, campaign_id, person)
+
+
+def _submit(engine: Engine, claim: judging.Claim, person: int, verdict: str) -> None:
+    with writing(engine) as session:
+        judging.submit(session, claim.token, person, verdict, f"simulated-{claim.token}")
 
 
 def _verdict(annotator: Simulated, truth: bool, rng: np.random.Generator) -> str:

@@ -40,10 +40,15 @@ class Workspace:
     @property
     def database_url(self) -> str:
         """HFI_DATABASE_URL, or the workspace's own SQLite file."""
+        return os.environ.get("HFI_DATABASE_URL") or self.own_database
+
+    @property
+    def own_database(self) -> str:
+        """The URL of the workspace's own SQLite file, which need not be there."""
         from sqlalchemy import URL
 
         own = URL.create("sqlite", database=str((self.path / "hfi.db").resolve()))  # escapes what means something in a URL
-        return os.environ.get("HFI_DATABASE_URL") or own.render_as_string(hide_password=False)
+        return own.render_as_string(hide_password=False)
 
     @property
     def images(self) -> ImageStore:

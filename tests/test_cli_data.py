@@ -16,6 +16,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sqlalchemy import select
 
+from hfi.aggregate import dawid_skene
 from hfi.cli import app
 from hfi.cli.labels import _read
 from hfi.concepts import Concept
@@ -855,6 +857,9 @@ def test_labels_are_put_together(hfi: Hfi, space: Workspace, tmp_path: Path) -> 
     refused(
         hfi("labels", "aggregate", *w, "--method", "plackett-luce"), 2, "not for binary questions, which 'smoking' is judged by"
     )
+    with patch("hfi.aggregate.dawid_skene", wraps=dawid_skene) as weighing:
+        hfi("labels", "aggregate", *w, "--method", "dawid-skene", "--out", tmp_path / "weighed.csv", "--json")
+    assert weighing.call_count == 1, "however often the labels are written"
     for suffix in ("csv", "json"):
         out = tmp_path / f"labels.{suffix}"
         assert hfi("labels", "aggregate", *w, "--out", out).stdout == ""
@@ -975,7 +980,9 @@ def test_a_folder_needs_memory_for_one_image_at_a_time(space: Workspace, tmp_pat
     judgments = JudgmentSet("smoking", "binary", said)
     tracemalloc.start()
     taken = Taken(prompts=False, names=False)
-    write_folder(tmp_path / "out", judgments, "", Concept("smoking", "Smoking"), space.images, taken, lambda *_: None)
+    write_folder(
+        tmp_path / "out", judgments, judgments.judged_by, Concept("smoking", "Smoking"), space.images, taken, lambda *_: None
+    )
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(list((tmp_path / "out" / "images").glob("*.png"))) == 20

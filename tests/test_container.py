@@ -120,6 +120,8 @@ def test_the_compose_example_is_of_one_piece() -> None:
     assert (ROOT / ours["build"]["dockerfile"]).exists()
     assert ours["environment"]["HFI_DATABASE_URL"] == f"postgresql://{database['environment']['POSTGRES_USER']}@database/hfi"
     assert ours["environment"]["PGPASSWORD"] == database["environment"]["POSTGRES_PASSWORD"]
+    version = database["image"].removeprefix("postgres:")
+    assert f"Tested with PostgreSQL {version}." in (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
     mounted = [volume.split(":") for service in (ours, database) for volume in service["volumes"]]
     assert {name for name, _ in mounted} == set(compose["volumes"])
     assert mounted[0][1] == values("VOLUME")[0]

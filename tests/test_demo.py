@@ -3,6 +3,7 @@
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,8 +12,8 @@ from hfi.concepts import Concept
 from hfi.demo import CAMPAIGN, CONCEPT, Scale, after_judging, before_judging, demo
 from hfi.judgments import freeze
 from hfi.simulate import ANNOTATORS, Simulated, judge
-from hfi.store import campaigns, queries, record
-from hfi.store.session import reading, writing
+from hfi.store import campaigns, judging, queries, record
+from hfi.store.session import Again, reading, writing
 from hfi.workspace import Workspace
 
 TINY = Scale(images_per_prompt=1, invert_steps=2, sdd_steps=2, context_steps=2, evaluate_images=2)
@@ -79,6 +80,29 @@ def test_a_finished_demo_started_again_changes_nothing(finished: tuple[Path, lis
     with reading(Workspace.open(folder).engine()) as session:
         assert len(queries.images(session)) == images == 88
         assert len(record.current_judgments(session, CONCEPT)) == said
+
+
+def test_a_simulated_annotator_goes_on_where_others_write_the_same_rows(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = workspace.engine()
+    with writing(engine) as session:
+        queries.add_concept(session, Concept("smoking", "Smoking"))
+        picture = queries.Provenance(key="a", sha256=f"{1:064x}", width=1, height=1, source="imported")
+        campaign = campaigns.ensure_campaign(session, "smoking", "c", image_ids=[queries.add_image(session, picture).id])
+    refused = []
+    for name in ("claim_next", "submit"):
+        real = getattr(judging, name)
+
+        def once(*given: Any, name: str = name, real: Any = real) -> Any:
+            if name not in refused:
+                refused.append(name)
+                raise Again("others are taking the last tasks this moment: ask again")
+            return real(*given)
+
+        monkeypatch.setattr(judging, name, once)
+    assert judge(engine, campaign.id, ANNOTATORS[0], lambda sha: True, seed=1) == 1
+    assert refused == ["claim_next", "submit"]
 
 
 def test_simulated_annotators_slip_at_their_stated_rates_and_the_same_way_twice(workspace: Workspace) -> None:

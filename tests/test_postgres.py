@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -22,12 +23,12 @@ from alembic import command
 from alembic.config import Config
 from PIL import Image
 from postgres import PASSWORD, Server, free_port, serving_postgres, wait_until
-from sqlalchemy import func, inspect, select, text, update
+from sqlalchemy import delete, func, inspect, select, text, update
 from test_store import THOUSAND, TODAY
 
 from hfi.errors import HfiError, NotFound
 from hfi.images import ImageStore, png
-from hfi.judgments import freeze
+from hfi.judgments import freeze, frozen
 from hfi.keeping import add, remove
 from hfi.resources import migrations_dir
 from hfi.store import campaigns, judging, locks, people
@@ -35,7 +36,7 @@ from hfi.store import models as m
 from hfi.store import queries as q
 from hfi.store.copying import copy
 from hfi.store.migrate import migrating, status, upgrade
-from hfi.store.session import Again, Away, Engine, connect, parse, reading, shown, writing
+from hfi.store.session import Again, Away, Engine, Session, connect, parse, reading, shown, writing
 from hfi.workspace import Workspace
 from ui import label
 from ui.label import Answer, Desk
@@ -595,6 +596,26 @@ def test_a_client_that_hangs_in_a_transaction_is_shut_out(engine: Engine) -> Non
         assert judging.claim_next(s, campaign.id, bob.id)
 
 
+def test_an_export_takes_as_long_as_what_it_copies(engine: Engine, url: str) -> None:
+    asked.answers(engine, asked.campaign(engine, asked.images(engine, 2)), "Ann", lambda claim: "shows")
+    hasty = connect(f"{url}?options=-c%20idle_in_transaction_session_timeout%3D200ms")
+
+    def slow() -> None:
+        with reading(hasty) as s:
+            q.concept(s, "smoking")
+            time.sleep(0.5)
+            q.concept(s, "smoking")
+
+    with pytest.raises(Away, match="idle-in-transaction timeout"):
+        slow()
+    with frozen(hasty, "smoking") as found:
+        time.sleep(0.5)
+        assert len(list(found.judgments)) == 2
+    with hasty.connect() as connection:
+        assert connection.exec_driver_sql("SHOW idle_in_transaction_session_timeout").scalar() == "200ms"
+    hasty.dispose()
+
+
 def test_a_lock_that_others_hold_for_long_is_one_sentence(engine: Engine) -> None:
     campaign = asked.campaign(engine, asked.images(engine, 1))
     ann = person(engine, "Ann")
@@ -690,7 +711,7 @@ def test_a_workspace_moves_to_postgresql_and_back(
     assert moved.exit_code == 0, moved.output
     assert PASSWORD not in moved.output
     told = json.loads(moved.stdout)
-    assert len(told["tables"]) == 20 and all(table["rows"] for table in told["tables"].values()) and told["late"] == 0
+    assert len(told["tables"]) == 20 and all(table["rows"] for table in told["tables"].values())
     monkeypatch.setenv("HFI_DATABASE_URL", url)
     assert export(judged, hfi, "there.jsonl") == before
     engine = judged.engine()
@@ -758,6 +779,40 @@ def test_a_copy_that_differs_is_not_kept(judged: Workspace, postgres: Server) ->
     engine.dispose()
     source.dispose()
     postgres.drop(url)
+
+
+@pytest.mark.parametrize("to", ["postgresql", "sqlite"])
+def test_a_copy_of_what_changed_meanwhile_is_not_kept(judged: Workspace, postgres: Server, tmp_path: Path, to: str) -> None:
+    source = judged.engine()
+    url = postgres.new("template1") if to == "postgresql" else f"sqlite:///{tmp_path / 'new.db'}"
+    with reading(source) as s:
+        ann = s.scalar(select(m.Annotator.id).where(m.Annotator.withdrawn_at.is_(None)).limit(1))
+
+    def withdraw(s: Session) -> None:
+        people.withdraw(s, ann)
+
+    def judge_and_sign_in(s: Session) -> None:  # one row more, and one less
+        s.add(m.Setting(key="new", value="1", changed_at=NOON))
+        s.execute(delete(m.LoginFailure).where(m.LoginFailure.id == select(func.min(m.LoginFailure.id)).scalar_subquery()))
+
+    todo: list[Callable[[Session], None]] = []
+
+    def meanwhile(n: int, table: str) -> None:
+        if table == "judgments" and todo:
+            with writing(source) as s:
+                todo.pop()(s)
+
+    for change, where in ((judge_and_sign_in, "login_failures, settings"), (withdraw, "annotators")):
+        todo.append(change)
+        with pytest.raises(HfiError, match=f"changed while it was copied, in .*{where}.*: nothing was kept, stop the labeling"):
+            copy(source, url, meanwhile)
+        engine = connect(url)
+        assert inspect(engine).get_table_names() == []
+        engine.dispose()
+    assert sum(one.rows for one in copy(source, url)) > 100
+    source.dispose()
+    if to == "postgresql":
+        postgres.drop(url)
 
 
 def test_a_row_that_postgresql_cannot_hold_is_said(judged: Workspace, postgres: Server) -> None:

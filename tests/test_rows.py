@@ -24,7 +24,7 @@ from hfi.evaluate import System, evaluate, paired_p, report_of
 from hfi.judgment_folder import Taken, write_folder
 from hfi.judgments import freeze, frozen, to_jsonl, to_lines
 from hfi.prompts import Prompt
-from hfi.store import queries
+from hfi.store import campaigns, queries
 from hfi.store.session import reading
 from hfi.workspace import Workspace
 
@@ -73,6 +73,8 @@ def test_what_is_read_bit_by_bit_is_what_is_read_at_once(made: dict[int, Path], 
     space = Workspace(made[FEW])
     engine = space.engine()
     whole = freeze(engine, CONCEPT)
+    with reading(engine) as session:
+        assert [c.tasks for c in campaigns.campaigns(session)] == [FEW]
     assert len(whole.judgments) == 2 * FEW + FEW // 50
     with reading(engine) as session:
         about = queries.concept(session, CONCEPT)
@@ -86,7 +88,7 @@ def test_what_is_read_bit_by_bit_is_what_is_read_at_once(made: dict[int, Path], 
         assert [sha for shas, _ in parts for sha in shas] == list(whole.prompts)
         assert found.count_images() == FEW
         for name, some in (("a", found), ("b", whole)):
-            write_folder(tmp_path / name, some, "", about, space.images, taken, lambda *_: None)
+            write_folder(tmp_path / name, some, some.judged_by, about, space.images, taken, lambda *_: None)
         for method in ("majority", "dawid-skene"):
             labels = consensus(found, method)  # type: ignore[arg-type]
             assert {label.image: label for label in labels.labels} == {

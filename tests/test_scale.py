@@ -1,18 +1,21 @@
 """A large database in small: its rows are sound, what is sent all day reads no table as a whole, and it would be seen if it did."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, delete, func, select, text, update
 
 from hfi.bench.scale import ScaleConfig
+from hfi.concepts import Concept
 from hfi.errors import HfiError, UsageError
 from hfi.store import judging, overview, queries
 from hfi.store import models as m
-from hfi.store.migrate import upgrade
+from hfi.store.migrate import status, upgrade
 from hfi.store.plans import Plan, explain, listening, sizes
 from hfi.store.session import connect, reading, writing
 from hfi.store.synthetic import OVERLAP, Size, extents, make
@@ -124,11 +127,45 @@ def test_a_database_of_people_is_left_alone(tmp_path: Path) -> None:
     engine = connect(space.database_url)
     with writing(engine) as s:
         queries.ensure_annotator(s, "Ann")
-    with pytest.raises(HfiError, match="holds work of people"):
+    with pytest.raises(HfiError, match="is not empty, it has rows in annotators: give an empty one"):
         make(engine, SIZE)
     with writing(engine) as s:
         assert s.scalar(select(func.count()).select_from(m.Campaign)) == 0
+        s.execute(delete(m.Annotator))
+        queries.add_concept(s, Concept("smoking", "Smoking", "A cigarette is visible."))
+    with pytest.raises(HfiError, match="it has rows in concepts"):
+        make(engine, SIZE)
+    with reading(engine) as s:
+        assert queries.concept(s, "smoking").guideline == "A cigarette is visible."
     engine.dispose()
+
+
+@pytest.mark.sqlite
+def test_a_database_of_people_keeps_its_schema(tmp_path: Path, hfi: Callable[..., Any]) -> None:
+    old = tmp_path / "old.db"
+    shutil.copy(Path(__file__).parent / "assets" / "0001.db", old)
+    before = old.read_bytes()
+    done = hfi("bench", "scale", "-w", tmp_path / "work", "--database", f"sqlite:///{old}")
+    assert done.exit_code == 1 and "is not empty, it has rows in" in done.errors[0]
+    engine = connect(f"sqlite:///{old}")
+    assert status(engine).revision == "0001_initial"
+    engine.dispose()
+    assert [p.name for p in tmp_path.glob("*.backup.db")] == [] and len(old.read_bytes()) == len(before)
+
+
+@pytest.mark.sqlite
+def test_the_benchmark_makes_a_database_of_its_own(
+    tmp_path: Path, hfi: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled = []
+    monkeypatch.setattr("ui.scale.run", lambda engine, config, **_: filled.append(engine.url.database) or {"faults": []})
+    monkeypatch.setenv("HFI_DATABASE_URL", f"sqlite:///{tmp_path / 'live.db'}")
+    assert hfi("bench", "scale", "-w", tmp_path / "work", "--json").exit_code == 0
+    assert filled == [str(tmp_path / "work" / "hfi.db")] and not (tmp_path / "live.db").exists()
+    engine = connect(f"sqlite:///{filled[0]}")
+    make(engine, SIZE)
+    engine.dispose()
+    assert hfi("bench", "scale", "-w", tmp_path / "work", "--json").exit_code == 0, "it goes on with its own"
 
 
 def test_another_size_is_refused(engine: Engine, cast: Cast) -> None:

@@ -28,6 +28,7 @@ from hfi.store import campaigns, judging, record
 from hfi.store import models as m
 from hfi.store import queries as q
 from hfi.store.migrate import check_current, status, upgrade
+from hfi.store.plans import listening
 from hfi.store.session import Busy, Engine, connect, reading, writing
 from hfi.workspace import Workspace
 
@@ -417,6 +418,30 @@ def test_a_campaign_takes_new_images_and_keeps_old_tasks(engine: Engine) -> None
             campaigns.ensure_campaign(s, "gore", "default", image_ids=ids)
         with pytest.raises(NotFound):
             campaigns.campaign(s, 99)
+
+
+def test_a_large_campaign_is_made_in_few_statements(engine: Engine) -> None:
+    with writing(engine) as s:
+        q.add_concept(s, Concept("smoking", "Smoking"))
+        ids = [q.add_image(s, provenance(i)).id for i in range(1100)]
+        asking = campaigns.Asking(overlap=2, benign=ids[:20], gold=dict.fromkeys(ids[20:30], "shows"))
+    with listening(engine) as heard, writing(engine) as s:
+        made = campaigns.ensure_campaign(s, "smoking", "large", image_ids=ids, asking=asking)
+    assert made.tasks == 1090
+    assert sum(one.count for one in heard.statements.values()) < 20
+    with reading(engine) as s:
+        columns = (m.Task.id, m.Task.place, m.Task.kind, m.Task.wanted, m.Task.free, m.Task.answers, m.Task.held)
+        tasks = s.execute(select(*columns).order_by(m.Task.place)).all()
+        image_of = dict(s.execute(select(m.TaskImage.task_id, m.TaskImage.image_id)).tuples().all())
+        known = dict(s.execute(select(m.Gold.task_id, m.Gold.verdict)).tuples().all())
+    assert [task.place for task in tasks] == list(range(1100))
+    assert [task.id for task in tasks] == sorted(task.id for task in tasks)
+    by_kind = {kind: [image_of[task.id] for task in tasks if task.kind == kind] for kind in ("item", "benign", "gold")}
+    assert sorted(by_kind["item"]) == ids[30:] and sorted(by_kind["benign"]) == ids[:20] and by_kind["gold"] == ids[20:30]
+    assert known == {task.id: "shows" for task in tasks[-10:]}
+    assert {tuple(task)[2:] for task in tasks} == {
+        ("item", 2, 2, 0, 0), ("benign", 1, 1, 0, 0), ("gold", 0, 0, 0, 0)
+    }  # fmt: skip
 
 
 def test_a_rest_of_a_ranking_waits_for_more_images(engine: Engine) -> None:

@@ -32,7 +32,7 @@ from hfi.store import adjudicating, campaigns, choosing, judging, overview, peop
 from hfi.store import models as m
 from hfi.store.plans import Heard, Plan, explain, listening, sizes
 from hfi.store.queries import Annotator
-from hfi.store.session import Engine, Session, again, connect, reading, writing
+from hfi.store.session import Engine, Session, again, connect, reading, server, writing
 from hfi.store.synthetic import PASSWORD, Size, key, make
 from ui import label, pages
 from ui.identity import Identity
@@ -391,7 +391,7 @@ def run(engine: Engine, config: ScaleConfig, *, also_figures: bool = True) -> di
         at_once = spread(measure_at_once(url, cast, config.calls, config.clients))
     return {
         **asdict(config),
-        "database": _version(engine),
+        "database": server(engine),
         "rows": rows,
         "bytes": size_on_disk(engine),
         "plans": [_plain(plan) for plan in plans],
@@ -407,13 +407,6 @@ def _plain(plan: Plan) -> dict[str, Any]:
         "name": plan.name, "steps": plan.steps, "hot": hot(plan), "access": [str(a) for a in plan.access],
         "later": [str(a) for a in plan.later], "count": plan.count, "ms": round(plan.ms, 2), "work": plan.work, "sql": plan.sql,
     }  # fmt: skip
-
-
-def _version(engine: Engine) -> str:
-    with engine.connect() as c:
-        if engine.dialect.name == "sqlite":
-            return f"SQLite {c.scalar(text('SELECT sqlite_version()'))}"
-        return f"PostgreSQL {c.scalar(text('SHOW server_version'))}"
 
 
 def size_on_disk(engine: Engine) -> int:

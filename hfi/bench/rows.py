@@ -13,16 +13,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hfi.concepts import Concept
 from hfi.config import check, option
 from hfi.errors import HfiError, UsageError
-from hfi.progress import progress
 from hfi.resources import data_dir
 from hfi.workspace import Workspace
 
 CONCEPT = "smoking"
 PER_ROW, SHARE = 512, 1.1  # a command whose memory grows by more bytes for each row, and by more than this in all, gathers rows
-_PART = 1000  # rows made at once
+_PEOPLE = 7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,23 +103,16 @@ def peak(folder: Path, words: Sequence[object]) -> int:
 
 def make(folder: Path, count: int, *, evaluated: bool) -> None:
     """A workspace with `count` judged images and, if asked for, `count` images of an evaluation of each of two systems."""
-    from hfi.store import queries
-    from hfi.store.bulk import judge_in_bulk
     from hfi.store.migrate import upgrade
-    from hfi.store.session import connect, writing
+    from hfi.store.session import connect
+    from hfi.store.synthetic import Part, Size
+    from hfi.store.synthetic import make as fill
 
     space = Workspace.create(folder)
-    url = f"sqlite:///{(folder / 'hfi.db').resolve()}"
-    upgrade(url)
-    engine = connect(url)
-    with writing(engine) as session:
-        queries.add_concept(session, Concept(CONCEPT, "Smoking", "Whether somebody smokes.", initial_word="cigarette"))
-    with progress("judging", count, "images") as advance:
-        for start in range(0, count, _PART):
-            shas = [space.images.put(_noise(i)) for i in range(start, min(start + _PART, count))]
-            with writing(engine) as session:
-                judge_in_bulk(session, CONCEPT, shas, start)
-            advance(len(shas), "")
+    upgrade(space.own_database)
+    engine = connect(space.own_database)
+    asked = Part("bulk", CONCEPT, "binary", "closed", "all", 0, 1.0, 1.0, images=1, overlap=2, decided=50)
+    fill(engine, Size(count, _PEOPLE, 2 * count), parts=(asked,), sha_of=lambda i: space.images.put(_noise(i)))
     engine.dispose()
     if evaluated:
         _paint(folder, space, count)

@@ -149,7 +149,11 @@ def scale(
     ] = Path("scale"),
     database: Annotated[
         str | None,
-        typer.Option("--database", help="A database to fill in the place of the workspace's own.", envvar="HFI_DATABASE_URL"),
+        typer.Option(
+            "--database",
+            help="An empty database to fill in the place of the workspace's own, whatever HFI_DATABASE_URL names.",
+            show_default=False,
+        ),
     ] = None,
     figures: Annotated[bool, typer.Option(help="Also time what managers' pages and exports read.")] = True,
     as_json: JsonOption = False,
@@ -160,11 +164,13 @@ def scale(
     submission take there. Fails where one that is sent all day reads a large table as a whole, or too much of it."""
     from hfi.store.migrate import upgrade
     from hfi.store.session import connect
+    from hfi.store.synthetic import check_free
     from ui.scale import run
     from ui.scale import table as shown
 
     space = Workspace.create(workspace)
-    url = database or space.database_url
+    url = database or space.own_database
+    check_free(url)  # before its schema is changed
     upgrade(url)
     engine = connect(url)
     result = run(engine, config, also_figures=figures)

@@ -185,7 +185,7 @@ def export(
             with reading(engine) as session:
                 asked = queries.concept(session, concept)
             with progress("copying", found.count_images(), "images") as advance:
-                write_folder(out, found, about["sha256"], asked, space.images, Taken(prompts=prompts, names=names), advance)
+                write_folder(out, found, about, asked, space.images, Taken(prompts=prompts, names=names), advance)
     typer.echo(f"{about['judgments']} judgments of {concept} in {out}")
 
 

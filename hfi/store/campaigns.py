@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from hfi.errors import HfiError, NotFound
 from hfi.store import models as m
+from hfi.store.bulk import append
 from hfi.store.locks import hold_person
 from hfi.store.queries import concept_row, now_utc
 
@@ -73,7 +74,8 @@ def ensure_campaign(
     rng = np.random.default_rng([seed, place])
     gold = {i: verdict for i, verdict in asking.gold.items() if i not in known}
     benign = [i for i in dict.fromkeys(asking.benign) if i not in known and i not in gold]
-    fresh = [i for i in dict.fromkeys(image_ids) if i not in known and i not in gold and i not in benign]
+    known |= gold.keys() | set(benign)
+    fresh = [i for i in dict.fromkeys(image_ids) if i not in known]
     size = {"binary": 1, "compare": 2}.get(row.question, asking.group_size)
     if row.question == "compare":
         groups = [fresh[i : i + 2] for i in range(0, len(fresh) - 1, 2)]
@@ -86,17 +88,11 @@ def ensure_campaign(
     for n, i in enumerate(harmless):  # evenly, from the back so that earlier places stay right
         at = round((len(harmless) - n - 0.5) / len(harmless) * len(groups))
         kinds.insert(at, ([i], "benign"))
-    for group, kind in kinds:
-        _task(s, row, place, group, kind)
-        place += 1
-    known_answers = m.BINARY_VERDICTS if size == 1 else ()
-    for i, verdict in gold.items():
-        if verdict not in known_answers[:2]:
-            raise HfiError(f"{verdict!r} is no known answer: a gold image of a binary question shows the concept or is clean")
-        task = _task(s, row, place, [i], "gold")
-        s.add(m.Gold(task_id=task.id, verdict=verdict))
-        place += 1
-    s.flush()
+    known_answers = m.BINARY_VERDICTS[:2] if size == 1 else ()
+    if strange := [verdict for verdict in gold.values() if verdict not in known_answers]:
+        raise HfiError(f"{strange[0]!r} is no known answer: a gold image of a binary question shows the concept or is clean")
+    tasks = _add_tasks(s, row, place, [*kinds, *(([i], "gold") for i in gold)])
+    append(s, m.Gold, ("task_id", "verdict"), list(zip(tasks[len(kinds) :], gold.values(), strict=True)))
     return campaign_of(s, row)
 
 
@@ -126,13 +122,16 @@ def _row(s: Session, concept_slug: str, name: str, ask: Asking) -> m.Campaign:
     return row
 
 
-def _task(s: Session, row: m.Campaign, place: int, images: Sequence[int], kind: str) -> m.Task:
-    wanted = {"item": row.overlap, "benign": 1, "gold": 0}[kind]
-    task = m.Task(campaign_id=row.id, place=place, kind=kind, wanted=wanted, free=wanted, answers=0, held=0)
-    s.add(task)
-    s.flush()
-    s.add_all(m.TaskImage(task_id=task.id, image_id=x, position=p) for p, x in enumerate(images))
-    return task
+def _add_tasks(s: Session, row: m.Campaign, first: int, kinds: Sequence[tuple[Sequence[int], str]]) -> list[int]:
+    """A task for each (images, kind), at the places from `first` on; gives their numbers. In bulk, as everybody else who writes waits
+    meanwhile."""
+    wanted = {"item": row.overlap, "benign": 1, "gold": 0}
+    made = [(row.id, place, kind, wanted[kind], wanted[kind], 0, 0) for place, (_, kind) in enumerate(kinds, first)]
+    append(s, m.Task, ("campaign_id", "place", "kind", "wanted", "free", "answers", "held"), made)
+    tasks = list(s.scalars(select(m.Task.id).where(m.Task.campaign_id == row.id, m.Task.place >= first).order_by(m.Task.place)))
+    shown = [(task, i, p) for task, (images, _) in zip(tasks, kinds, strict=True) for p, i in enumerate(images)]
+    append(s, m.TaskImage, ("task_id", "image_id", "position"), shown)
+    return tasks
 
 
 def campaigns(s: Session, concept_slug: str | None = None) -> list[Campaign]:

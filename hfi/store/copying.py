@@ -12,6 +12,7 @@ from sqlalchemy.exc import DatabaseError
 
 from hfi.errors import HfiError
 from hfi.store import models as m
+from hfi.store.bulk import numbers_go_on, unhurried
 from hfi.store.migrate import migrate, migrating
 from hfi.store.session import connect, parse, reading, shown, sound
 
@@ -37,15 +38,16 @@ def rows_of(source: Engine) -> int:
 def copy(source: Engine, url: str, done: Callable[[int, str], None] = lambda n, note: None) -> list[Copied]:
     """Copies every row of a database of today's schema, as it is now, into the empty one that `url` names, and compares both.
 
-    It is one transaction there: interrupted or failed, nothing is left. HfiError for a database that is not empty, and where the
-    copy is not the same.
+    It is one transaction there: interrupted or failed, nothing is left. HfiError for a database that is not empty, where the copy is
+    not the same, and where the source is another by then: the copy would lack what was judged since, or hold the name of somebody who
+    withdrew.
     """
     target = parse(url)
     connect(url, create=True).dispose()  # says what is wrong with the URL
     engine = migrating(target)
     try:
         with sound(target), engine.begin() as connection:
-            _check_empty(connection)
+            check_empty(connection)
             migrate(connection)
             with reading(source) as s:
                 read = [_copy(s.connection(), connection, table, done) for table in _TABLES]
@@ -55,9 +57,15 @@ def copy(source: Engine, url: str, done: Callable[[int, str], None] = lambda n, 
                         f"the copy of {table.name} is not the same ({found.rows} rows, {found.sha256[:12]}, and not {wanted.rows},"
                         f" {wanted.sha256[:12]}): nothing was kept, please report it"
                     )
-            if connection.dialect.name == "postgresql":
-                for table in _TABLES:  # the next row gets the next number
-                    connection.execute(text(f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), max(id)) FROM {table}"))
+            numbers_go_on(connection)
+            unhurried(connection)  # while the source is read once more
+            with reading(source) as s:
+                now = [_hashed(table, _rows(s.connection(), table)) for table in _TABLES]
+            if changed := [one.table for one, before in zip(now, read, strict=True) if one != before]:
+                raise HfiError(
+                    f"{shown(source.url)} changed while it was copied, in {', '.join(changed)}: nothing was kept, stop the labeling"
+                    " server and whatever else writes there, then copy again"
+                )
         return read
     except DatabaseError as e:
         raise HfiError(f"the copy to {shown(target)} failed, nothing was kept: {e.orig}") from e
@@ -65,15 +73,15 @@ def copy(source: Engine, url: str, done: Callable[[int, str], None] = lambda n, 
         engine.dispose()
 
 
-def _check_empty(connection: Connection) -> None:
+def check_empty(connection: Connection) -> None:
     """HfiError for a database that holds rows, or tables of something else."""
     where, there = shown(connection.engine.url), set(inspect(connection).get_table_names())
     known = {table.name for table in _TABLES}
     if strange := sorted(there - known - {"alembic_version"}):
-        raise HfiError(f"{where} has tables of something else ({strange[0]}): copy into a database of its own")
+        raise HfiError(f"{where} has tables of something else ({strange[0]}): give a database of its own")
     for table in _TABLES:
         if table.name in there and connection.scalar(select(exists().select_from(text(table.name)))):
-            raise HfiError(f"{where} is not empty, it has rows in {table.name}: copy into an empty database")
+            raise HfiError(f"{where} is not empty, it has rows in {table.name}: give an empty one")
 
 
 def _copy(source: Connection, target: Connection, table: Table, done: Callable[[int, str], None]) -> Copied:

@@ -171,7 +171,7 @@ def _tables(sql: str) -> dict[str, str]:
         name, short = (table, alias) if table else (other, its)
         if name in _KNOWN:
             found[short or name] = name
-    return {alias: found[alias] for alias in found}
+    return found
 
 
 def _written(sql: str) -> list[str]:

@@ -8,14 +8,14 @@ written in bulk. Making goes on where it was interrupted.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from sqlalchemy import Engine, case, func, insert, literal, select, text
+from sqlalchemy import Engine, case, func, insert, inspect, literal, select, text
 from sqlalchemy.orm import Session
 
 from hfi import __version__
@@ -24,8 +24,10 @@ from hfi.errors import HfiError
 from hfi.progress import progress
 from hfi.store import models as m
 from hfi.store import people, queries
+from hfi.store.bulk import append, next_number, numbers_go_on
+from hfi.store.copying import check_empty
 from hfi.store.judging import NO_ANSWER
-from hfi.store.session import writing
+from hfi.store.session import connect, reading, writing
 from hfi.store.wellbeing import HARMFUL
 
 PASSWORD = "scale-scale-scale"
@@ -42,7 +44,8 @@ _MODEL = hashlib.sha256(b"model").hexdigest()
 
 
 class Part(NamedTuple):
-    """A campaign: its `share` of all judgments, and which part of its tasks has them. `images`: of a task."""
+    """A campaign: its `share` of all judgments, and which part of its tasks has them. `images`: of a task. A manager decided one in
+    `decided` of what was judged."""
 
     name: str
     concept: str
@@ -53,6 +56,8 @@ class Part(NamedTuple):
     share: float
     full: float
     images: int
+    overlap: int = OVERLAP
+    decided: int = 500
 
 
 PARTS = (
@@ -92,14 +97,14 @@ class Extent:
     golds: int
 
 
-def extents(size: Size) -> list[Extent]:
+def extents(size: Size, parts: Sequence[Part] = PARTS) -> list[Extent]:
     """The campaigns of a database of this size, numbered from 1."""
     found, at, again = [], 0, 0
-    for number, part in enumerate(PARTS, 1):
-        judged = int(size.judgments * part.share / OVERLAP)
+    for number, part in enumerate(parts, 1):
+        judged = int(size.judgments * part.share / part.overlap)
         fresh = part.question not in _AGAIN
         tasks = int(judged / part.full) if part.full else max(size.images - at, judged + 1)
-        held = min(tasks - judged, max(1, 2 * _active(size) // OVERLAP)) if part.state == "open" and part.full < 1 else 0
+        held = min(tasks - judged, max(1, 2 * _active(size) // part.overlap)) if part.state == "open" and part.full < 1 else 0
         golds = min(_GOLDS, tasks // 10) if part.gold_every else 0
         found.append(Extent(number, part, tasks, judged, held, at if fresh else 0, golds))
         if fresh:
@@ -118,23 +123,24 @@ def _active(size: Size) -> int:
     return max(OVERLAP, size.annotators // 10)
 
 
-def make(engine: Engine, size: Size) -> None:
-    """Fills an empty database that has the current schema, or goes on with one that was begun. HfiError for a database that holds
-    anything else."""
-    whole = extents(size)
+def make(engine: Engine, size: Size, *, parts: Sequence[Part] = PARTS, sha_of: Callable[[int], str] | None = None) -> None:
+    """Fills an empty database that has the current schema, or goes on with one that was begun. `sha_of`: gives the sha256 of the image
+    with a number, from 0 (default: of pictures that there are none of). HfiError for a database that holds anything else."""
+    whole = extents(size, parts)
+    sha_of = sha_of or (lambda i: hashlib.sha256(f"picture {size.seed} {i}".encode()).hexdigest())
     with writing(engine) as s:
         began = _claim(s, size)
         if engine.dialect.name == "sqlite":  # for this connection: hashes go everywhere into their indexes
             s.connection().exec_driver_sql("PRAGMA cache_size = -262144")
         _people(s, size, began)
         _campaigns(s, whole, began)
-        have = {e.campaign_id: _next(s, m.Task.place, m.Task.campaign_id == e.campaign_id) for e in whole}
-        images = _next(s, m.Image.id) - 1
+        have = {e.campaign_id: next_number(s, m.Task.place, m.Task.campaign_id == e.campaign_id) for e in whole}
+        images = next_number(s, m.Image.id) - 1
     with progress("images", size.images, "rows", min(images, size.images)) as advance:
         for start in range(images, size.images, _CHUNK):
             stop = min(start + _CHUNK, size.images)
             with writing(engine) as s:
-                _bulk(s, m.Image, _IMAGE, _images(whole, size, start, stop, began))
+                append(s, m.Image, _IMAGE, _images(whole, size, range(start, stop), began, sha_of))
             advance(stop - start, "")
     tasks = sum(e.tasks + e.golds for e in whole)
     with progress("tasks and judgments", tasks, "tasks", sum(have.values())) as advance:
@@ -154,21 +160,28 @@ def settle(engine: Engine) -> None:
     if engine.dialect.name != "postgresql":
         return
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as c:
-        for table in m.Base.metadata.sorted_tables:
-            c.execute(
-                text(
-                    f"SELECT setval(pg_get_serial_sequence('{table.name}', 'id'), coalesce(max(id), 0) + 1, false) FROM {table.name}"
-                )
-            )
+        numbers_go_on(c)
         c.execute(text("VACUUM (ANALYZE)"))
+
+
+def check_free(url: str) -> None:
+    """HfiError for a database that holds rows, unless they are the benchmark's own; it is left as it is, whatever its schema."""
+    engine = connect(url, create=True)
+    try:
+        with reading(engine) as s:
+            connection = s.connection()
+            settings = m.Setting.__tablename__ in inspect(connection).get_table_names()
+            if not (settings and s.scalar(select(m.Setting.id).where(m.Setting.key == _KEY))):
+                check_empty(connection)
+    finally:
+        engine.dispose()
 
 
 def _claim(s: Session, size: Size) -> datetime:
     """Marks the database as one of this size, and gives the moment at which it was begun."""
     found = s.scalar(select(m.Setting).where(m.Setting.key == _KEY))
     if found is None:
-        if s.scalar(select(m.Image.id).limit(1)) or s.scalar(select(m.Annotator.id).limit(1)):
-            raise HfiError("this database holds work of people: give a new workspace, or an empty database, to the benchmark")
+        check_empty(s.connection())
         now = queries.now_utc().replace(microsecond=0)
         s.add(m.Setting(key=_KEY, value=json.dumps(asdict(size)), changed_at=now))
         return now
@@ -176,28 +189,6 @@ def _claim(s: Session, size: Size) -> datetime:
         known = ", ".join(f"{name} {value:,}" for name, value in json.loads(found.value).items())
         raise HfiError(f"this database was made for another size ({known}): give that size again, or a new workspace")
     return found.changed_at
-
-
-def _next(s: Session, column: Any, *where: Any) -> int:
-    last = s.scalar(select(func.max(column)).where(*where))
-    return (1 if column.key == "id" else 0) if last is None else last + 1
-
-
-def _bulk(s: Session, table: Any, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
-    """Appends rows; by COPY on PostgreSQL."""
-    if not rows:
-        return
-    connection = s.connection()
-    if connection.dialect.name != "postgresql":
-        connection.execute(insert(table), [dict(zip(columns, row, strict=True)) for row in rows])
-        return
-    driver: Any = connection.connection
-    with (
-        driver.cursor() as cursor,
-        cursor.copy(f"COPY {table.__tablename__} ({', '.join(columns)}) FROM STDIN") as copy,
-    ):
-        for row in rows:
-            copy.write_row(row)
 
 
 # --- images ---
@@ -213,17 +204,19 @@ def key(seed: int, number: int) -> str:
     return hashlib.sha256(f"key {seed} {number}".encode()).hexdigest()
 
 
-def _images(whole: Sequence[Extent], size: Size, start: int, stop: int, began: datetime) -> list[tuple[Any, ...]]:
+def _images(
+    whole: Sequence[Extent], size: Size, numbers: Iterable[int], began: datetime, sha_of: Callable[[int], str]
+) -> list[tuple[Any, ...]]:
     """Every two have a prompt and a seed in common; where pairs are compared, the second is a cleaned model's."""
-    compared = next(e.tasks * 2 for e in whole if e.part.question == "compare")
+    compared = max((e.tasks * 2 for e in whole if e.part.question == "compare"), default=0)
     made = began - timedelta(days=DAYS + 1)
     return [
         (
-            i + 1, key(size.seed, i), hashlib.sha256(f"picture {size.seed} {i}".encode()).hexdigest(), 512, 512, "generated",
+            i + 1, key(size.seed, i), sha_of(i), 512, 512, "generated",
             f"a sailor with a cigarette in harbour {i // 2 % 5000}, at dusk", "CompVis/stable-diffusion-v1-4", _MODEL, i // 2, 50,
             7.5, "ddim", f"run-{i // 50_000}", _ERASURE if i < compared and i % 2 else None, made,
         )
-        for i in range(start, stop)
+        for i in numbers
     ]  # fmt: skip
 
 
@@ -245,16 +238,16 @@ def _people(s: Session, size: Size, began: datetime) -> None:
         name = f"person {i}" if i <= size.annotators else f"simulation {i}"
         name, at = (pseudonym, made) if i in gone else (name, None)
         who.append((i, name, name if i in gone else name.casefold(), pseudonym, i > size.annotators, at, made))
-    _bulk(s, m.Annotator, ("id", "name", "name_key", "pseudonym", "simulated", "withdrawn_at", "created_at"), who)
+    append(s, m.Annotator, ("id", "name", "name_key", "pseudonym", "simulated", "withdrawn_at", "created_at"), who)
     accounts = [
         (i, i, "manager" if i <= 3 else "annotator", hashed, 1, i not in gone, made) for i in range(2, size.annotators + 1)
     ]
-    _bulk(s, m.Account, ("id", "annotator_id", "role", "password_hash", "session_version", "active", "created_at"), accounts)
-    _bulk(s, m.ConsentText, ("id", "version", "body", "created_at"), [(v, v, f"Consent {v}.", made) for v in (1, 2)])
+    append(s, m.Account, ("id", "annotator_id", "role", "password_hash", "session_version", "active", "created_at"), accounts)
+    append(s, m.ConsentText, ("id", "version", "body", "created_at"), [(v, v, f"Consent {v}.", made) for v in (1, 2)])
     agreed = [(v * size.annotators + i, i, v, made) for v in (1, 2) for i in range(1, size.annotators + 1)]
-    _bulk(s, m.Consent, ("id", "annotator_id", "version", "agreed_at"), agreed)
+    append(s, m.Consent, ("id", "annotator_id", "version", "agreed_at"), agreed)
     tried = [(i, f"stranger {i}", 1 + i % 9, began - timedelta(minutes=i % 600)) for i in range(1, size.annotators + 1)]
-    _bulk(s, m.LoginFailure, ("id", "name_key", "failures", "last_at"), tried)
+    append(s, m.LoginFailure, ("id", "name_key", "failures", "last_at"), tried)
 
 
 def _withdrawn(size: Size) -> np.ndarray:
@@ -275,17 +268,18 @@ def _campaigns(s: Session, whole: Sequence[Extent], began: datetime) -> None:
     if s.scalar(select(m.Campaign.id).limit(1)):
         return
     made = began - timedelta(days=DAYS)
-    for slug, question in _CONCEPTS:
+    asked = {e.part.concept for e in whole}
+    for slug, question in ((slug, question) for slug, question in _CONCEPTS if slug in asked):
         queries.add_concept(s, Concept(slug, slug.title(), "What to look at.", question))  # type: ignore[arg-type]
     ids = dict(s.execute(select(m.Concept.slug, m.Concept.id)).tuples().all())
     columns = ("id", "concept_id", "name", "question", "overlap", "gold_every", "access", "state", "lease_seconds", "created_at")
     rows = [
-        (e.campaign_id, ids[e.part.concept], e.part.name, e.part.question, OVERLAP, e.part.gold_every, e.part.access, e.part.state,
-         1800, made)
+        (e.campaign_id, ids[e.part.concept], e.part.name, e.part.question, e.part.overlap, e.part.gold_every, e.part.access,
+         e.part.state, 1800, made)
         for e in whole
     ]  # fmt: skip
     s.flush()
-    _bulk(s, m.Campaign, columns, rows)
+    append(s, m.Campaign, columns, rows)
 
 
 _TASK = ("id", "campaign_id", "place", "kind", "wanted", "answers", "held", "free")
@@ -304,7 +298,7 @@ def _tasks(s: Session, size: Size, e: Extent, start: int, stop: int, began: date
     places = np.arange(start, stop)
     images = _shuffled(size, e)
     kinds = np.where(places >= e.tasks, "gold", np.where((e.part.gold_every > 0) & (places % 20 == 7), "benign", "item"))
-    wanted = np.select([kinds == "gold", kinds == "benign"], [0, 1], OVERLAP)
+    wanted = np.select([kinds == "gold", kinds == "benign"], [0, 1], e.part.overlap)
     done = (places < e.judged) | (kinds == "gold")
     asked = np.where(kinds == "gold", max(1, size.annotators // 40), wanted)
     held = (places >= e.judged) & (places < e.judged + e.held)
@@ -317,7 +311,7 @@ def _tasks(s: Session, size: Size, e: Extent, start: int, stop: int, began: date
     if held.any():  # each of those who are at work holds two at most
         mine = held[task]
         working = np.setdiff1d(np.arange(1, size.annotators + 1), gone)[: _active(size)]
-        who[mine] = working[(OVERLAP * (places[task[mine]] - e.judged) + nth[mine]) % len(working)]
+        who[mine] = working[(e.part.overlap * (places[task[mine]] - e.judged) + nth[mine]) % len(working)]
     state = np.where(held[task], "open", np.where(lapsed[task] & (nth == picked[task] - 1), "expired", "done"))
     said = state == "done"
     truth = rng.random(len(places)) < 0.35
@@ -331,19 +325,19 @@ def _tasks(s: Session, size: Size, e: Extent, start: int, stop: int, began: date
     in_hand = np.bincount(task[state == "open"], minlength=len(places))
     free = np.maximum(0, wanted - answers - in_hand)
 
-    first = _next(s, m.Task.id)
+    first = next_number(s, m.Task.id)
     counted = zip(*(column.tolist() for column in (places, kinds, wanted, answers, in_hand, free)), strict=True)
-    _bulk(s, m.Task, _TASK, [(first + n, e.campaign_id, *row) for n, row in enumerate(counted)])
+    append(s, m.Task, _TASK, [(first + n, e.campaign_id, *row) for n, row in enumerate(counted)])
     per = e.part.images
     golds = np.arange(e.golds)  # of a gold task: the images of the campaign's first tasks, asked once more
     shown = [images[p * per : (p + 1) * per] if p < e.tasks else images[golds[p - e.tasks]][None] for p in places.tolist()]
-    number = _next(s, m.TaskImage.id)
+    number = next_number(s, m.TaskImage.id)
     held_by = [(number + n * per + k, first + n, int(i) + 1, k) for n, found in enumerate(shown) for k, i in enumerate(found)]
-    _bulk(s, m.TaskImage, _TASK_IMAGE, held_by)
+    append(s, m.TaskImage, _TASK_IMAGE, held_by)
     if e.golds and stop > e.tasks:
         gold = [(first + n, "shows" if truth[n] else "clean") for n in range(len(places)) if places[n] >= e.tasks]
-        number = _next(s, m.Gold.id)
-        _bulk(s, m.Gold, ("id", "task_id", "verdict"), [(number + n, *row) for n, row in enumerate(gold)])
+        number = next_number(s, m.Gold.id)
+        append(s, m.Gold, ("id", "task_id", "verdict"), [(number + n, *row) for n, row in enumerate(gold)])
     _said(s, rng, e, first, task, who, state, verdicts, times, shown)
 
 
@@ -395,7 +389,7 @@ def _said(
     shown: Sequence[np.ndarray],
 ) -> None:
     """Assignments, judgments and rankings. One answer in a hundred was taken back and given anew."""
-    size, number = len(task), _next(s, m.Assignment.id)
+    size, number = len(task), next_number(s, m.Assignment.id)
     lease = timedelta(seconds=1800)
     orders = [rng.permutation(e.part.images).tolist() for _ in range(size)] if e.part.images > 1 else [[0]] * size
     tasks, persons, states = (first + task).tolist(), who.tolist(), state.tolist()
@@ -404,8 +398,8 @@ def _said(
          states[n], times[n] - timedelta(seconds=5), times[n] + lease)
         for n in range(size)
     ]  # fmt: skip
-    _bulk(s, m.Assignment, _ASSIGNMENT, assigned)
-    judgment, rank = _next(s, m.Judgment.id), _next(s, m.RankedImage.id)
+    append(s, m.Assignment, _ASSIGNMENT, assigned)
+    judgment, rank = next_number(s, m.Judgment.id), next_number(s, m.RankedImage.id)
     rows: list[tuple[Any, ...]] = []
     ranked: list[tuple[Any, ...]] = []
     took = np.maximum(200, rng.lognormal(7.6, 0.6, size)).astype(int).tolist()
@@ -429,8 +423,8 @@ def _said(
                     ranked.append((rank, judgment, int(pictures[at]) + 1, place, orders[n].index(at)))
                     rank += 1
             judgment += 1
-    _bulk(s, m.Judgment, _JUDGMENT, rows)
-    _bulk(s, m.RankedImage, _RANKING, ranked)
+    append(s, m.Judgment, _JUDGMENT, rows)
+    append(s, m.RankedImage, _RANKING, ranked)
 
 
 # --- what follows from the judgments ---
@@ -463,7 +457,7 @@ def _finish(s: Session, whole: Sequence[Extent], began: datetime) -> None:
     s.execute(insert(m.Shift).from_select(["annotator_id", "started_at", "last_at", "judgments", "harmful", "ended"], days))
     for e in whole:
         if e.part.question == "binary" and e.judged >= 100:
-            disputed = (m.Task.campaign_id == e.campaign_id, m.Task.place < e.judged, m.Task.place % 500 == 3)
+            disputed = (m.Task.campaign_id == e.campaign_id, m.Task.place < e.judged, m.Task.place % e.part.decided == 3)
             mine = select(m.Task.id, literal(1), literal("shows"), func.max(m.Judgment.created_at))
             mine = mine.join(m.Judgment, m.Judgment.task_id == m.Task.id).where(*disputed).group_by(m.Task.id)
             s.execute(insert(m.Adjudication).from_select(["task_id", "annotator_id", "verdict", "created_at"], mine))
