@@ -16,6 +16,7 @@ from PIL import Image
 from hfi.concepts import Concept
 from hfi.config import check, option
 from hfi.errors import HfiError, UsageError
+from hfi.images import ImageStore
 from hfi.progress import progress
 from hfi.resources import data_dir
 from hfi.workspace import Workspace
@@ -92,10 +93,11 @@ def run(config: RowsConfig, folder: Path) -> list[dict[str, Any]]:
 
 
 def peak(folder: Path, words: Sequence[object]) -> int:
-    """The most memory, in bytes, that a command took in a process of its own, on the workspace's own database."""
+    """The most memory, in bytes, that a command took in a process of its own, on the workspace's own database and images."""
     file = folder / "peak"
     line = [sys.executable, "-m", "hfi.bench.peak", str(file), *map(str, words)]
-    environment = {name: value for name, value in os.environ.items() if name != "HFI_DATABASE_URL"}
+    others = ("HFI_DATABASE_URL", "HFI_IMAGES_URL")
+    environment = {name: value for name, value in os.environ.items() if name not in others}
     done = subprocess.run(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["it was ended from outside"])[-1]
@@ -110,7 +112,7 @@ def make(folder: Path, count: int, *, evaluated: bool) -> None:
     from hfi.store.migrate import upgrade
     from hfi.store.session import connect, writing
 
-    space = Workspace.create(folder)
+    space, images = Workspace.create(folder), ImageStore(folder / "images")  # whatever HFI_IMAGES_URL names
     url = f"sqlite:///{(folder / 'hfi.db').resolve()}"
     upgrade(url)
     engine = connect(url)
@@ -118,7 +120,7 @@ def make(folder: Path, count: int, *, evaluated: bool) -> None:
         queries.add_concept(session, Concept(CONCEPT, "Smoking", "Whether somebody smokes.", initial_word="cigarette"))
     with progress("judging", count, "images") as advance:
         for start in range(0, count, _PART):
-            shas = [space.images.put(_noise(i)) for i in range(start, min(start + _PART, count))]
+            shas = [images.put(_noise(i)) for i in range(start, min(start + _PART, count))]
             with writing(engine) as session:
                 judge_in_bulk(session, CONCEPT, shas, start)
             advance(len(shas), "")
