@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hfi.errors import ProcessLost, UsageError
@@ -67,21 +68,28 @@ def one_process(command: str) -> None:
 
 
 def start_the_others(args: Sequence[str]) -> None:
-    """`accelerate launch --cpu --num_processes N` starts N processes where MPI is installed and asked for, and else one, which is
-    not told of N. Where this process is such a one it becomes torchrun, which starts N of `python -m hfi *args`, and never returns.
+    """Where it sees no two GPUs, `accelerate launch` starts one process on each machine however many it was asked for, and tells it of
+    the others' address alone. With --cpu such a process becomes torchrun, which starts N of `python -m hfi *args`, and never returns.
+    Else UsageError: alone it would do the work of all, and another machine's one would do it again.
     """
-    if not on_cpu() or "MASTER_ADDR" not in os.environ or "WORLD_SIZE" in os.environ:
+    if "MASTER_ADDR" not in os.environ or "WORLD_SIZE" in os.environ:
         return
+    asked = None
     import psutil  # accelerate brings it
 
-    line = psutil.Process(os.getppid()).cmdline()
-    if "launch" not in line:
-        return
-    from accelerate.commands.launch import launch_command_parser
+    if on_cpu() and "launch" in (line := psutil.Process(os.getppid()).cmdline()):
+        from accelerate.commands.launch import launch_command_parser
 
-    asked, _ = launch_command_parser().parse_known_args(line[line.index("launch") + 1 :])
+        asked, _ = launch_command_parser().parse_known_args(line[line.index("launch") + 1 :])
+    # a configuration file may ask for what the command line does not say
+    if not asked or not asked.cpu or asked.config_file or not asked.num_processes:
+        raise UsageError(
+            "MASTER_ADDR is set and WORLD_SIZE is not, so this process is one of several and does not know of how many: give "
+            "'accelerate launch' --multi_gpu and --num_processes N (on CPUs too, with --device cpu), or for one process unset "
+            "MASTER_ADDR"
+        )
     machines = asked.num_machines or 1
-    if not asked.num_processes or asked.num_processes % machines:
+    if asked.num_processes % machines:
         raise UsageError(
             f"--num_processes {asked.num_processes} on {machines} machines: give 'accelerate launch --cpu' a whole number of processes "
             "for each machine"
@@ -131,7 +139,7 @@ def _peers() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ConnectionError, TimeoutError) as e:
-        raise ProcessLost(rank(), size()) from e
+        raise ProcessLost(rank(), size(), e) from e
     finally:
         if unheard:
             signal.signal(signal.SIGTERM, _terminated)
@@ -143,8 +151,8 @@ def from_main(make: Callable[[], T]) -> T:
         return make()
     import torch.distributed as dist
 
+    patient, _ = _groups()  # before `make`: whoever waits to be joined waits for minutes alone
     found: list[Any] = [make() if is_main() else None]
-    patient, _ = _groups()
     with _peers():
         dist.broadcast_object_list(found, src=0, group=patient)
     made: T = found[0]
@@ -214,6 +222,18 @@ def shares(n: int) -> list[int]:
 def mine(work: Sequence[T]) -> Sequence[T]:
     """Every size()-th piece of work, from the rank's own on: piece i is that of process i % size()."""
     return work[rank() :: size()]
+
+
+def in_turn(batches: Sequence[Sequence[Any]], made: Iterator[T]) -> Iterator[T]:
+    """In main, what all make of the batches, in order, as it comes; in the others, nothing. `made` are one after the other the results
+    of this process's `mine(batches)`, as many as these hold."""
+    own = mine(batches)
+    for i in range(-(-len(batches) // size())):  # a batch of each process, as long as there are any
+        wanted = len(own[i]) if i < len(own) else 0
+        if len(found := list(islice(made, wanted))) < wanted:
+            raise ValueError(f"{len(found)} results of a batch of {wanted}")
+        for each in gather(found):
+            yield from each
 
 
 def all_rows(own: "Tensor", n: int) -> "Tensor":

@@ -1,6 +1,7 @@
 """Images and texts in the space of a CLIP model."""
 
 import json
+import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -131,6 +132,9 @@ def _unit(rows: list[torch.Tensor], width: int) -> np.ndarray:
     return torch.nn.functional.normalize(torch.cat(rows).float(), dim=1).cpu().numpy()
 
 
+_DAMAGE = (ValueError, KeyError, EOFError, OSError, BadZipFile, zlib.error)  # what numpy raises for a file that is no whole .npz
+
+
 def embed_stored(
     backbone: ClipBackbone,
     store: ImageStore,
@@ -143,7 +147,7 @@ def embed_stored(
     path = cache / f"{backbone.content[:16]}.npz"
     known: dict[str, np.ndarray] = {}
     if path.exists():
-        with suppress(ValueError, KeyError, BadZipFile), np.load(path) as held:  # what is damaged is computed again
+        with suppress(*_DAMAGE), np.load(path) as held:  # what is damaged is computed again
             known = dict(zip(held["shas"].tolist(), held["rows"], strict=True))
     missing = [sha for sha in dict.fromkeys(shas) if sha not in known]
     for i in range(0, len(missing), 32):

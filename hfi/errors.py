@@ -7,7 +7,7 @@
     ├── NoJudgments       nothing, or nothing usable, has been judged
     ├── ModelError        a folder or hub id is not a model that hfi can load
     ├── NoRoom            the disk is full; what was written before is whole
-    ├── ProcessLost     of several processes that work at one run, another one ended
+    ├── ProcessLost       of several processes that work at one run, another one ended
     └── NonFiniteLoss     training diverged; the last good state stays on disk
 
 A caller's mistake is a ValueError instead.
@@ -44,9 +44,10 @@ class NoRoom(HfiError):
 
 
 class ProcessLost(HfiError):
-    def __init__(self, rank: int, size: int) -> None:
+    def __init__(self, rank: int, size: int, why: BaseException) -> None:
+        said = (str(why).strip().splitlines() or [type(why).__name__])[0]
         super().__init__(
-            f"another of the {size} processes of this run ended, or cannot be reached (said by process {rank}); "
+            f"another of the {size} processes of this run ended, or cannot be reached (process {rank}: {said}); "
             "run the same command again to go on"
         )
 

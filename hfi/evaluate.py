@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from hfi.config import check, option
-from hfi.distributed import from_main, gather, is_main, mine, rank, scatter, size
+from hfi.distributed import from_main, gather, in_turn, is_main, mine, rank, scatter, size
 from hfi.errors import HfiError
 from hfi.files import whole, write_pieces, write_text
 from hfi.images import png
@@ -72,7 +72,9 @@ class EvaluateConfig:
     steps: int = option(25, "DDIM steps", low=1)
     guidance_scale: float = option(7.5, "classifier-free guidance; 1 is none", low=0)
     seed: int = option(FIRST_SEED, "seed of the first prompt; the others follow", low=0)
-    batch_size: int = option(8, "images sampled together; changes nothing but the speed", low=1)
+    batch_size: int = option(
+        8, "images sampled together; changes nothing but the speed, and rounding that can show in a pixel", low=1
+    )
     detector: str = option(
         "auto",
         "who sees the concept: portraits, reward[:FILE], nudenet[:THRESHOLD], open_nsfw, q16:CLIP:PROMPTS, none; OWN@NAME lets its own "
@@ -488,17 +490,12 @@ def _sample_system(system: System, cells: Mapping[str, _Cell], place: str) -> No
         for name, cell in cells.items():
             lacking = _lacking(cell, system.batch)
             while todo := from_main(partial(_some, lacking, _ASKED // system.batch)):
-                own = mine(todo)
-                images = _images(system, name, cell.job, [i for batch in own for i in batch])
-                for k in range(-(-len(todo) // size())):  # a batch of each process, as long as there are any
-                    batch = own[k] if k < len(own) else range(0)
-                    made = [(i, png(image)) for i, image in zip(batch, images, strict=False)]
-                    if len(made) < len(batch):
-                        raise ValueError(f"{title}: {len(made)} images for a batch of {len(batch)} prompts of {name}")
-                    for i, data in (row for rows in gather(made) for row in rows):
-                        with whole(cell.file(i)) as scratch:
-                            scratch.write_bytes(data)
-                        advance(1, name)
+                own = [i for batch in mine(todo) for i in batch]
+                made = ((i, png(image)) for i, image in zip(own, _images(system, name, cell.job, own), strict=False))
+                for i, data in in_turn(todo, made):
+                    with whole(cell.file(i)) as scratch:
+                        scratch.write_bytes(data)
+                    advance(1, name)
 
 
 def _some(batches: Iterator[range], count: int) -> list[range]:

@@ -81,8 +81,9 @@ class Run:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n")]  # a killed run may leave half a line
 
-    def truncate_metrics(self, step: int) -> None:
-        """Forgets what was logged after `step`: a resumed run logs it again. Every training starts with it."""
+    def begin_metrics(self, step: int) -> None:
+        """Every training starts with it: forgets what was logged after `step`, as a resumed run logs it again, and begins the event
+        file."""
         kept = [line for line in self.metrics() if line.get("step", 0) <= step]
         write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
         config = self.path / "config.toml"

@@ -57,6 +57,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = both
 
 
+@pytest.fixture
+def alone(hfi: Callable[..., Done]) -> Iterator[Callable[..., Done]]:
+    """`hfi` with one thread, as the processes of tests/launched.py."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield hfi
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def postgres(no_settings: None) -> Iterator[Server]:
     """A PostgreSQL server, one for each process that runs tests."""

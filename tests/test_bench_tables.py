@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 import torch
 from benched import benchmark_page, planned
 from judged import judge, model_with_clip
+from launched import TWO, run
 from tiny import WIDTH
 
 from hfi.bench.page import _FAMILIES, table_columns, verdict
@@ -25,7 +27,9 @@ from hfi.bench.plan import Named, read_plan
 from hfi.bench.portraits import prepare
 from hfi.bench.tables import erasing
 from hfi.cli import app, main
+from hfi.cli.bench import _run_child
 from hfi.diffusion.tokens import LearnedToken
+from hfi.distributed import Terminated
 from hfi.erase import METHODS
 from hfi.errors import HfiError
 from hfi.guide import GUIDES
@@ -231,6 +235,35 @@ def test_the_workspace_for_portraits_is_made_by_the_commands_of_the_comparison(t
     assert [line.split()[0] for line in ran] == ["init", "concept", "generate"]
 
 
+def test_an_erasure_is_asked_for_on_the_device_that_was_asked_for(tmp_path: Path) -> None:
+    """Not on the one that this process chose of it: the command chooses for each of its processes."""
+    plan = read_plan(data_dir() / "bench" / "portraits.toml")
+    bench = replace(planned(plan, tmp_path), device="cuda:1")
+    assert all("--device auto " in line for line in erasing(bench, plan.tables[0]))
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, Terminated])
+def test_what_is_interrupted_waits_until_its_command_has_kept_its_state(
+    end: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[str] = []
+
+    class Command:
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            pass
+
+        def wait(self) -> int:
+            waited.append("")
+            if len(waited) == 1:
+                raise end
+            return 143
+
+    monkeypatch.setattr("hfi.cli.bench.subprocess.Popen", Command)
+    with pytest.raises(end):
+        _run_child("erase", {})
+    assert len(waited) == 2
+
+
 # --- a run ---
 
 
@@ -274,6 +307,35 @@ def test_a_benchmark_killed_three_times_gives_the_same_results(hfi: Hfi, space: 
         assert (again / name).read_bytes() == (made / name).read_bytes(), name
     _check_results(made)
     _check_page(made)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="torchrun starts no processes on Windows")
+def test_a_benchmark_of_two_processes_gives_the_results_of_one(
+    alone: Hfi, space: Path, plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an erasure in closed form, which is the same to the bit, made by a command that both processes start."""
+    text = plan_file.read_text(encoding="utf-8").replace('token = "fog"\n', "").replace("[methods.neg]\n", "")
+    for start, end in (("[methods.esd-x]", "[tables.fog]"), ("[attacks.relapse]", None)):
+        text = text[: text.index(start)] + (text[text.index(end) :] if end else "")
+    plan_file.write_text(text, encoding="utf-8")
+    one, two = tmp_path / "one", tmp_path / "two"
+    for path in (one, two):
+        shutil.copytree(space, path)
+    words = ["--table", "fog", "--json"]  # without the report, for which main alone measures what everything costs
+    done = run([*TWO, "bench", "run", plan_file, "-w", two, *words])
+    assert done.returncode == 0, done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("$ hfi erase")]) == 1
+    monkeypatch.setattr("hfi.cli.bench._child", in_this_process)
+    alone_done = alone("bench", "run", plan_file, "-w", one, *words)
+    assert alone_done.exit_code == 0
+    assert json.loads(done.stdout) == json.loads(alone_done.stdout) != []
+    names = ["images/*/*/*.png", "results.json", "scores.jsonl", "attacks/*/results.json"]
+    made, wanted = (
+        {str(file.relative_to(path)): file.read_bytes() for name in names for file in (path / "runs/bench/small/fog").glob(name)}
+        for path in (two, one)
+    )
+    assert len(wanted) > 10
+    assert made == wanted
 
 
 def _files(path: Path) -> list[Path]:

@@ -10,53 +10,29 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 from judged import judge, model_with_clip
+from launched import LAUNCH, TWO, finished, kill_one, run, said, started, wait_for
 
 from hfi import distributed
 from hfi.diffusion.tokens import LearnedToken
 from hfi.erase.erasure import Erasure
-from hfi.errors import UsageError
+from hfi.errors import ProcessLost, UsageError
 from hfi.runs import Run
 from hfi.workspace import Workspace
 
-ROOT = Path(__file__).parent.parent
-LAUNCH = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
-TWO = [*LAUNCH, "--num_processes", "2", "--cpu", "-m", "hfi"]
 TOLERANCE = (
     1e-4  # of a trained tensor: what rows computed apart round to, after AdamW made the same of small gradients as of large
 )
 NETNS = os.environ.get("HFI_REQUIRE_NETNS") == "1"  # read before conftest takes HFI_* away
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="torchrun starts no processes on Windows")
-
-
-def environment() -> dict[str, str]:
-    """One thread each: other numbers of threads round differently, which can show in a pixel."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-
-
-def started(command: list[object], **more: object) -> subprocess.Popen[str]:
-    out = subprocess.PIPE
-    return subprocess.Popen(
-        [str(word) for word in command], env=environment(), stdout=out, stderr=out, text=True, cwd=ROOT, **more
-    )  # type: ignore[call-overload]
-
-
-def run(command: list[object]) -> subprocess.CompletedProcess[str]:
-    return finished(started(command))
-
-
-def said(done: subprocess.CompletedProcess[str]) -> list[str]:
-    """What hfi itself wrote of how it ended."""
-    return [line for line in done.stderr.splitlines() if line.startswith("hfi: ")]
 
 
 @pytest.fixture(scope="module")
@@ -78,40 +54,6 @@ def images(space: Path) -> list[tuple[object, ...]]:
     for row in rows:
         kept.read(row["sha256"])  # its bytes are those of its name
     return [tuple(value for name, value in row.items() if name != "created_at") for row in rows]
-
-
-def wait_for(process: subprocess.Popen[str], there: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 600
-    while not there():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def kill_one(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
-    """SIGKILL for the second of the two processes of a run; what became of the run then."""
-    ranks = {}
-    for child in psutil.Process(process.pid).children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            if "RANK" in (found := child.environ()):
-                ranks[found["RANK"]] = child
-    assert sorted(ranks) == ["0", "1"]
-    ranks["1"].kill()
-    return finished(process)
-
-
-def finished(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
-    out, err = process.communicate(timeout=900)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-
-@pytest.fixture
-def alone(hfi: Callable) -> Iterator[Callable]:
-    """`hfi` with one thread, as those that are launched."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield hfi
-    torch.set_num_threads(threads)
 
 
 # --- what is computed ---
@@ -147,7 +89,12 @@ def test_rows_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_command_that_is_not_shared_says_so(monkeypatch: pytest.MonkeyPatch, hfi: Callable, tmp_path: Path) -> None:
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
-    for words in (["reward", "-c", "fog"], ["init", tmp_path / "x"], ["bench", "speed"]):
+    for words in (
+        ["reward", "-c", "fog"],
+        ["init", tmp_path / "x"],
+        ["bench", "speed"],
+        ["bench", "scale", "-w", tmp_path / "x"],
+    ):
         done = hfi(*words)
         assert done.exit_code == 2
         name = " ".join(map(str, words[: 1 + (words[0] == "bench")]))
@@ -166,6 +113,55 @@ def test_a_launch_that_does_not_divide_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     with pytest.raises(UsageError, match="--num_processes 3 on 2 machines"):
         distributed.start_the_others(["generate"])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["accelerate", "launch", "--num_processes", "2", "-m", "hfi", "generate"],
+        ["accelerate", "launch", "--config_file", "c.yaml", "--num_processes", "2", "-m", "hfi", "generate"],
+        ["accelerate", "launch", "--cpu", "-m", "hfi", "generate"],
+        ["accelerate-launch", "--cpu", "--num_processes", "2", "-m", "hfi", "generate"],
+        ["bash"],
+    ],
+)
+@pytest.mark.parametrize("cpu", ["true", "false"])
+def test_a_process_that_does_not_know_of_the_others_does_not_work_alone(
+    monkeypatch: pytest.MonkeyPatch, line: list[str], cpu: str
+) -> None:
+    monkeypatch.setattr(psutil.Process, "cmdline", lambda self: line)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", cpu)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(UsageError, match=r"give 'accelerate launch' --multi_gpu .* unset MASTER_ADDR"):
+        distributed.start_the_others(["generate"])
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    distributed.start_the_others(["generate"])
+
+
+def test_the_processes_join_before_main_makes_what_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    monkeypatch.setattr(distributed, "rank", lambda: 0)
+    monkeypatch.setattr(distributed, "_groups", lambda: (done.append("joined"), None))
+    monkeypatch.setattr("torch.distributed.broadcast_object_list", lambda *args, **kwargs: done.append("told"))
+    distributed.from_main(lambda: done.append("made"))
+    assert done == ["joined", "made", "told"]
+
+
+def test_a_lost_process_is_said_with_its_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    monkeypatch.setattr(distributed, "rank", lambda: 0)
+    with (
+        pytest.raises(ProcessLost, match=r"\(process 0: no address for: eth7\); run the same command again"),
+        distributed._peers(),
+    ):
+        raise RuntimeError("no address for: eth7\nframe #0")
+
+
+def test_a_batch_with_too_few_results_is_a_mistake() -> None:
+    assert list(distributed.in_turn([[1, 2], [3]], iter("abc"))) == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="1 results of a batch of 2"):
+        list(distributed.in_turn([[1, 2]], iter("a")))
 
 
 # --- commands ---
@@ -190,7 +186,8 @@ def test_generate_of_two_processes(model: Path, empty_workspace: Path, tmp_path:
     job += ["--images-per-prompt", 29]  # 87 images: 22 batches, the last of 3
     assert alone("generate", "-w", one, *job).exit_code == 0
     assert len(images(one)) == 87
-    done = run([*TWO, "generate", "-w", two, *job, "--json"])
+    torchrun = [*LAUNCH, "--multi_gpu", "--num_processes", "2", "-m", "hfi"]  # started by accelerate itself, on CPUs too
+    done = run([*torchrun, "generate", "-w", two, *job, "--device", "cpu", "--json"])
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {"run": "images", "images": 87, "new": 87}  # and nothing else: the second is silent
     assert '"done": 87' in done.stderr

@@ -16,7 +16,7 @@ from tiny import WIDTHS, finish, saved
 from hfi.diffusion.cond import Cond
 from hfi.diffusion.memory import lighten
 from hfi.diffusion.sample import schedule
-from hfi.diffusion.sd import StableDiffusion, encode_null, encode_prompts, load_sd
+from hfi.diffusion.sd import StableDiffusion, encode_null, encode_prompts, load_sd, predict
 from hfi.diffusion.tokens import LearnedToken, install
 from hfi.diffusion.trainable import select
 from hfi.diffusion.training import drive, load_state, save_state
@@ -551,3 +551,17 @@ def test_two_erasures_applied_to_a_model(sd: StableDiffusion) -> None:
     torch.testing.assert_close(both[names[0]], w + 3)
     assert all(torch.equal(both[name], other[name]) for name in both)
     assert {name for name, value in sd.unet.state_dict().items() if not torch.equal(value, both[name])} == set(names[:2])
+
+
+@pytest.mark.parametrize("method", ["sdd", "sdd-context"])
+def test_no_gradients_are_kept_beside_activations(sd: StableDiffusion, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From one update to the next, when the U-Net is asked again, they are gone."""
+    asked = []
+
+    def noted(sd: StableDiffusion, weights: Any, *rest: Any) -> torch.Tensor:
+        asked.extend(value.grad is None for value in (weights or {}).values())
+        return predict(sd, weights, *rest)
+
+    monkeypatch.setattr("hfi.erase.distil.predict", noted)
+    finish(METHODS[method].erase(sd, REMOVAL, METHODS[method].config(**FAST)))
+    assert asked and all(asked)

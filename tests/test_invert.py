@@ -21,6 +21,7 @@ from hfi.invert.train import (
     Examples,
     Inversion,
     InvertConfig,
+    _loss,
     initial_vectors,
     injected,
     inversion_loss,
@@ -308,6 +309,18 @@ def test_a_loss_that_is_not_finite_stops(sd: StableDiffusion) -> None:
     training = invert(sd, [data], InvertConfig(**{**FAST, "steps": 50}))
     with pytest.raises(NonFiniteLoss, match="at step"):
         finish(training)
+
+
+def test_no_gradients_are_kept_beside_activations(sd: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def noted(sd: StableDiffusion, tokens: Any, *rest: Any) -> torch.Tensor:
+        asked.extend(rows.grad is None for token in tokens for rows in token.embeddings)
+        return _loss(sd, tokens, *rest)
+
+    monkeypatch.setattr("hfi.invert.train._loss", noted)
+    finish(invert(sd, [examples(sd)], InvertConfig(**FAST)))
+    assert asked and all(asked)
 
 
 # --- several concepts ---

@@ -95,13 +95,24 @@ def test_tensors_are_counted_as_they_come_and_go() -> None:
     assert memory.peak(work, sd, there) == 8 * 1024
 
 
+def test_pictures_are_encoded_beside_less_than_an_update_takes() -> None:
+    """What `hfi invert` encodes before it trains: of SDXL on 8 GB it needs the room of the U-Net."""
+    (recipe,) = (r for r in memory.RECIPES if (r.family, r.gib, r.command) == ("SDXL", 8, "invert"))
+    one = memory.encoding("SDXL", "bfloat16")
+    assert 1.2 * GIB < one < 1.3 * GIB
+    assert sum(memory.held(recipe)) + one > 7.5 * GIB
+    assert one < memory.size_of(memory.model("SDXL", "bfloat16").unet)
+
+
 def test_the_pages_table_is_what_is_computed() -> None:
     """Each row's weights and trained numbers; the working memory of some rows, as that of all takes a minute."""
     page = (Path(__file__).parent.parent / "docs" / "scaling.md").read_text(encoding="utf-8")
     rows = [line for line in page.splitlines() if line.startswith(("| 1 x", "| 8 x"))]
     assert len(rows) == len(memory.RECIPES) == 34
     for recipe, line in zip(memory.RECIPES, rows, strict=True):
-        assert line.startswith(f"| {recipe.gpus} x {recipe.gib} GB | {recipe.family} | {recipe.command} | `{recipe.options}` |")
+        weights, trained = (f"{x / GIB:.1f}" for x in memory.held(recipe))
+        about = f"| {recipe.gpus} x {recipe.gib} GB | {recipe.family} | {recipe.command} | `{recipe.options}` |"
+        assert line.startswith(f"{about} {weights} | {trained} |")
         assert float(line.split("|")[-2]) * 1.05 + 0.5 <= recipe.gib  # for gaps and workspaces, and the context
     some = [i for i, r in enumerate(memory.RECIPES) if (r.family == "SD 1.x" and r.gib == 8) or (r.family, r.gib) == ("SDXL", 24)]
     assert len(some) == 8

@@ -1,6 +1,7 @@
 import itertools
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -350,6 +351,18 @@ def test_each_image_is_embedded_once(backbone: ClipBackbone, tmp_path: Path) -> 
     again = embed_stored(backbone, store, shas, tmp_path / "cache", lambda n, note: asked.append(n))
     np.testing.assert_array_equal(again, first[:3])
     assert asked == [3]
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: b"x", lambda data: data[:100], lambda data: data[:-30]])
+def test_a_damaged_cache_is_made_anew(backbone: ClipBackbone, tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    store = ImageStore(tmp_path / "images")
+    shas = [store.put(image) for image in pictures(2)]
+    first = embed_stored(backbone, store, shas, tmp_path / "cache")
+    (file,) = (tmp_path / "cache").iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    np.testing.assert_array_equal(embed_stored(backbone, store, shas, tmp_path / "cache"), first)
+    assert file.read_bytes() == whole
 
 
 def test_what_is_no_clip_model(tmp_path: Path) -> None:

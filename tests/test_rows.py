@@ -16,7 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from hfi.aggregate import soft_labels
-from hfi.bench.rows import COMMANDS, CONCEPT, RowsConfig, grown, make, table
+from hfi.bench.rows import COMMANDS, CONCEPT, RowsConfig, grown, make, peak, table
 from hfi.cli import app
 from hfi.consensus import consensus
 from hfi.errors import UsageError
@@ -182,3 +182,16 @@ def test_the_benchmark_measures_in_processes_of_their_own() -> None:
 def test_mistakes_of_the_benchmark(given: dict[str, object], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         RowsConfig(**given)  # type: ignore[arg-type]
+
+
+def test_the_workspaces_are_made_apart_from_the_users_database_and_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    monkeypatch.setenv("HFI_IMAGES_URL", own.as_uri())
+    monkeypatch.setenv("HFI_DATABASE_URL", f"sqlite:///{own / 'hfi.db'}")
+    make(tmp_path / "made", 2, evaluated=False)
+    assert len(list((tmp_path / "made" / "images").rglob("*.png"))) == 2
+    assert peak(tmp_path / "made", COMMANDS["export csv"](tmp_path / "made")) > 0
+    assert list(own.iterdir()) == []

@@ -70,10 +70,10 @@ def test_metrics_survive_a_kill_in_the_middle_of_a_line(tmp_path: Path) -> None:
     with open(run.path / "metrics.jsonl", "a") as file:
         file.write('{"step": 5, "lo')
     assert [line["step"] for line in run.metrics()] == [1, 2, 3, 4]
-    run.truncate_metrics(2)
+    run.begin_metrics(2)
     run.log(step=3, loss=0.0)
     assert run.metrics() == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}, {"step": 3, "loss": 0.0}]
-    run.truncate_metrics(0)
+    run.begin_metrics(0)
     assert run.metrics() == []
 
 

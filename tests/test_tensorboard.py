@@ -120,7 +120,7 @@ def test_a_run_whose_first_part_had_no_event_file_gets_it_whole(tmp_path: Path) 
     run.log(step=2, loss=0.5)
     assert not list(run.path.glob("events.*"))
     Image.new("RGB", (3, 2)).save(run.path / "note.png")
-    run.truncate_metrics(1)
+    run.begin_metrics(1)
     run.log(step=2, loss=0.25, kind="a word", good=True)
     assert [(e.step, e.value) for e in read(run.path).Scalars("loss")] == [(1, 1.0), (2, 0.25)], "before the run has ended"
     run.finish({})
@@ -130,7 +130,7 @@ def test_a_run_whose_first_part_had_no_event_file_gets_it_whole(tmp_path: Path) 
 def test_without_the_extra_nothing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorboard, "find_spec", lambda name: None)
     run = Run.start(tmp_path, "reward", "a", SETTINGS)
-    run.truncate_metrics(0)
+    run.begin_metrics(0)
     run.log(step=1, loss=1.0)
     run.finish({})
     assert {path.name for path in run.path.iterdir()} == {

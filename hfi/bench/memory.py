@@ -3,7 +3,7 @@
     weights    of the U-Net, VAE and text encoders, in the precision asked for; none of what waits in the CPU's memory
     trained    student and teacher, gradients' two moments: four float32 numbers for each trained one (hfi/erase/distil.py)
     working    the most that a step holds beside these at one time, gradients among it: every tensor that hfi's own `predict`, its
-               backward pass and `decode` make, counted as they come and go
+               backward pass, `decode` and the VAE's encoder make, counted as they come and go
 
 Attention is counted as torch's fused kernel keeps it. What a GPU takes beside the tensors is not: the CUDA context (about half a GiB),
 the libraries' workspaces, and gaps between tensors.
@@ -227,28 +227,48 @@ def decoding(family: Family, precision: str, n: int) -> int:
         return peak(lambda: decode(sd, torch.empty((n, *sd.latent_shape), dtype=sd.dtype, device=META)), sd)
 
 
+@cache
+def encoding(family: Family, precision: str) -> int:
+    """Of one picture through the VAE."""
+    sd = model(family, precision)
+    with torch.no_grad():
+        return peak(lambda: sd.vae.encode(torch.empty((1, 3, *sd.image_size), dtype=sd.dtype, device=META)), sd)
+
+
+def trained_numbers(recipe: Recipe) -> int:
+    """Of the U-Net; a token's are next to none."""
+    erases = recipe.command.startswith("erase")
+    return sum(v.numel() for v in select(model(recipe.family, recipe.precision).unet, "xattn").values()) if erases else 0
+
+
+def held(recipe: Recipe) -> tuple[int, int]:
+    """(weights, trained) that stay there."""
+    sd = model(recipe.family, recipe.precision)
+    waiting = [sd.vae] if recipe.command == "invert" else [sd.vae, *sd.text_encoders]
+    away = waiting if recipe.cpu_offload else []
+    weights = sum(map(size_of, (sd.unet, sd.vae, *sd.text_encoders))) - sum(map(size_of, away))
+    return weights, 4 * 4 * trained_numbers(recipe)
+
+
 def budget(recipe: Recipe) -> Budget:
     """Of the process with the most rows."""
     sd = model(recipe.family, recipe.precision)
     family, precision, checkpointing = recipe.family, recipe.precision, recipe.gradient_checkpointing
     own = -(-recipe.batch // recipe.gpus)
-    waiting = [sd.vae] if recipe.command == "invert" else [sd.vae, *sd.text_encoders]
-    weights = size_of(sd.unet) + sum(map(size_of, sd.text_encoders)) + size_of(sd.vae)
-    away = sum(map(size_of, waiting)) if recipe.cpu_offload else 0
-    trained = 0
-    if recipe.command == "generate":  # each process has whole batches; the VAE is there while it decodes
-        back = size_of(sd.vae) if recipe.cpu_offload else 0
+    back = size_of(sd.vae) if recipe.cpu_offload else 0  # while it encodes and decodes
+    if recipe.command == "generate":  # each process has whole batches
         working = max(looking(family, precision, 2 * recipe.batch), back + decoding(family, precision, recipe.batch))
     elif recipe.command == "invert":
-        working = inverting(family, precision, checkpointing, own)
+        gone = size_of(sd.unet) if recipe.cpu_offload else 0  # while it encodes, see hfi/cli/invert.py
+        working = max(inverting(family, precision, checkpointing, own), back + encoding(family, precision) - gone)
     else:
         groups = 3 if recipe.command == "erase sdd-context" else 1  # flagged, harmless and clean rows, see hfi/erase/context.py
         of_student, without = (-(-n * recipe.batch // recipe.gpus) for n in (groups, max(2, groups)))
-        numbers = sum(value.numel() for value in select(sd.unet, "xattn").values())
-        trained = 4 * 4 * numbers
-        update = 2 * 4 * numbers  # gradients, and what AdamW divides by
+        update = 2 * 4 * trained_numbers(recipe)  # gradients, and what AdamW divides by
         working = max(erasing(family, precision, checkpointing, of_student), looking(family, precision, without), update)
-    return Budget(weights - away, trained, working)
+        if recipe.command == "erase sdd-context":  # the clean images, one at a time
+            working = max(working, back + encoding(family, precision))
+    return Budget(*held(recipe), working)
 
 
 RECIPES = (

@@ -10,11 +10,12 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from hfi.config import check, option
-from hfi.distributed import barrier, from_main, gather, is_main, mine, size
+from hfi.distributed import barrier, from_main, in_turn, is_main, mine
 from hfi.errors import HfiError
 
 
@@ -33,7 +34,7 @@ class ProcessesConfig:
 def run(config: ProcessesConfig) -> list[dict[str, Any]]:
     """One process with one core's thread, one with a thread for every core, and several that share the cores: seconds, images a second,
     how many times as fast as each of the others, and whether the images are those of the first, byte for byte."""
-    cores = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     arms = dict.fromkeys([(1, 1), (1, cores), (config.processes, max(1, cores // config.processes))])
     rows: list[dict[str, Any]] = []
     for processes, threads in arms:
@@ -53,7 +54,10 @@ def _launch(config: ProcessesConfig, processes: int, threads: int) -> dict[str, 
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False)
     if done.returncode:
-        raise HfiError(f"{processes} processes ended without a result: see the lines above")
+        raise HfiError(
+            f"the run of {processes} process{'es' * (processes > 1)} ended without a result, see the lines above; if memory ran out, "
+            "give fewer --processes or a smaller --batch-size"
+        )
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -67,20 +71,18 @@ def measure(config: ProcessesConfig) -> dict[str, Any]:
 
     sd = build(config.size, SIZES[config.size].latent, torch.float32, torch.device("cpu"))
 
-    def made(seeds: list[int]) -> list[bytes]:
+    def made(seeds: list[int]) -> Iterator[bytes]:
         look: dict[str, Any] = {"steps": config.steps, "batch_size": config.batch_size}
-        return [png(image) for image in sample(sd, ["a"] * len(seeds), seeds, **look)]
+        return (png(image) for image in sample(sd, ["a"] * len(seeds), seeds, **look))
 
     numbers = list(range(config.images))
     batches = [numbers[i : i + config.batch_size] for i in range(0, config.images, config.batch_size)]
-    made(batches[0])
+    list(made(batches[0]))
     barrier()
     begun = time.monotonic()
-    own, total = mine(batches), hashlib.sha256()
-    for i in range(-(-len(batches) // size())):
-        for pictures in gather(made(own[i]) if i < len(own) else []):
-            for picture in pictures:
-                total.update(picture)
+    total = hashlib.sha256()
+    for picture in in_turn(batches, made([n for batch in mine(batches) for n in batch])):
+        total.update(picture)
     seconds = time.monotonic() - begun
     return from_main(lambda: {"seconds": seconds, "sha256": total.hexdigest()})
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from hfi.config import check, option
 from hfi.errors import HfiError, UsageError
+from hfi.images import ImageStore
 from hfi.resources import data_dir
 from hfi.workspace import Workspace
 
@@ -90,10 +91,11 @@ def run(config: RowsConfig, folder: Path) -> list[dict[str, Any]]:
 
 
 def peak(folder: Path, words: Sequence[object]) -> int:
-    """The most memory, in bytes, that a command took in a process of its own, on the workspace's own database."""
+    """The most memory, in bytes, that a command took in a process of its own, on the workspace's own database and images."""
     file = folder / "peak"
     line = [sys.executable, "-m", "hfi.bench.peak", str(file), *map(str, words)]
-    environment = {name: value for name, value in os.environ.items() if name != "HFI_DATABASE_URL"}
+    others = ("HFI_DATABASE_URL", "HFI_IMAGES_URL")
+    environment = {name: value for name, value in os.environ.items() if name not in others}
     done = subprocess.run(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["it was ended from outside"])[-1]
@@ -108,11 +110,11 @@ def make(folder: Path, count: int, *, evaluated: bool) -> None:
     from hfi.store.synthetic import Part, Size
     from hfi.store.synthetic import make as fill
 
-    space = Workspace.create(folder)
+    space, images = Workspace.create(folder), ImageStore(folder / "images")  # whatever HFI_IMAGES_URL names
     upgrade(space.own_database)
     engine = connect(space.own_database)
     asked = Part("bulk", CONCEPT, "binary", "closed", "all", 0, 1.0, 1.0, images=1, overlap=2, decided=50)
-    fill(engine, Size(count, _PEOPLE, 2 * count), parts=(asked,), sha_of=lambda i: space.images.put(_noise(i)))
+    fill(engine, Size(count, _PEOPLE, 2 * count), parts=(asked,), sha_of=lambda i: images.put(_noise(i)))
     engine.dispose()
     if evaluated:
         _paint(folder, space, count)

@@ -126,7 +126,8 @@ def erasing(bench: Bench, table: Table) -> list[str]:
     for entry in bench.entries(table):
         if entry.erasure is None:
             continue
-        line = f"erase {here} --device {bench.device} --concept {','.join(table.slugs)} --simulated {bench.plan.simulated}"
+        device = shlex.quote(bench.plan.measure.device)  # as it was asked for: of several processes each chooses its own GPU
+        line = f"erase {here} --device {device} --concept {','.join(table.slugs)} --simulated {bench.plan.simulated}"
         line += f" --method {entry.method}"
         line += f" --name {bench.erasure(table, entry.method, entry.conditioning)}"
         for concept in table.concepts:

@@ -142,7 +142,7 @@ def _run(words: list[str], *, started_here: bool) -> int:
     """The exit code of a command line, after what went wrong has been said."""
     try:
         logs.check()
-        if started_here:
+        if started_here and COMPLETING not in os.environ:
             start_the_others(words)
         if not is_main():
             _silence()

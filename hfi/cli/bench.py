@@ -7,7 +7,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,7 +21,7 @@ from hfi.bench.speed import SpeedConfig, table
 from hfi.bench.speed import run as measure_speed
 from hfi.cli import TOGETHER
 from hfi.cli.options import JsonOption, WorkspaceOption, name_option, with_config
-from hfi.distributed import from_main, is_main, meeting_place, one_process
+from hfi.distributed import Terminated, barrier, from_main, is_main, meeting_place, one_process
 from hfi.errors import HfiError, NoJudgments, UsageError
 from hfi.hub import pinned
 from hfi.resources import data_dir
@@ -35,8 +35,10 @@ app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 
 @app.callback()
-def bench() -> None:
+def bench(ctx: typer.Context) -> None:
     """Every method side by side, and what the loops cost on this machine."""
+    if ctx.invoked_subcommand not in ("run", "portraits"):
+        one_process(f"hfi bench {ctx.invoked_subcommand}")
 
 
 TablesOption = Annotated[
@@ -91,7 +93,6 @@ def portraits(
 @with_config(SpeedConfig)
 def speed(as_json: JsonOption = False, *, config: SpeedConfig) -> None:
     """Time, U-Net evaluations and memory of invert and erase, beside plain loops written down from the papers, on random models."""
-    one_process("hfi bench speed")
     result = measure_speed(config)
     typer.echo(json.dumps(result) if as_json else table(result))
 
@@ -100,7 +101,6 @@ def speed(as_json: JsonOption = False, *, config: SpeedConfig) -> None:
 @with_config(ProcessesConfig)
 def processes(as_json: JsonOption = False, *, config: ProcessesConfig) -> None:
     """Images a second of one process and of several that share this machine's cores, and whether their bytes are equal."""
-    one_process("hfi bench processes")
     rows = run_processes(config)
     typer.echo(json.dumps(rows) if as_json else processes_table(rows))
 
@@ -108,7 +108,6 @@ def processes(as_json: JsonOption = False, *, config: ProcessesConfig) -> None:
 @app.command()
 def memory() -> None:
     """GPU memory of every recipe in docs/scaling.md, computed from the models' architectures; needs no GPU and downloads nothing."""
-    one_process("hfi bench memory")
     from hfi.bench.memory import table
 
     typer.echo(table())
@@ -125,7 +124,6 @@ def load(
     """Many annotators at once on a labeling server of their own, as fast as it answers, killed now and then: how long each waits for
     the next task, what the server holds in memory, and whether a judgment was lost or taken twice. On SQLite, or, in a schema of its
     own that goes at the end, on the PostgreSQL database that HFI_DATABASE_URL names."""
-    one_process("hfi bench load")
     from tempfile import TemporaryDirectory
 
     from ui.load import run, table
@@ -193,7 +191,6 @@ def rows(
     config: RowsConfig,
 ) -> None:
     """The most memory that evaluate, exports and aggregate take on 50,000 rows, beside 1,000. Fails where it grows with the rows."""
-    one_process("hfi bench rows")
     from tempfile import TemporaryDirectory
 
     from hfi.bench.rows import grown, run, table
@@ -219,47 +216,50 @@ def _run(plan: "Plan", space: Workspace, name: str, only: list[str] | None, as_j
     from hfi.bench.costs import costs
     from hfi.bench.page import headlines, markdown, render
     from hfi.bench.tables import Bench, measure, write_tables
-    from hfi.cli.common import check_writable, find_file, judged
+    from hfi.cli.common import Judged, find_file, judged
     from hfi.cli.evaluate import backbone_reference, detector_spec
     from hfi.diffusion.sd import configurations, content_id, find_model, pick_device, text_widths
     from hfi.diffusion.tokens import LearnedToken, check_fits
     from hfi.embed import ClipBackbone
     from hfi.erase import METHODS
-    from hfi.files import write_text
+    from hfi.files import check_writable, write_text
     from hfi.metrics.detectors import load_detector
     from hfi.metrics.features import load_features
     from hfi.metrics.lpips import Lpips
     from hfi.runs import Run
 
+    _chosen(plan, only)  # a wrong name is said first
+    judging = "relapse" in plan.attacks or any(METHODS[m].judged for t in plan.tables for m in t.methods if m in METHODS)
+
+    def ask() -> tuple["Plan", str, dict[str, LearnedToken], dict[str, Judged], dict[str, list[Any]], dict[str, str], str]:
+        source = find_model(plan.model)
+        exact = replace(plan, model=pinned(plan.model, source), measure=_exact(plan.measure))
+        folder = configurations(source)
+        every = {
+            name: LearnedToken.load(find_file(space.tokens, name, "token", "hfi invert"))
+            for c in plan.concepts
+            for name in (c.token, c.alone)
+            if name
+        }
+        for token in every.values():
+            check_fits(token, text_widths(source), plan.model)
+        if len({token.placeholder for token in every.values()}) < len(every):
+            raise UsageError(f"two tokens share a placeholder: {', '.join(token.placeholder for token in every.values())}")
+        found = {c.slug: judged(space, c.slug, plan.simulated) for c in plan.concepts} if judging else {}  # type: ignore[arg-type]
+        flagged = {
+            slug: [(sha, j.judgments.prompts[sha]) for sha in sorted(j.flagged_images("majority"))] for slug, j in found.items()
+        }
+        if nothing := [slug for slug, images in flagged.items() if not images]:
+            raise NoJudgments(f"no image is judged to show {nothing[0]!r}: judge more with 'hfi ui'")
+        check_writable(space.erasures, space.runs)
+        specs = {t.name: detector_spec(exact.measure.detector, folder, space, t.slugs) for t in plan.tables}
+        reference = backbone_reference(exact.measure.backbone, folder, space, plan.concepts[0].slug)
+        return exact, content_id(source), every, found, flagged, specs, reference
+
+    plan, content, every, found, flagged, specs, reference = from_main(ask)
     todo = _chosen(plan, only)
-    model, config = from_main(lambda: (pinned(plan.model, find_model(plan.model)), _exact(plan.measure)))
-    plan, todo = (replace(some, model=model, measure=config) for some in (plan, todo))
-    source = find_model(plan.model)
-    content, folder = content_id(source), configurations(source)
-    every = {
-        name: LearnedToken.load(find_file(space.tokens, name, "token", "hfi invert"))
-        for c in plan.concepts
-        for name in (c.token, c.alone)
-        if name
-    }
-    for token in every.values():
-        check_fits(token, text_widths(source), plan.model)
-    if len({token.placeholder for token in every.values()}) < len(every):
-        raise UsageError(f"two tokens share a placeholder: {', '.join(token.placeholder for token in every.values())}")
     put = {c.slug: c.learned(behind_prompts=False) for c in plan.concepts}
     tokens = {slug: every[token] for slug, token in put.items() if token}
-    asked = "relapse" in plan.attacks or any(METHODS[m].judged for t in plan.tables for m in t.methods if m in METHODS)
-    found = from_main(
-        lambda: {c.slug: judged(space, c.slug, plan.simulated) for c in plan.concepts} if asked else {}  # type: ignore[arg-type]
-    )
-    flagged = {
-        slug: [(sha, j.judgments.prompts[sha]) for sha in sorted(j.flagged_images("majority"))] for slug, j in found.items()
-    }
-    if nothing := [slug for slug, images in flagged.items() if not images]:
-        raise NoJudgments(f"no image is judged to show {nothing[0]!r}: judge more with 'hfi ui'")
-    check_writable(space.erasures, space.runs)
-    specs = {t.name: detector_spec(plan.measure.detector, folder, space, t.slugs) for t in plan.tables}
-    reference = backbone_reference(plan.measure.backbone, folder, space, plan.concepts[0].slug)
     detectors = {}
     for t in plan.tables:
         if (detector := load_detector(specs[t.name], "+".join(t.slugs))) is None:
@@ -332,7 +332,7 @@ def _child(line: str) -> None:
     if shared or is_main():
         _run_child(line, meeting_place() if shared else {"WORLD_SIZE": "1"})
     if not shared:
-        from_main(lambda: None)
+        barrier()
 
 
 def _run_child(line: str, environment: dict[str, str]) -> None:
@@ -343,7 +343,7 @@ def _run_child(line: str, environment: dict[str, str]) -> None:
     child = subprocess.Popen(command, stdout=sys.stderr, env={**os.environ, **environment})
     try:
         code = child.wait()
-    except KeyboardInterrupt:  # the child has it too, and keeps its state before it ends
+    except (KeyboardInterrupt, Terminated):  # the child has it too, and keeps its state before it ends
         child.wait()
         raise
     if code == 130:

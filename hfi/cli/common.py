@@ -14,7 +14,6 @@ import typer
 from hfi.aggregate import Method, mean_places, soft_labels
 from hfi.concepts import Concept
 from hfi.errors import HfiError, NoJudgments, NotFound, UsageError
-from hfi.files import check_writable as check_writable
 from hfi.files import whole
 from hfi.judgments import Include, JudgmentSet, freeze, save
 from hfi.runs import Run, moved_on

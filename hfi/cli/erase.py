@@ -26,7 +26,6 @@ from hfi.cli.common import (
     PrecisionOption,
     SimulatedOption,
     SlicingOption,
-    check_writable,
     concept_names,
     copy_file,
     find_file,
@@ -61,6 +60,7 @@ from hfi.erase.distil import Distilled
 from hfi.erase.erasure import Erasure, apply, check_base, export_unet
 from hfi.erase.validation import ending, split, validation
 from hfi.errors import ModelError, NoJudgments, UsageError
+from hfi.files import check_writable
 from hfi.hub import pinned
 from hfi.judgments import each_once, judged_by
 from hfi.prompts import load_prompts

@@ -158,7 +158,7 @@ def evaluate(
         "features_content": features and features.content,
         "lpips_content": lpips and lpips.content,
     }
-    for how in ("batch_size", "device"):  # change nothing but the speed
+    for how in ("batch_size", "device"):  # change nothing but the speed, and rounding
         settings.pop(how)
     if work.guides:
         settings["guides"] = [" ".join(map(str, g.settings.values())) for g in work.guides]

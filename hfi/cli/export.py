@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from hfi import __version__
-from hfi.cli.common import ModelOption, check_writable, find_file, load_tokens
+from hfi.cli.common import ModelOption, find_file, load_tokens
 from hfi.cli.options import JsonOption, WorkspaceOption
 from hfi.errors import HfiError
+from hfi.files import check_writable
 from hfi.hub import pinned
 from hfi.progress import progress
 from hfi.workspace import Workspace

@@ -13,7 +13,7 @@ import typer
 from hfi.cli.common import GUIDES, ModelOption, OffloadOption
 from hfi.cli.options import JsonOption, WorkspaceOption, name_option, with_config
 from hfi.config import check, option
-from hfi.distributed import from_main, gather, is_main, mine, size
+from hfi.distributed import from_main, in_turn, is_main, mine
 from hfi.errors import UsageError
 from hfi.progress import progress
 from hfi.prompts import Prompt, load_prompts, set_name
@@ -34,7 +34,9 @@ class GenerateConfig:
     steps: int = option(25, "DDIM steps", low=1)
     guidance_scale: float = option(7.5, "classifier-free guidance; 1 is none", low=0)
     negative_prompt: str = option("", "what the guidance leads away from")
-    batch_size: int = option(8, "images sampled together; changes nothing but the speed", low=1)
+    batch_size: int = option(
+        8, "images sampled together; changes nothing but the speed, and rounding that can show in a pixel", low=1
+    )
     device: str = option("auto", "cpu, cuda, mps or auto")
 
     def __post_init__(self) -> None:
@@ -102,11 +104,12 @@ def generate(
     config: GenerateConfig,
 ) -> None:
     """Generate the images that people will judge. Images that are there already are not made again."""
-    from hfi.cli.common import check_writable, find_file, load_tokens, start_run
+    from hfi.cli.common import find_file, load_tokens, start_run
     from hfi.diffusion.memory import PRECISIONS, offload
     from hfi.diffusion.sd import check_placeholders, content_id, find_model, load_sd, pick_device, text_widths, tokenize
     from hfi.diffusion.tokens import check_fits, install
     from hfi.erase.erasure import Erasure, apply, check_together, identity
+    from hfi.files import check_writable
     from hfi.hub import pinned
     from hfi.images import png
     from hfi.keeping import add, prepare
@@ -207,16 +210,13 @@ def generate(
         for text in texts:
             check_placeholders(sd, text)
         tokenize(sd, texts)  # says what is cut before the bar starts
-        own = mine(todo)
-        images = iter(_sample(sd, [p for batch in own for p in batch], config, guidance))
+        own = [p for batch in mine(todo) for p in batch]
+        made = ((p, image.size, png(image)) for p, image in zip(own, _sample(sd, own, config, guidance), strict=True))
         with progress("generating", len(job), "images", len(job) - len(missing)) as advance:
-            for i in range(-(-len(todo) // size())):  # a batch of each process, as long as there are any
-                batch = own[i] if i < len(own) else []
-                made = [(planned, image.size, png(image)) for planned, image in zip(batch, images, strict=False)]
-                for row in (row for rows in gather(made) for row in rows):
-                    if row[0].key in missing:
-                        keep(*row)
-                        advance(1, "")
+            for planned, shape, data in in_turn(todo, made):
+                if planned.key in missing:
+                    keep(planned, shape, data)
+                    advance(1, "")
     if not is_main():
         return
     result = {"run": run.path.name, "images": len(job), "new": len(missing)}

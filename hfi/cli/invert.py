@@ -20,7 +20,6 @@ from hfi.cli.common import (
     PrecisionOption,
     SimulatedOption,
     SlicingOption,
-    check_writable,
     concept_names,
     copy_file,
     find_file,
@@ -33,6 +32,7 @@ from hfi.cli.options import JsonOption, NameOption, WorkspaceOption, with_config
 from hfi.diffusion.tokens import LearnedToken, check_placeholder, read_safetensors
 from hfi.distributed import from_main, is_main
 from hfi.errors import HfiError, UsageError
+from hfi.files import check_writable
 from hfi.hub import pinned
 from hfi.invert.train import Examples, InvertConfig
 from hfi.judgments import Include, each_once, judged_by
@@ -187,8 +187,13 @@ def invert(
             offload(sd.unet, [sd.vae], sd.device)  # gradients flow through the text encoders
 
         def encode() -> list[list[torch.Tensor]]:
-            found = [encode_images(sd, [space.images.load(sha) for sha in images]) for images, _, _ in chosen]
-            return [[part.cpu() for part in parts] for parts in found]
+            """Of each concept mean and standard deviation of its images' latents, one image at a time: a VAE takes more for one than
+            many an update does."""
+            if cpu_offload:
+                sd.unet.to("cpu")
+            each = [[encode_images(sd, [space.images.load(sha)]) for sha in images] for images, _, _ in chosen]
+            sd.unet.to(sd.device)
+            return [[torch.cat(parts).cpu() for parts in zip(*encoded, strict=True)] for encoded in each]
 
         examples = []
         for a, (_, texts, weights), parts in zip(asked, chosen, from_main(encode), strict=True):

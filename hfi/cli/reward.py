@@ -14,7 +14,6 @@ from hfi.cli.common import (
     Judged,
     LabelOption,
     SimulatedOption,
-    check_writable,
     copy_file,
     judged,
     say_finished,
@@ -23,6 +22,7 @@ from hfi.cli.common import (
 )
 from hfi.cli.options import JsonOption, NameOption, WorkspaceOption, with_config
 from hfi.errors import NoJudgments
+from hfi.files import check_writable
 from hfi.progress import progress
 from hfi.reward.train import Labels, RewardConfig, check_labels, split, train_reward
 from hfi.store import queries
@@ -84,7 +84,7 @@ def reward(
         clip = ClipBackbone.load(reference, pick_device(device))
         with progress("embedding images", len(shas), "images") as advance:
             embeddings = embed_stored(clip, space.images, shas, space.path / "embeddings", advance)
-        run.truncate_metrics(0)
+        run.begin_metrics(0)
 
         def log(epoch: int, loss: float, validation: float) -> None:
             run.log(step=epoch, loss=loss, validation_loss=validation)

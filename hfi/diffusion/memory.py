@@ -66,5 +66,5 @@ def unrounded(weights: Mapping[str, Tensor], first: Mapping[str, Tensor], dtype:
 
 
 def peak_memory() -> int:
-    """The same of the GPU where this process uses one."""
+    """The most bytes so far: of the GPU where this process uses one, else of the process."""
     return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else process_memory()

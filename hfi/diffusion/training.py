@@ -75,7 +75,7 @@ def drive(
     done = int(state["step"]) if state else 0
     began = time.monotonic() - (float(state.get("seconds", 0)) if state else 0)
     if is_main():
-        run.truncate_metrics(done)
+        run.begin_metrics(done)
     training = start(state)
     stop = enough = False
     with postponed() as asked, progress(title, steps, "steps", done) as advance:

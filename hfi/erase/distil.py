@@ -166,7 +166,6 @@ def distil(
             weight = weight * velocity_weight(sd, t).cpu()
         losses = objective(counted(student, True), counted(None, False), latents.x, t, latents.c, generator, step)
         loss = (weight.to(losses) * losses).mean()
-        optimizer.zero_grad()
         if loss.requires_grad:  # it does not in a process that had no row of the batch
             loss.backward()
         total_gradients(list(student.values()))
@@ -174,6 +173,7 @@ def distil(
         if not torch.isfinite(loss) or not torch.isfinite(norm):
             raise NonFiniteLoss(step)
         optimizer.step()
+        optimizer.zero_grad()  # now, so that no gradients lie beside the next step's activations
         ema_update(teacher, student, ema_decay)
         if pool is not None and step < config.steps:
             move_on(pool, plan, denoise, new)

@@ -78,7 +78,8 @@ def validation(
 
     def pictures(weights: Mapping[str, Tensor] | None) -> list[Image.Image]:
         here = None if weights is None else {name: value.to(sd.device) for name, value in weights.items()}
-        return list(sample(sd, prompts, seeds, weights=here))
+        batch = min(config.batch_size, 8)  # takes no more memory than an update
+        return list(sample(sd, prompts, seeds, weights=here, batch_size=batch))
 
     def scored(images: Sequence[Image.Image]) -> list[tuple[RewardModel, np.ndarray]]:
         """Each concept's reward of its flagged prompts' pictures."""

@@ -33,7 +33,7 @@ from hfi.config import check, option
 from hfi.diffusion.sd import StableDiffusion, diffused, encode_ids, predict, tokenize, velocity_weight
 from hfi.diffusion.tokens import LearnedToken, install
 from hfi.diffusion.training import State, Step, Training
-from hfi.distributed import share, shares, total, total_gradients
+from hfi.distributed import share, total, total_gradients
 from hfi.errors import NonFiniteLoss, UsageError
 
 PLAIN = ("a picture of {}", "a photo of {}", "an image showing {}", "a portrait with {}", "{}")
@@ -220,13 +220,13 @@ def invert(
         own, loss = _shared_loss(named, learned(examples, v), batch, config)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
-        optimizer.zero_grad()
         if own.requires_grad:  # it does not in a process that has no row of the batch
             own.backward()
         total_gradients(v)
         if not torch.isfinite(loss) or any(rows.grad is None or not torch.isfinite(rows.grad).all() for rows in v):
             raise NonFiniteLoss(step)
         optimizer.step()
+        optimizer.zero_grad()
         for mean_rows, rows in zip(average, v, strict=True):
             mean_rows.lerp_(rows.detach(), 1 - config.ema_decay)
         values = {}
@@ -269,9 +269,6 @@ def _shared_loss(
 ) -> tuple[Tensor, Tensor]:
     """(this process's part of the loss, with gradients; the loss): each of several processes computes its share of the rows."""
     rows, n = share(len(batch.t)), len(batch.t)
-    if shares(n) == [n]:
-        loss = _loss(sd, tokens, batch, config)
-        return loss, loss.detach()
     own = torch.zeros((), device=batch.z0.device)
     if rows.stop > rows.start:
         own = _loss(sd, tokens, _Batch(*(x[rows] for x in batch)), config) * ((rows.stop - rows.start) / n)
