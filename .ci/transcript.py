@@ -141,7 +141,7 @@ def plain(output: str, places: dict[str, str]) -> list[str]:
         ):
             continue
         line = re.sub(r"\d+ min \d+ s", "… min … s", line)
-        line = re.sub(r"[\d,.]+ GB free", "… GB free", line)
+        line = re.sub(r"([\d,.]+ of )?[\d,.]+ GB free", "… GB free", line)
         line = re.sub(r"\d+ CPU cores", "… CPU cores", line)
         kept.append(line.rstrip())
     return kept

@@ -8,9 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from typer.testing import CliRunner
+
 from hfi import __version__
 from hfi.bench.page import markdown
-from hfi.cli import COMMANDS, completion
+from hfi.cli import COMMANDS, app, completion
 from hfi.cli.manual import help_of, manual, paths
 from hfi.erase import METHODS
 from hfi.guide import GUIDES
@@ -136,7 +138,11 @@ def test_the_transcript_is_of_the_commands_that_make_it() -> None:
         command = next(tuple(words[:n]) for n in (2, 1) if tuple(words[:n]) in known)
         for option in re.findall(r"--[a-z][a-z-]*", call):
             assert option in known[command], call
-    printed = "generating: 65/352, 4.5 images/s\n/tmp/hfi-fresh-x/a\n4 min 2 s\n54321 images, 12 GB free"
+    for finding in json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout):
+        assert re.search(rf"^(ok|note) +{finding['name']} ", page, re.MULTILINE), f"run 'make transcript': no {finding['name']}"
+    newest = max(path.stem for path in (ROOT / "migrations" / "versions").glob("*.py"))
+    assert f"schema {newest}" in page, "run 'make transcript'"
+    printed = "generating: 65/352, 4.5 images/s\n/tmp/hfi-fresh-x/a\n4 min 2 s\n54321 images, 12 of 25 GB free"
     kept = ["/home/you/a", "… min … s", "54321 images, … GB free"]
     assert script.plain(printed, {"/tmp/hfi-fresh-x": "/home/you"}) == kept
 
