@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
-from sqlalchemy import ColumnElement, and_, bindparam, case, func, insert, or_, select, text, update
+from sqlalchemy import ColumnElement, and_, bindparam, case, func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
@@ -154,13 +154,18 @@ _OWN = (  # an expired one goes on as it was shown
     _MINE.c.id.label("own"), _MINE.c.token, _MINE.c.shown_order, _covered(_MINE),
     select(func.count()).select_from(_TI).where(_TI.c.task_id == _T.c.id).scalar_subquery().label("images"),
 )  # fmt: skip
+_GIVEN = (
+    select(_OTHER.c.id)
+    .where(_OTHER.c.task_id == _T.c.id, _OTHER.c.annotator_id == bindparam("person"), _OTHER.c.state != "expired")
+    .correlate(_T)
+)
 _FREE = (
     select(_T.c.id, _T.c.place, _T.c.kind, *_OWN)
     .select_from(_T.outerjoin(_MINE, and_(_MINE.c.task_id == _T.c.id, _MINE.c.annotator_id == bindparam("person"))))
     .where(
         _T.c.campaign_id == bindparam("campaign"),
         text("free > 0"),  # as the partial index says it
-        or_(_MINE.c.id.is_(None), _MINE.c.state == "expired"),
+        ~_GIVEN.exists(),  # of a condition on `mine` PostgreSQL expects that hardly a task fulfils it, and reads and sorts them all
     )
 )
 _UNLOCKED = _FREE.order_by(_T.c.place).limit(1).with_for_update(of=_T, key_share=True, skip_locked=True)
@@ -444,9 +449,6 @@ def left(s: Session, campaign_id: int, annotator_id: int) -> int:
     return int(free + held)
 
 
-_GIVEN = select(_MINE.c.id).where(
-    _MINE.c.task_id == _T.c.id, _MINE.c.annotator_id == bindparam("person"), _MINE.c.state != "expired"
-)
 _NOT_GIVEN = (
     select(_T.c.id)
     .where(_T.c.campaign_id == bindparam("campaign"), text("free > 0"), ~_GIVEN.exists())
