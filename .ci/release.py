@@ -18,11 +18,10 @@ from playwright.sync_api import Browser, sync_playwright
 
 NAME, PASSWORD = "Ann Lee", "correct horse battery"
 DEMO = """
-import shlex
 from pathlib import Path
-from hfi.cli import app
+from hfi.cli.common import say_and_run
 from hfi.demo import Scale, demo
-demo(Path("demo"), Scale(1, 2, 2, 2, 2), lambda line: app(shlex.split(line), standalone_mode=False))
+demo(Path("demo"), Scale(1, 2, 2, 2, 2), say_and_run)
 """
 
 

@@ -199,7 +199,7 @@ def open_store(url: str, given: str = "HFI_IMAGES_URL") -> ImageStore:
         known = ", ".join(f"{kind}://" for kind in DRIVERS)
         raise HfiError(
             f"{given} is no URL of an image store: give one such as s3://bucket/prefix or file:///folder ({known} and file:// are "
-            "known, credentials come from the provider's own settings)"
+            "known; a name or password in it is refused, they come from the provider's own settings)"
         ) from None
 
 

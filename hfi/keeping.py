@@ -47,15 +47,26 @@ def prepare(engine: Engine, store: ImageStore, new: bool = False) -> None:
         return store.check_writable("")
     with reading(engine) as session:
         name, filled = kept.identity(session), kept.last_image(session) > 0
-    if filled and not new and isinstance(store.root, Path) and name not in store.workspaces():
-        raise HfiError(
-            f"{store.root} holds no mark of this workspace, whose database refers to images: mount the folder or check HFI_IMAGES_URL; "
-            f"to move there, unset HFI_IMAGES_URL and run 'hfi images copy --to {store.root.as_uri()}'"
-        )
+    if filled and not new and (said := strange(engine, store)):
+        raise HfiError(said)
     if name is None:
         with writing(engine) as session:
             name = kept.ensure_identity(session)
     return store.check_writable(name)
+
+
+def strange(engine: Engine, store: ImageStore) -> str | None:
+    """What is wrong with a shared folder that this workspace never wrote to, None for any other store."""
+    if not store.shared or not isinstance(store.root, Path):
+        return None
+    with reading(engine) as session:
+        name = kept.identity(session)
+    if name in store.workspaces():
+        return None
+    return (
+        f"{store.root} holds no mark of this workspace, whose database refers to images: mount the folder or check HFI_IMAGES_URL; "
+        f"to move there, unset HFI_IMAGES_URL and run 'hfi images copy --to {store.root.as_uri()}'"
+    )
 
 
 def add(engine: Engine, store: ImageStore, data: bytes, about: Provenance) -> bool:

@@ -1,6 +1,8 @@
 """A workspace is a folder: `hfi.db`, `images/` (content-addressed), `judgments/`, `rewards/`, `tokens/`, `erasures/`, `runs/`."""
 
+import json
 import os
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,8 +13,16 @@ from hfi.images import ImageStore, open_store
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-_MARK = "hfi.toml"
+_MARK, _WORDS = "hfi.toml", "# This folder is a workspace of hfi.\n"
 _FOLDERS = ("images", "judgments", "rewards", "tokens", "erasures", "runs")
+
+
+def _database_in(mark: Path) -> str | None:
+    try:
+        found = tomllib.loads(mark.read_text(encoding="utf-8")).get("database")
+    except (OSError, ValueError) as e:
+        raise HfiError(f"{mark} cannot be read ({e}): empty it, or restore it from a backup") from e
+    return str(found) if found else None
 
 
 @dataclass(frozen=True)
@@ -26,7 +36,7 @@ class Workspace:
             for name in _FOLDERS:
                 (path / name).mkdir(parents=True, exist_ok=True)
             if not (path / _MARK).exists():
-                (path / _MARK).write_text("# This folder is a workspace of hfi.\n", encoding="utf-8")
+                (path / _MARK).write_text(_WORDS, encoding="utf-8")
         except OSError as e:
             raise HfiError(f"cannot make a workspace in {path}: {e.strerror or e}; choose a folder that you may write to") from e
         return cls(path)
@@ -39,8 +49,23 @@ class Workspace:
 
     @property
     def database_url(self) -> str:
-        """HFI_DATABASE_URL, or the workspace's own SQLite file."""
-        return os.environ.get("HFI_DATABASE_URL") or self.own_database
+        """HFI_DATABASE_URL, or the workspace's own SQLite file. HfiError where that one was moved elsewhere."""
+        if given := os.environ.get("HFI_DATABASE_URL"):
+            return given
+        mark = self.path / _MARK
+        if moved := _database_in(mark):
+            raise HfiError(
+                f"the database of this workspace was moved to {moved}: set HFI_DATABASE_URL to it; to go on with the old one here,"
+                f" take the line with 'database' out of {mark}"
+            )
+        return self.own_database
+
+    def note_database(self, url: str | None) -> None:
+        """Notes where the workspace's own database was moved to, without a password; None: it is here."""
+        from hfi.files import write_text
+
+        line = f"database = {json.dumps(url)}  # moved there by 'hfi db copy'\n" if url else ""
+        write_text(self.path / _MARK, _WORDS + line)
 
     @property
     def own_database(self) -> str:

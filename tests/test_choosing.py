@@ -330,6 +330,8 @@ def test_the_command_adds_lists_closes_and_opens(engine: Engine, workspace: Work
     w = ("--workspace", workspace.path)
     dry = hfi("campaign", "add", "some", *w, "--choose", "random", "--count", "5", "--erasure", "none", "--dry-run")
     assert dry.stdout == "it would be 5 tasks from 5 of 12 images that fit; 15 judgments are wanted\n"
+    nobody = hfi("campaign", "add", "some", *w, "--choose", "random", "--count", "5", "--person", "Nobody", "--dry-run")
+    assert nobody.exit_code == 1 and "nobody is named 'Nobody' here" in nobody.stderr
     assert hfi("campaign", "list", *w).stdout.startswith("no campaign yet")
     assert hfi("campaign", "add", "some", *w, "--choose", "random", "--count", "5", "--erasure", "none").exit_code == 0
     dry = hfi("campaign", "add", "pairs", *w, "--compare", "--erasure", "smoking-sdd", "--overlap", "1", "--dry-run")

@@ -226,7 +226,7 @@ def test_db_status_and_upgrade(hfi: Hfi, tmp_path: Path) -> None:
     (space.path / "hfi.db").touch()
     status = hfi("db", "status", "-w", space.path, "--json")
     assert (status.exit_code, json.loads(status.stdout)["schema"]) == (1, None)
-    refused(hfi("concept", "list", "-w", space.path), 1, "run 'hfi db upgrade'")
+    refused(hfi("concept", "list", "-w", space.path), 1, "hfi.db is empty: make its tables with 'hfi db upgrade', or bring")
     done = json.loads(hfi("db", "upgrade", "-w", space.path, "--json").stdout)
     assert (done["before"], done["backup"]) == (None, None)
     status = hfi("db", "status", "-w", space.path, "--json")
@@ -249,6 +249,30 @@ def test_db_upgrade_prints_where_the_copy_is(
     with sqlite3.connect(copy) as db:
         assert db.execute("SELECT version_num FROM alembic_version").fetchone() == ("0003_scale",)
     db.close()
+
+
+def test_a_database_that_moved_is_not_gone_on_with_by_mistake(
+    hfi: Hfi, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    w, own, there = ("-w", workspace.path), workspace.own_database, f"sqlite:///{tmp_path / 'other.db'}"
+    monkeypatch.chdir(tmp_path)
+    hfi("concept", "add", "smoking", "--title", "Smoking", "--guideline", "x", *w)
+    refused(
+        hfi("db", "copy", *w, "--to", "other.db"), 1, "such as postgresql://user@host/name, or sqlite:////folder/hfi.db, in --to"
+    )
+    done = hfi("db", "copy", *w, "--to", "sqlite:///other.db")
+    assert done.stdout.endswith(f"next: set HFI_DATABASE_URL to {there}\n"), done
+    for words in (["concept", "list"], ["db", "upgrade"]):
+        refused(hfi(*words, *w), 1, f"was moved to {there}: set HFI_DATABASE_URL to it")
+    refused(hfi("init", workspace.path), 1, f"was moved to {there}")
+    (workspace.path / "hfi.db").rename(tmp_path / "put away.db")
+    monkeypatch.setenv("HFI_DATABASE_URL", there)
+    assert hfi("concept", "list", *w).stdout.startswith("smoking")
+    assert hfi("db", "copy", *w, "--to", own).exit_code == 0
+    monkeypatch.delenv("HFI_DATABASE_URL")
+    assert hfi("concept", "list", *w).stdout.startswith("smoking"), "it is here again"
+    (workspace.path / "hfi.toml").write_text("database = ")
+    refused(hfi("concept", "list", *w), 1, "hfi.toml cannot be read")
 
 
 def test_a_database_of_a_later_program(hfi: Hfi, workspace: Workspace) -> None:
@@ -651,6 +675,12 @@ def test_status_counts_people_and_simulations_apart(hfi: Hfi, space: Workspace, 
         (["import", "FILE.parquet"], "PAR1", 1, "is no Parquet file"),
         (["export", "-c", "smoking", "--format", "parquet"], None, 2, "parquet cannot be printed: give --out"),
         (["export", "-c", "smoking", "--format", "datasets"], None, 2, "datasets cannot be printed: give --out"),
+        (
+            ["export", "-c", "smoking", "-o", "x.xlsx"],
+            None,
+            2,
+            "--out x.xlsx is of no known kind: name it .jsonl, .csv or .parquet",
+        ),
         (["aggregate", "-c", "smoking"], None, 1, "no judgments of 'smoking'"),
         (["aggregate", "-c", "smoking", "-o", "x.txt"], None, 2, "--out x.txt is neither .csv nor .json"),
         (["aggregate", "-c", "smoking", "-o", "gone/x.csv"], None, 1, "there is no folder gone"),
@@ -836,6 +866,8 @@ def test_any_name_and_comment_comes_back_or_is_refused_in_a_sentence(hfi: Hfi, s
 
 def test_labels_are_put_together(hfi: Hfi, space: Workspace, tmp_path: Path) -> None:
     w = ("-c", "smoking", "-w", space.path)
+    hfi("labels", "import", write(tmp_path / "one.csv", "image,verdict,annotator\na.png,clean,Cem\nb.png,clean,Cem\n"), *w)
+    refused(hfi("labels", "aggregate", *w, "--method", "dawid-skene"), 1, "no image was judged by two people")
     table = BY_HAND + "a.png,clean,Cem\nb.png,clean,Cem\nc.png,clean,Cem\n"
     hfi("labels", "import", write(tmp_path / "l.csv", table), *w)
     a, b, c = (sha_of(space, space.path / "pictures" / f"{name}.png") for name in "abc")

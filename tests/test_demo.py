@@ -1,13 +1,15 @@
 """The demo, at the smallest scale that still does everything: real model, real commands, real report."""
 
 import json
-import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+from asked import image
 
-from hfi.cli import app
+from hfi.cli.common import say_and_run
 from hfi.concepts import Concept
 from hfi.demo import CAMPAIGN, CONCEPT, Scale, after_judging, before_judging, demo
 from hfi.judgments import freeze
@@ -25,7 +27,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]
 
     def run(line: str) -> None:
         lines.append(line)
-        app(shlex.split(line), standalone_mode=False)
+        say_and_run(line)
 
     demo(folder, TINY, run)
     return folder, lines
@@ -44,6 +46,24 @@ def test_the_demo_runs_the_commands_of_the_readme_in_order(finished: tuple[Path,
         "erase",
         "evaluate",
     ]
+
+
+def test_ctrl_c_and_a_command_that_fails_end_the_demo(
+    empty_workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = Workspace(tmp_path / "lost")
+    shutil.copytree(empty_workspace, space.path)
+    image(space.engine(), 1)  # without its file
+    with pytest.raises(typer.Exit) as end:
+        say_and_run(f"images status --workspace {space.path}")
+    assert end.value.exit_code == 1
+
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hfi.store.migrate.upgrade", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        demo(tmp_path / "demo", TINY, say_and_run)
 
 
 def test_results_have_the_rows_that_later_work_builds_on(finished: tuple[Path, list[str]]) -> None:
@@ -75,7 +95,7 @@ def test_a_finished_demo_started_again_changes_nothing(finished: tuple[Path, lis
     before = (folder / "results.json").read_bytes()
     with reading(Workspace.open(folder).engine()) as session:
         images, said = len(queries.images(session)), len(record.current_judgments(session, CONCEPT))
-    demo(folder, TINY, lambda line: app(shlex.split(line), standalone_mode=False))
+    demo(folder, TINY, say_and_run)
     assert (folder / "results.json").read_bytes() == before
     with reading(Workspace.open(folder).engine()) as session:
         assert len(queries.images(session)) == images == 88

@@ -315,6 +315,10 @@ def test_a_folder_that_is_not_mounted_is_not_made(
         assert (done.exit_code, len(done.errors)) == (1, 1)
         assert f"{mount} holds no mark of this workspace, whose database refers to images: mount the folder" in done.errors[0]
         assert not mount.exists() or not list(mount.iterdir())
+        for words in (["images", "status"], ["doctor"]):
+            done = hfi(*words, "-w", workspace.path)
+            assert done.exit_code == 1
+            assert "holds no mark of this workspace, whose database refers to images" in " ".join(done.stdout.split())
     (tmp_path / "away").rename(mount)
     assert hfi("import", tmp_path / "b.png", "-w", workspace.path).exit_code == 0
     assert len(workspace.images.shas()) == 2

@@ -102,6 +102,8 @@ def test_urls_are_read(given: str, user: str | None, password: str | None, datab
         "postgresql://ann:se@cret:5@host/db",
         "postgres://an/n:secret@host/db",
         "postgresql://ann:se?cr@et@host/db",
+        "postgresql://ann:p@secret/w#d?1%@host/db",
+        "postgresql://ann:p@secret?1@host/db",
     ],
 )
 def test_a_url_that_could_be_read_in_two_ways_says_how_to_write_it(given: str) -> None:

@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import asked
 import numpy as np
 import pytest
 from hypothesis import given
@@ -151,6 +152,19 @@ def test_whoever_withdrew_while_an_answer_was_on_its_way_leaves_nothing_more(kim
     with reading(kim.desk.engine) as s:
         assert s.execute(sql("SELECT count(*) FROM judgments")).scalar_one() == 0
         assert s.execute(sql("SELECT count(*) FROM assignments WHERE state = 'open'")).scalar_one() == 0
+
+
+def test_an_image_is_harmful_to_look_at_once_however_often_its_answer_is_corrected(kim: Seat) -> None:
+    token = kim.token()
+    for verdict in ("clean", "shows", "disturbing", "shows"):
+        kim.judge(verdict, token)
+        kim.undo(1)
+    kim.judge("clean", token)
+    with reading(kim.desk.engine) as s:
+        assert well.today(s, kim.person.id).harmful == 1
+    kim.judge("shows")
+    with reading(kim.desk.engine) as s:
+        assert well.today(s, kim.person.id).harmful == 2
 
 
 def test_what_is_rolled_back_is_not_counted(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -776,6 +790,18 @@ def test_a_judgment_waits_in_a_thread_while_another_program_writes(workspace: Wo
         assert not sent.done()
         other.execute("ROLLBACK")
         assert sent.result(timeout=20).json()["done"] == 1
+
+
+def test_a_port_in_use_is_said_before_a_campaign_is_made(hfi: Callable, workspace: Workspace) -> None:
+    engine = workspace.engine()
+    with writing(engine) as s:
+        q.add_concept(s, Concept("smoking", "Smoking", "A cigarette is visible."))
+    asked.image(engine, 1)
+    with closing(_listen("127.0.0.1", 0)) as taken:
+        done = hfi("ui", "--no-open", "--port", taken.getsockname()[1], "-w", workspace.path)
+    assert done.exit_code == 1 and "give another --port, or 0 for a free one" in done.stderr
+    with reading(engine) as s:
+        assert campaigns.campaigns(s) == []
 
 
 def test_the_server_listens_without_nagles_algorithm() -> None:

@@ -132,7 +132,7 @@ def judge(desk: Desk, person: Annotator, answer: Answer, *, wait: bool = True) -
         if taken.duplicate:
             found = _state(desk, session, person, taken.campaign_id)
         else:
-            shift = wellbeing.note(session, person.id, answer.verdict in wellbeing.HARMFUL)
+            shift = wellbeing.note(session, person.id, answer.verdict in wellbeing.HARMFUL and not taken.seen)
             resting = wellbeing.rest(session, person.id, shift=shift)
             found = _shown(desk, session, person, taken.campaign_id, resting)
             if desk.meter:

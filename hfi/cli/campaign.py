@@ -115,7 +115,9 @@ def add(
             group_size=group_size,
         )
         seen = preview(space, session, plan)
-        made = None if dry_run else make(space, session, plan)
+        trial = session.begin_nested()
+        made = make(space, session, plan)  # what is wrong with it is said of a dry run as well
+        (trial.rollback if dry_run else trial.commit)()
     found = seen.prepared
     counts = {
         "images": len(found.image_ids),
@@ -128,7 +130,7 @@ def add(
         "unpaired": len(found.unpaired),
     }
     if as_json:
-        typer.echo(json.dumps({"campaign": asdict(made) if made else None, **counts}))
+        typer.echo(json.dumps({"campaign": None if dry_run else asdict(made), **counts}))
         return
     taken, what = (len(found.image_ids) // 2, "pairs") if compare else (len(found.image_ids), "images")
     said = f"{seen.tasks} tasks from {taken} of {found.matched} {what} that fit"

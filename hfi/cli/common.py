@@ -48,6 +48,19 @@ SimulatedOption = Annotated[
 LabelOption = Annotated[Method, typer.Option("--labels", help="How several people's judgments of an image become one.")]
 
 
+def say_and_run(line: str) -> None:
+    """Runs a command line of hfi within another command, after saying it. Ctrl-C, and a command that fails, end that one, too."""
+    from hfi.cli import app
+
+    shown = line if len(line) < 300 else f"{line[:140]} ... {line[-120:]}"
+    typer.echo(f"\n$ hfi {' '.join(shown.split())}", err=True)
+    code = app(shlex.split(line), standalone_mode=False)  # typer gives the code of an exit back, also that of Ctrl-C
+    if code == 130:
+        raise KeyboardInterrupt
+    if code:
+        raise typer.Exit(code)
+
+
 @dataclass(frozen=True)
 class Judged:
     """A concept and its judgments, frozen and kept in the workspace."""

@@ -11,7 +11,7 @@ from hfi.progress import progress
 from hfi.store import migrate
 from hfi.store.copying import copy as copy_database
 from hfi.store.copying import rows_of
-from hfi.store.session import connect, shown
+from hfi.store.session import connect, parse, shown
 from hfi.workspace import Workspace
 
 app = typer.Typer(help="The database: status, upgrade, copy.", no_args_is_help=True)
@@ -69,14 +69,19 @@ def copy(
     as_json: JsonOption = False,
 ) -> None:
     """Copy the workspace's database into an empty one, from SQLite to PostgreSQL or back, and compare both, row by row. Stop the
-    labeling server before: a copy during which somebody judged, or withdrew, is not kept. The workspace goes on with the old one until
-    HFI_DATABASE_URL names the new one."""
-    source = Workspace.open(workspace).engine()
+    labeling server before: a copy during which somebody judged, or withdrew, is not kept. From then on a command without
+    HFI_DATABASE_URL says where the workspace's own database went, and does nothing."""
+    space = Workspace.open(workspace)
+    to = _absolute(to)
+    moves = space.database_url == space.own_database and to != space.own_database
+    source = space.engine()
     rows = rows_of(source)
     with progress("copying", rows, "rows") as advance:
         found = copy_database(source, to, advance)
     old, new = shown(source.url), shown(to)
     source.dispose()
+    if moves or to == space.own_database:
+        space.note_database(new if moves else None)
     if as_json:
         tables = {one.table: {"rows": one.rows, "sha256": one.sha256} for one in found}
         typer.echo(json.dumps({"from": old, "to": new, "rows": sum(one.rows for one in found), "tables": tables}))
@@ -84,4 +89,13 @@ def copy(
         for one in found:
             typer.echo(f"{one.table:16} {one.rows:>12,}  {one.sha256}")
         typer.echo(f"{sum(one.rows for one in found):,} rows are the same in {old} and in {new}")
-        typer.echo(f"next: set HFI_DATABASE_URL to {new}, with its password unless PGPASSWORD or ~/.pgpass has it")
+        how = ", with its password unless PGPASSWORD or ~/.pgpass has it" if new.startswith("postgresql") else ""
+        typer.echo(f"next: set HFI_DATABASE_URL to {new}{how}")
+
+
+def _absolute(url: str) -> str:
+    """The URL, of a SQLite file with the whole path: the next command may run in another folder."""
+    found = parse(url, "--to")
+    if found.get_backend_name() == "sqlite" and found.database:
+        found = found.set(drivername="sqlite", database=str(Path(found.database).resolve()))
+    return found.render_as_string(hide_password=False)

@@ -1,6 +1,5 @@
 """`hfi demo`: the whole loop on the embedded model."""
 
-import shlex
 import shutil
 import sys
 import time
@@ -9,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hfi.cli import app
+from hfi.cli.common import say_and_run
 from hfi.demo import SIMULATED, Scale
 from hfi.demo import demo as run_demo
 
@@ -21,12 +20,7 @@ def demo(
     """Run the whole loop on the embedded model with simulated annotators: images, judgments, token, erasure, report."""
     started = time.monotonic()
 
-    def run(line: str) -> None:
-        shown = line if len(line) < 300 else f"{line[:140]} ... {line[-120:]}"
-        typer.echo(f"\n$ hfi {' '.join(shown.split())}", err=True)
-        app(shlex.split(line), standalone_mode=False)
-
-    _, report = run_demo(workspace, Scale(evaluate_images=images), run)  # the last command prints the table
+    _, report = run_demo(workspace, Scale(evaluate_images=images), say_and_run)  # the last command prints the table
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     typer.echo(f"\n{SIMULATED}.")
     typer.echo(f"\n{report}\n{report.with_name('results.json')}\n{minutes} min {seconds} s")

@@ -15,6 +15,7 @@ from hfi import __version__
 from hfi.cli.options import JsonOption, WorkspaceOption
 from hfi.errors import HfiError, NoWorkspace
 from hfi.images import ImageStore
+from hfi.keeping import strange
 from hfi.resources import data_dir, migrations_dir
 from hfi.runs import LIBRARIES, versions
 from hfi.workspace import Workspace
@@ -150,17 +151,19 @@ def _space(folder: Path, everything: bool) -> Iterator[Finding]:
         return
     counts = f"{len(images)} images, {len(known)} concepts"
     yield Finding("database", "ok", f"{shown(engine.url)}, {server(engine)}, schema {status(engine).head}, {counts}")
-    engine.dispose()
     try:
         store = space.images
+        wrong = strange(engine, store) if images else None
     except HfiError as e:
         yield Finding("image store", "fault", str(e))
         return
-    yield from _pictures(store, sorted({image.sha256 for image in images}), everything)
+    finally:
+        engine.dispose()
+    yield from _pictures(store, sorted({image.sha256 for image in images}), everything, wrong)
 
 
-def _pictures(store: ImageStore, shas: list[str], everything: bool) -> Iterator[Finding]:
-    """Every file must be there; of a hundred, spread evenly, or of all, the bytes are read too."""
+def _pictures(store: ImageStore, shas: list[str], everything: bool, strange: str | None) -> Iterator[Finding]:
+    """Every file must be there; of a hundred, spread evenly, or of all, the bytes are read too. `strange`: why files may be missing."""
     try:
         there = store.shas()
     except HfiError as e:
@@ -171,7 +174,7 @@ def _pictures(store: ImageStore, shas: list[str], everything: bool) -> Iterator[
         todo = "'hfi images collect' removes what interruptions leave, or " if shas else ""
         yield Finding("image store", "note" if shas else "fault", f"{text}: {todo}restore the database from a backup")
     if lost := [sha for sha in shas if sha not in there]:
-        text = f"{len(lost)} of {len(shas)} files are missing, first {lost[0][:12]}: restore a backup"
+        text = f"{len(lost)} of {len(shas)} files are missing, first {lost[0][:12]}: {strange or 'restore a backup'}"
         yield Finding("image store", "fault", text)
         return
     sample = shas if everything or len(shas) <= 100 else [shas[i * len(shas) // 100] for i in range(100)]

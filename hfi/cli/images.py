@@ -12,7 +12,7 @@ from hfi.bucket import Bucket
 from hfi.cli.options import JsonOption, WorkspaceOption
 from hfi.errors import HfiError
 from hfi.images import open_store
-from hfi.keeping import GRACE, collectable, copy, prepare, remove, take_stock
+from hfi.keeping import GRACE, collectable, copy, prepare, remove, strange, take_stock
 from hfi.progress import Advance, progress
 from hfi.workspace import Workspace
 
@@ -24,7 +24,8 @@ _HOURS = GRACE.total_seconds() / 3600
 def status(workspace: WorkspaceOption = Path("."), as_json: JsonOption = False) -> None:
     """Say how many images the store holds, and whether they are those of the database; exit code 1 where some are missing."""
     space = Workspace.open(workspace)
-    found = take_stock(space.engine(), space.images)
+    engine = space.engine()
+    found = take_stock(engine, space.images)
     unknown = sum(file.size for file in found.unknown)
     if as_json:
         counts = {"files": found.files, "bytes": found.bytes, "known": found.known, "missing": found.missing}
@@ -35,7 +36,8 @@ def status(workspace: WorkspaceOption = Path("."), as_json: JsonOption = False) 
         typer.echo(f"{space.images.root}: {found.files} files, {_size(found.bytes)}")
         typer.echo(f"{found.known} of them are images of the database, {len(found.unknown)} are not ({_size(unknown)})")
         if found.missing:
-            typer.echo(f"{found.missing} images of the database have no file: 'hfi doctor' names the first, restore a backup")
+            todo = strange(engine, space.images) or "'hfi doctor' names the first, restore a backup"
+            typer.echo(f"{found.missing} images of the database have no file: {todo}")
     if found.missing:
         raise typer.Exit(1)
 

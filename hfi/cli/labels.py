@@ -156,7 +156,12 @@ def export(
     ] = False,
 ) -> None:
     """Write a concept's judgments to a file. People appear by pseudonym unless their names are asked for."""
-    kind = kind or _KINDS.get(out.suffix.lower() if out else "", "jsonl")
+    suffix = out.suffix.lower() if out else ""
+    if kind is None and suffix not in _KINDS:
+        raise UsageError(
+            f"--out {out} is of no known kind: name it .jsonl, .csv or .parquet, or say --format, which knows datasets too"
+        )
+    kind = kind or _KINDS[suffix]
     if out is None and kind in ("parquet", "datasets"):
         raise UsageError(f"{kind} cannot be printed: give --out")
     if out and not out.parent.is_dir():
@@ -189,7 +194,7 @@ def export(
     typer.echo(f"{about['judgments']} judgments of {concept} in {out}")
 
 
-_KINDS: dict[str, Literal["csv", "parquet"]] = {".csv": "csv", ".parquet": "parquet"}
+_KINDS: dict[str, Literal["jsonl", "csv", "parquet"]] = {"": "jsonl", ".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 
 
 def _named(engine: Engine, judgments: Judgments) -> Judgments:
@@ -239,6 +244,8 @@ def aggregate(
         raise HfiError(f"cannot write {out}: there is no folder {out.parent}; make it, or give another --out")
     with frozen(Workspace.open(workspace).engine(), concept, simulated) as said:
         found = consensus.consensus(said, method)
+        if method == "dawid-skene" and all(label.count < 2 for label in found.labels):
+            raise HfiError("no image was judged by two people, so nobody's mistakes can be told: take --method majority")
         if out:
             _write(out, consensus.json_pieces(found) if out.suffix.lower() == ".json" else consensus.csv_lines(found))
         if as_json or not out:

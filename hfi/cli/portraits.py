@@ -177,19 +177,12 @@ def compare(
     ] = 32,
 ) -> None:
     """Measure what each choice of invert and erase is worth: the tables of docs/results.md, in some hours."""
-    import shlex
-
-    from hfi.cli import app as hfi
+    from hfi.cli.common import say_and_run
     from hfi.comparison import compare as run_all
     from hfi.comparison import tables
     from hfi.files import write_text
 
-    def run(line: str) -> None:
-        shown = line if len(line) < 300 else f"{line[:140]} ... {line[-120:]}"
-        typer.echo(f"\n$ hfi {' '.join(shown.split())}", err=True)
-        hfi(shlex.split(line), standalone_mode=False)
-
-    run_all(workspace, range(seeds), images, run)
+    run_all(workspace, range(seeds), images, say_and_run)
     text = tables(workspace, range(seeds))
     write_text(workspace / "tables.md", text)
     typer.echo(text)

@@ -80,6 +80,7 @@ def ui(
     _check_access(host, names, annotator, accounts)
     token = _metrics_token()
     space.images.check()
+    listener = _listen(host, port)  # before a campaign is made that nobody would see
     with writing(engine) as session:
         target = None
         if not accounts or concept or campaign or images:
@@ -87,7 +88,6 @@ def ui(
             target = _campaign(session, chosen, campaign or (AGAIN if images else PEOPLE), images)
         person = queries.ensure_annotator(session, annotator) if annotator is not None else None
         there = len(campaigns.campaigns(session))
-    listener = _listen(host, port)
     near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(
         host, host
     )  # of every address, the one that this computer's browser can open

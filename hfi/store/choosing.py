@@ -156,7 +156,8 @@ def _nothing(recipe: Recipe, matched: int, unscored: int, unpaired: int) -> str:
             "guidance and sampler; make them with 'hfi generate', once with --erasure and once without"
         )
     if not matched:
-        return "no image fits: choose other prompts, models or runs, or make images with 'hfi generate'"
+        asked = ", leave --unjudged out (simulated annotators count as well)" if recipe.wanted.unjudged else ""
+        return f"no image fits: choose other prompts, models or runs{asked}, or make images with 'hfi generate'"
     if recipe.strategy == "uncertain":
         return f"none of the {unscored} images has a score of this reward: run 'hfi campaign score' first"
     return f"of {matched} images none has votes that differ: choose at random instead"

@@ -23,6 +23,7 @@ from hfi.store.campaigns import campaign_row, participant
 from hfi.store.locks import hold_person, hold_person_and_task, hold_task, hold_tasks, note_task, side_by_side, take_task
 from hfi.store.queries import now_utc
 from hfi.store.session import Again
+from hfi.store.wellbeing import HARMFUL
 
 NO_ANSWER = ("unsure", "skip", "disturbing", "undone")  # verdicts that say nothing of the image
 MAX_COMMENT = 2000
@@ -59,11 +60,13 @@ class Claim:
 
 @dataclass(frozen=True)
 class Submitted:
-    """`duplicate`: this submission had been taken before, nothing was added."""
+    """`duplicate`: this submission had been taken before, nothing was added. `seen`: an earlier answer of theirs to the same task said
+    already that it was harmful to look at."""
 
     judgment_id: int
     campaign_id: int
     duplicate: bool
+    seen: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -487,6 +490,9 @@ _ASKED = (
         .where(_J.c.task_id == _A.c.task_id, _J.c.annotator_id == _A.c.annotator_id)
         .scalar_subquery().label("revision"),
         select(_J.c.id).where(_J.c.idempotency_token == bindparam("once")).exists().label("said"),
+        select(_J.c.id)
+        .where(_J.c.task_id == _A.c.task_id, _J.c.annotator_id == _A.c.annotator_id, _J.c.verdict.in_(HARMFUL))
+        .exists().label("seen"),
     )
     .select_from(
         _A.join(_T, _T.c.id == _A.c.task_id)
@@ -596,7 +602,7 @@ def submit(
         rank += len(group)
     said = c.execute(_ANSWERS, {"task": task.task_id}).scalars().all()
     c.execute(_COUNTED, _counts(task, said, task.task_id, task.open - (task.state == "open")))
-    return Submitted(number, task.campaign_id, False)
+    return Submitted(number, task.campaign_id, False, bool(task.seen))
 
 
 def _said_by_another() -> HfiError:

@@ -54,6 +54,11 @@ def check_current(engine: Engine) -> None:
     except DatabaseError as e:
         raise HfiError(f"{shown(engine.url)} is no database of hfi: {e.orig}") from e
     _check_known(found)
+    if found.revision is None:
+        raise HfiError(
+            f"the database {shown(engine.url)} is empty: make its tables with 'hfi db upgrade', or bring a workspace's own database"
+            " into it with 'hfi db copy --to' it, without HFI_DATABASE_URL"
+        )
     if not found.current:
         raise HfiError(f"the database has schema {found.revision or 'none'}, this hfi needs {found.head}: run 'hfi db upgrade'")
 

@@ -65,8 +65,9 @@ _FRESH = 1.0  # seconds for which a connection that was of use is not asked whet
 _ESCAPES = "@ as %40, : as %3A, / as %2F, ? as %3F, # as %23, % as %25"
 
 
-def parse(url: str) -> URL:
-    """A URL of SQLite or PostgreSQL, the latter with the driver that hfi uses. HfiError, which names no password, for any other."""
+def parse(url: str, given_in: str = "HFI_DATABASE_URL, or unset it") -> URL:
+    """A URL of SQLite or PostgreSQL, the latter with the driver that hfi uses. HfiError, which names no password, for any other.
+    `given_in`: where the right one goes."""
     given = url.strip()
     if on_server := re.match(r"postgres(ql)?(\+psycopg)?://", given):
         given = "postgresql+psycopg://" + given[on_server.end() :]
@@ -75,7 +76,7 @@ def parse(url: str) -> URL:
     except (ArgumentError, ValueError):
         found = None
     address = given.partition("?")[0]
-    twice = address.count("@") > 1 or (found is not None and "@" in (found.host or ""))
+    twice = given.count("@") > 1 or (found is not None and "@" in (found.host or ""))
     if on_server and (twice or ("@" in address and (found is None or found.username is None))):
         raise HfiError(
             f"the database URL cannot be read: in its user name and password write {_ESCAPES};"
@@ -84,7 +85,7 @@ def parse(url: str) -> URL:
     if found is None or found.drivername not in ("sqlite", "sqlite+pysqlite", "postgresql+psycopg"):
         raise HfiError(
             f"{shown(url)!r} is no database URL of SQLite or PostgreSQL: give one such as postgresql://user@host/name, or"
-            " sqlite:////folder/hfi.db, in HFI_DATABASE_URL, or unset it"
+            f" sqlite:////folder/hfi.db, in {given_in}"
         )
     return found
 
@@ -153,7 +154,10 @@ def connect(url: str, *, create: bool = False) -> Engine:
         if not file.parent.is_dir():
             raise HfiError(f"cannot open the database {file}: there is no folder {file.parent}; check HFI_DATABASE_URL")
         if not create and not file.exists():
-            raise HfiError(f"the database {file} is missing: {_restore(file)}, or make an empty one with 'hfi init'")
+            raise HfiError(
+                f"the database {file} is missing: set HFI_DATABASE_URL if it was moved, {_restore(file)}, or make an empty one with"
+                " 'hfi init'"
+            )
     # nobody waits for a connection while holding the turn to write; the last one used has its pages still in memory
     engine = made(parsed, **({"max_overflow": -1, "pool_use_lifo": True} if file else {}))
     if engine.dialect.name == "sqlite":
@@ -239,7 +243,9 @@ _STATES = {
 }
 # of refused connections there is no sqlstate, only words
 _WORDS = {
-    "password authentication failed|no password supplied": "the database {db} does not take this password for {who} ({why}): check it;"
+    "no password supplied": "the database {db} asks for the password of {who}, and none was given: put it into PGPASSWORD or ~/.pgpass,"
+    f" or into the URL, where {_ESCAPES}",
+    "password authentication failed": "the database {db} does not take this password for {who} ({why}): check it;"
     f" in a URL write {_ESCAPES}, or give it in PGPASSWORD or ~/.pgpass",
     'database ".*" does not exist': "there is no database {name} on that server: make it with 'createdb {name}', or check"
     " HFI_DATABASE_URL",
