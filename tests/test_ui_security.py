@@ -9,6 +9,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -453,6 +454,18 @@ def test_what_is_too_large_is_not_read(site: Site) -> None:
 
 
 # --- cookies ---
+
+
+def test_servers_that_start_at_once_have_one_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n in range(20):
+        space = Workspace.create(tmp_path / str(n))
+        if n == 19:  # a file system without links
+            monkeypatch.setattr("os.link", lambda *paths: (_ for _ in ()).throw(OSError(1, "not permitted")))
+        with ThreadPoolExecutor(8) as pool:
+            found = {pool.submit(workspace_secret, space) for _ in range(8 if n < 19 else 1)}
+        assert len({one.result() for one in found}) == 1
+        assert [path.name for path in space.path.iterdir() if "secret" in path.name] == [".ui-secret"]
+        assert (space.path / ".ui-secret").stat().st_mode & 0o077 == 0
 
 
 def test_a_cookie_from_before_signing_in_is_worth_nothing_after(site: Site) -> None:

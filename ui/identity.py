@@ -12,13 +12,13 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from hfi.errors import HfiError
-from hfi.files import whole
 from hfi.store import people
 from hfi.store.people import Standing
 from hfi.store.queries import Annotator
@@ -140,13 +140,28 @@ def seen(scope: Mapping[str, Any]) -> Person | None:
     return person
 
 
+def _make(path: Path) -> None:
+    """Of several servers that start at once the first one's secret is that of all: it gets its name only where nothing has it."""
+    scratch = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+        try:
+            os.link(scratch, path)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
 def workspace_secret(workspace: Workspace) -> bytes:
     """The workspace's own secret, made on first use and readable by its owner only."""
     path = workspace.path / _FILE
     try:
         if not path.exists():
-            with whole(path) as scratch, open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-                file.write(secrets.token_hex(32))
+            _make(path)
         secret = path.read_bytes().strip()
     except OSError as e:
         raise HfiError(f"cannot keep the sign-in secret in {path}: {e.strerror or e}; check the folder's permissions") from e
