@@ -151,7 +151,10 @@ def test_a_lost_database_is_missed_and_not_made_anew(hfi: Hfi, space: Workspace)
         source.backup(target)
     for path in space.path.glob("hfi.db*"):
         path.unlink()
-    said = f"the database {file} is missing: set HFI_DATABASE_URL if it was moved, restore it from a backup, such as {copy}, or make an empty one with 'hfi init'"
+    said = (
+        f"the database {file} is missing: set HFI_DATABASE_URL if it was moved, restore it from a backup, such as {copy},"
+        " or make an empty one with 'hfi init'"
+    )
     for words in (["labels", "status"], ["import", space.path / "pictures"], ["db", "status"], ["db", "upgrade"]):
         refused(hfi(*words, "-w", space.path), 1, said)
     assert findings(hfi("doctor", "-w", space.path, "--json"))["database"] == ("fault", said)

@@ -101,10 +101,7 @@ def test_a_workspace_is_known_by_its_mark(tmp_path: Path) -> None:
     assert Workspace.create(space.path).tokens.joinpath("x").read_text() == "kept"
     assert Workspace.open(space.path) == space
     assert {p.name for p in space.path.iterdir()} >= {"images", "judgments", "rewards", "tokens", "erasures", "runs"}
-    with pytest.raises(
-        HfiError,
-        match=r"hfi\.db is missing: set HFI_DATABASE_URL if it was moved, restore it from a backup, or make an empty one with 'hfi init'",
-    ):
+    with pytest.raises(HfiError, match=r"hfi\.db is missing: set HFI_DATABASE_URL .*, or make an empty one with 'hfi init'"):
         space.engine()
 
 
