@@ -136,7 +136,7 @@ def plain(output: str, places: dict[str, str]) -> list[str]:
     for line in output.splitlines():
         if (
             re.match(r"[^/]*: \d+/\d+(,|$)", line)
-            or line.startswith(("WARNING: Location", "[transformers]", "[1]"))
+            or line.startswith(("WARNING: Location", "[transformers]", "[1]", "grep: "))
             or "it/s]" in line
         ):
             continue
