@@ -870,7 +870,7 @@ def test_any_name_and_comment_comes_back_or_is_refused_in_a_sentence(hfi: Hfi, s
 def test_labels_are_put_together(hfi: Hfi, space: Workspace, tmp_path: Path) -> None:
     w = ("-c", "smoking", "-w", space.path)
     hfi("labels", "import", write(tmp_path / "one.csv", "image,verdict,annotator\na.png,clean,Cem\nb.png,clean,Cem\n"), *w)
-    refused(hfi("labels", "aggregate", *w, "--method", "dawid-skene"), 1, "no image was judged by two people")
+    assert "warning: no image was judged by two people" in hfi("labels", "aggregate", *w, "--method", "dawid-skene").stderr
     table = BY_HAND + "a.png,clean,Cem\nb.png,clean,Cem\nc.png,clean,Cem\n"
     hfi("labels", "import", write(tmp_path / "l.csv", table), *w)
     a, b, c = (sha_of(space, space.path / "pictures" / f"{name}.png") for name in "abc")

@@ -244,12 +244,17 @@ def aggregate(
         raise HfiError(f"cannot write {out}: there is no folder {out.parent}; make it, or give another --out")
     with frozen(Workspace.open(workspace).engine(), concept, simulated) as said:
         found = consensus.consensus(said, method)
-        if method == "dawid-skene" and all(label.count < 2 for label in found.labels):
-            raise HfiError("no image was judged by two people, so nobody's mistakes can be told: take --method majority")
         if out:
             _write(out, consensus.json_pieces(found) if out.suffix.lower() == ".json" else consensus.csv_lines(found))
         if as_json or not out:
             sys.stdout.writelines(consensus.json_pieces(found) if as_json else consensus.csv_lines(found))
+        alone = method == "dawid-skene" and all(label.count < 2 for label in found.labels)
+    if alone:
+        typer.echo(
+            "warning: no image was judged by two people, so nobody's mistakes can be told and the labels say little: take "
+            "--method majority",
+            err=True,
+        )
     where = f" in {out}" if out else ""
     typer.echo(f"{found.images} images of {concept} by {found.method}, judgments {found.judgments[:12]}{where}", err=True)
     if len(found.groups) > 1:
