@@ -460,6 +460,7 @@ def test_people_choose_how_they_look(tab: Any, site: Site) -> None:
     tab.keyboard.press("v")
     tab.uncheck("#hfi-settings [name=blur]")
     tab.keyboard.press("Escape")
+    tab.wait_for_selector("#hfi-settings", state="hidden")  # until then a key is meant for the box
     tab.wait_for_selector("#hfi-frame img:not([src*=view])")
     judge(tab, lambda: tab.keyboard.press("f"), 1)
     judge(tab, lambda: tab.keyboard.press("f"), 2)
