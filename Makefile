@@ -21,7 +21,8 @@ test: $(VENV)/.test
 	$(MAKE) test-postgres
 
 test-postgres: $(VENV)/.test
-	$(BIN)/pytest --database postgresql -n auto --maxprocesses 4 --dist loadfile $$(grep -l mark.databases tests/test_*.py)
+	$(BIN)/pytest --database postgresql -n auto --maxprocesses 4 --dist loadfile $$(grep -l mark.databases tests/test_*.py | grep -v browser)
+	$(BIN)/pytest --database postgresql $$(grep -l mark.databases tests/test_*browser.py)
 
 bench: $(VENV)/.core
 	$(BIN)/hfi bench speed
