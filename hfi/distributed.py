@@ -315,29 +315,41 @@ class Terminated(BaseException):
 
 
 def _terminated(number: int, frame: object) -> None:
+    _deaf()
     raise Terminated
+
+
+def _deaf() -> None:
+    """A scheduler sends SIGTERM to the launcher, which sends it on, and to the processes: whoever ends must come to say why."""
+    if size() > 1 and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @contextmanager
 def taking_part() -> Iterator[None]:
-    """What every command runs in: in a run of several processes SIGTERM raises Terminated, so that somebody can say so."""
+    """What every command runs in, until it has said how it ended: in a run of several processes SIGTERM raises Terminated."""
     if size() == 1 or threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
         yield
-        if _groups.cache_info().currsize:
-            import torch.distributed as dist
-
-            dist.destroy_process_group()
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
+def leave() -> None:
+    """Parts with the others, with whom nothing is left to do."""
+    if _groups.cache_info().currsize:
+        import torch.distributed as dist
+
+        dist.destroy_process_group()
+
+
 def first_to_say() -> bool:
     """Whether this process is the first of them to ask: a run that ends, ends in all of them, and one says why. Of those that have
-    not joined yet, the first on each machine."""
+    not joined yet, the first on each machine. SIGTERM does nothing from here on."""
+    _deaf()
     if size() == 1 or not _groups.cache_info().currsize:
         return local_rank() == 0
     import torch.distributed as dist

@@ -93,13 +93,20 @@ def line(name: str, /, **about: Any) -> str:
 
 def tell(name: str, /, *, level: str = "info", **about: Any) -> None:
     """Prints an event on stderr, whatever is logged."""
-    print(line(name, level=level, **about), file=sys.stderr, flush=True)
+    write(line(name, level=level, **about))
+
+
+def write(text: str) -> None:
+    """A line on stderr, in one piece. With PYTHONUNBUFFERED, usual in containers, print writes the end of a line apart, and another
+    process of the run may write in between."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
 
 
 class _Stderr(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            print(self.format(record), file=sys.stderr, flush=True)
+            write(self.format(record))
         except OSError:  # whoever read it is gone; the work goes on
             pass
         except Exception:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from hfi.distributed import is_main
-from hfi.logs import tell, telling_json
+from hfi.logs import tell, telling_json, write
 
 _EVERY = 10.0  # seconds between two lines where there is no terminal
 _EVERY_JSON = 2.0
@@ -71,7 +71,7 @@ def _lines(description: str, total: int, unit: str, done: int) -> Iterator[Advan
         rate = (count - done) / max(seconds, 1e-9)
         left = _left((total - count) / rate) if rate > 0 and count < total else ""
         parts = (f"{description}: {count}/{total}", _rate(rate, unit), left, note)
-        print(", ".join(part for part in parts if part), file=sys.stderr, flush=True)
+        write(", ".join(part for part in parts if part))
 
     def advance(n: int, note: str = "") -> None:
         nonlocal count, last

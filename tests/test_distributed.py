@@ -6,6 +6,7 @@ Each launch imports torch once for every process, so a test does much with it.
 import json
 import os
 import shutil
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -20,8 +21,9 @@ import torch
 from judged import judge, model_with_clip
 from launched import LAUNCH, TWO, finished, kill_one, run, said, started, wait_for
 
-from hfi import distributed
+from hfi import cli, distributed
 from hfi.diffusion.tokens import LearnedToken
+from hfi.diffusion.training import postponed
 from hfi.erase.erasure import Erasure
 from hfi.errors import ProcessLost, UsageError
 from hfi.runs import Run
@@ -156,6 +158,35 @@ def test_a_lost_process_is_said_with_its_cause(monkeypatch: pytest.MonkeyPatch) 
         distributed._peers(),
     ):
         raise RuntimeError("no address for: eth7\nframe #0")
+
+
+def test_sigterm_comes_twice_and_the_end_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A scheduler sends it to the launcher, which sends it on, and to the processes."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    monkeypatch.setattr(distributed, "rank", lambda: 0)
+
+    def within_a_step() -> None:
+        with postponed() as asked:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+            assert asked == [signal.SIGTERM]  # the state is kept here
+
+    def beside_the_steps() -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    def interrupted() -> int:
+        monkeypatch.setattr(distributed, "local_rank", lambda: signal.raise_signal(signal.SIGTERM) or 0)
+        return 130
+
+    for act, code, word in ((within_a_step, 143, "ended"), (beside_the_steps, 143, "ended"), (interrupted, 130, "interrupted")):
+        monkeypatch.setattr(cli, "app", lambda act=act, **given: act())
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["generate"])
+        assert ended.value.code == code
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"hfi: {word}")
+        assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_batch_with_too_few_results_is_a_mistake() -> None:

@@ -1,5 +1,6 @@
 """What scripts read on stderr: progress, errors and events as lines of JSON, and nothing of them where nobody asked."""
 
+import io
 import json
 import logging
 import os
@@ -7,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -59,6 +61,31 @@ def test_progress_as_json_at_the_start_every_two_seconds_and_at_the_end(
         {**about, "done": 40, "rate": 5.0, "seconds_left": 0.0, "note": "loss 0.5"},
         {**about, "done": 40, "rate": 5.0, "seconds_left": 0.0, "note": ""},
     ]
+
+
+def test_a_line_is_written_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With PYTHONUNBUFFERED print writes the end of a line apart; what another process of the run wrote in between was no line."""
+    pieces: list[bytes] = []
+
+    class Raw(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def write(self, piece: Any) -> int:
+            pieces.append(bytes(piece))
+            return len(pieces[-1])
+
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(Raw(), write_through=True))  # as Python opens it then
+    print("in two", file=sys.stderr, flush=True)
+    assert [piece for piece in pieces if piece] == [b"in two", b"\n"]
+    pieces.clear()
+    logs.write("hfi: in one")
+    logs.tell("in_one")
+    with progress("in one", 2):
+        pass
+    written = [piece for piece in pieces if piece]
+    assert len(written) == 3
+    assert all(piece.count(b"\n") == 1 and piece.endswith(b"\n") for piece in written)
 
 
 def test_with_json_stdout_is_the_result_and_stderr_has_progress(hfi, workspace: Workspace, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from hfi import __version__, logs
-from hfi.distributed import Terminated, first_to_say, is_main, one_process, start_the_others, taking_part
+from hfi.distributed import Terminated, first_to_say, is_main, leave, one_process, start_the_others, taking_part
 from hfi.errors import HfiError, NoRoom, UsageError
 from hfi.files import no_room
 
@@ -140,14 +140,21 @@ def main(args: list[str] | None = None) -> None:
 
 def _run(words: list[str], *, started_here: bool) -> int:
     """The exit code of a command line, after what went wrong has been said."""
+    with taking_part():
+        try:
+            return _carry_out(words, started_here=started_here)
+        except Terminated:
+            return _fail("ended from outside, as when another process of this run ends; run the same command again to go on", 143)
+
+
+def _carry_out(words: list[str], *, started_here: bool) -> int:
     try:
         logs.check()
         if started_here and COMPLETING not in os.environ:
             start_the_others(words)
         if not is_main():
             _silence()
-        with taking_part():
-            code = app(args=words, prog_name="hfi", standalone_mode=False)
+        code = app(args=words, prog_name="hfi", standalone_mode=False)
     except HfiError as e:
         return _fail(str(e), e.exit_code)
     except _Mistake as e:
@@ -157,8 +164,6 @@ def _run(words: list[str], *, started_here: bool) -> int:
         return _fail(_sentence(e), 2)
     except typer.Abort:
         return 1
-    except Terminated:
-        return _fail("ended from outside, as when another process of this run ends; run the same command again to go on", 143)
     except Exception as e:  # a disk can be full wherever something is written
         if why := no_room(e):
             return _fail(str(NoRoom(getattr(e, "filename", None) or "a file", why)), 1)
@@ -167,12 +172,14 @@ def _run(words: list[str], *, started_here: bool) -> int:
         raise
     if code == 130:  # how typer reports Ctrl-C
         return _fail("interrupted; run the same command again to go on", 130)
+    if not code:
+        leave()
     return int(code or 0)
 
 
 def _fail(said: str, code: int) -> int:
     if first_to_say():
-        print(f"hfi: {said}" if code > 128 else f"hfi: error: {said}", file=sys.stderr, flush=True)
+        logs.write(f"hfi: {said}" if code > 128 else f"hfi: error: {said}")
         if logs.telling_json():
             logs.tell("error", level="error", message=said, exit_code=code)
     return code

@@ -338,7 +338,7 @@ def _child(line: str) -> None:
 def _run_child(line: str, environment: dict[str, str]) -> None:
     shown = line if len(line) < 300 else f"{line[:140]} ... {line[-120:]}"
     if is_main():
-        print(f"\n$ hfi {' '.join(shown.split())}", file=sys.stderr, flush=True)
+        typer.echo(f"\n$ hfi {' '.join(shown.split())}", err=True)
     command = [sys.executable, "-m", "hfi.cli.child", str(os.getpid()), *shlex.split(line)]
     child = subprocess.Popen(command, stdout=sys.stderr, env={**os.environ, **environment})
     try:

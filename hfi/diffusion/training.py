@@ -106,17 +106,16 @@ def drive(
 @contextmanager
 def postponed() -> Iterator[list[int]]:
     """Ctrl-C and SIGTERM wait for the end of the block: within a step a state is half updated. The first one is put into the list,
-    a second one acts at once."""
+    a second Ctrl-C acts at once, and a second SIGTERM, which schedulers and launchers both send, not before."""
     asked: list[int] = []
     before: dict[int, Any] = {}
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
     def note(number: int, frame: object) -> None:
+        if asked and number == signal.SIGTERM:
+            return
         asked.append(number)
-        restore()
+        if signal.SIGINT in before:
+            signal.signal(signal.SIGINT, before[signal.SIGINT])
         if number == signal.SIGINT and is_main():  # not with print, which what was interrupted may be in the middle of
             os.write(2, b"\nstopping after this step; Ctrl-C again stops at once, without keeping it\n")
 
@@ -128,7 +127,8 @@ def postponed() -> Iterator[list[int]]:
     try:
         yield asked
     finally:
-        restore()
+        for changed, handler in before.items():
+            signal.signal(changed, handler)
     if asked:
         signal.raise_signal(asked[0])
 
