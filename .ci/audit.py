@@ -17,13 +17,13 @@ SERVICES = ("pypi", "osv")
 def ask(service: str) -> dict[str, Any]:
     """pip-audit's report; empty where it made none."""
     words = ("--vulnerability-service", service, "--requirement", str(PINS), "--no-deps", "--disable-pip", "--format", "json")
-    done = subprocess.run(
-        [sys.executable, "-m", "pip_audit", "--progress-spinner", "off", "--timeout", "15", *words],
-        capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
     try:
+        done = subprocess.run(
+            [sys.executable, "-m", "pip_audit", "--progress-spinner", "off", "--timeout", "15", *words],
+            capture_output=True, text=True, check=False, timeout=300,
+        )  # fmt: skip
         return dict(json.loads(done.stdout))
-    except ValueError:
+    except (ValueError, subprocess.TimeoutExpired):
         return {}
 
 

@@ -124,25 +124,27 @@ def _groups() -> tuple[Any, Any]:
     import torch.distributed as dist
     from accelerate import PartialState
 
-    with _peers():
-        PartialState(cpu=on_cpu() or not torch.cuda.is_available(), timeout=STEP_TIMEOUT)
-        return dist.new_group(backend="gloo", timeout=PATIENCE), dist.new_group(backend="gloo", timeout=STEP_TIMEOUT)
+    # Python runs no handler while torch waits. Later the connection to a process that ended breaks and so ends the wait; here there is
+    # none yet.
+    unheard = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is _terminated
+    if unheard:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with _peers():
+            PartialState(cpu=on_cpu() or not torch.cuda.is_available(), timeout=STEP_TIMEOUT)
+            return dist.new_group(backend="gloo", timeout=PATIENCE), dist.new_group(backend="gloo", timeout=STEP_TIMEOUT)
+    finally:
+        if unheard:
+            signal.signal(signal.SIGTERM, _terminated)
 
 
 @contextmanager
 def _peers() -> Iterator[None]:
     """ProcessLost for whatever gloo, NCCL and the rendezvous raise where another process is not there."""
-    # Python runs no handler while torch waits, so that a SIGTERM would do nothing until something else ends the wait
-    unheard = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is _terminated
-    if unheard:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         yield
     except (RuntimeError, ConnectionError, TimeoutError) as e:
         raise ProcessLost(rank(), size(), e) from e
-    finally:
-        if unheard:
-            signal.signal(signal.SIGTERM, _terminated)
 
 
 def from_main(make: Callable[[], T]) -> T:

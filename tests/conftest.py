@@ -11,11 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from postgres import Server, serving_postgres
 
 from hfi.cli import main
 from hfi.store.migrate import upgrade
 from hfi.workspace import Workspace
+
+# The same cases in every run, however slow the machine is; `pytest --hypothesis-profile search` looks for others.
+settings.register_profile("suite", deadline=None, derandomize=True)
+settings.register_profile("search", deadline=None, derandomize=False)
+settings.load_profile("suite")
 
 
 @dataclass(frozen=True)

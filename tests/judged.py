@@ -47,6 +47,7 @@ def judge(path: Path, model: Path) -> Path:
         person = queries.ensure_annotator(s, "Ann")
     x = ClipBackbone.load(model / "clip").images([space.images.load(i.sha256) for i in images])
     first = np.linalg.svd(x - x.mean(0), full_matrices=False)[0][:, 0]
+    first *= np.sign(first[np.abs(first).argmax()])  # either sign is right
     shows = {i.sha256: value > np.median(first) for i, value in zip(images, first, strict=True)}
     for n in range(len(images)):
         with writing(engine) as s:

@@ -130,12 +130,13 @@ def serving_postgres() -> Iterator[Server]:
     owner = "postgres" if os.getuid() == 0 else None
     if owner:
         shutil.chown(folder, owner)
-    server = Server(folder, free_port(), owner, count())
+    server = Server(folder, 0, owner, count())
     try:
         made = [f"{PROGRAMS}/initdb", "-D", folder / "data", "-U", "postgres", "-E", "UTF8", "--no-sync"]
         trust = ["--auth-local=trust", "--auth-host=scram-sha-256"]
         done = subprocess.run([*made, *trust], stdin=subprocess.DEVNULL, capture_output=True, text=True, **server.as_owner)
         assert done.returncode == 0, done.stderr
+        server.port = free_port()  # as late as can be: other tests take ports, too
         server.start()
         quoted = PASSWORD.replace("'", "''")
         server.run(f"CREATE ROLE {USER} LOGIN PASSWORD '{quoted.replace('%', '%%')}'")

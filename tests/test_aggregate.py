@@ -183,7 +183,7 @@ def test_dawid_skene_believes_two_careful_people_against_three_careless_ones() -
     assert right["dawid-skene"] > right["majority"] + 0.03
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3), st.integers(0, 1)), min_size=1, max_size=30), st.randoms())
 def test_labels_depend_on_neither_order_nor_names(cells: list[tuple[int, int, int]], random) -> None:  # type: ignore[no-untyped-def]
     unique = list({(i, k): (i, k, v) for i, k, v in cells}.values())
@@ -249,7 +249,7 @@ def slow_alpha(units: list[list[int]]) -> float:
     return 1 - observed / expected
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=5), min_size=1, max_size=12))
 def test_alpha_is_its_definition(units: list[list[int]]) -> None:
     paired = [u for u in units if len(u) > 1]

@@ -78,7 +78,7 @@ def test_nudenet_sees_red_as_red(nude: NudeNet) -> None:
     assert nude([image, swapped])["nudity"].tolist() == pytest.approx([FOUND[17][1], 0], abs=5e-3)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(0, 2**32 - 1))
 def test_nudenets_input_is_the_librarys_for_any_shape(width: int, height: int, seed: int) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -87,7 +87,7 @@ def test_nudenets_input_is_the_librarys_for_any_shape(width: int, height: int, s
     np.testing.assert_allclose(nude._blob(pixels), library._read_image(pixels)[0], atol=1e-6)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(st.integers(1, 900), st.integers(1, 900), st.integers(2, 60), st.integers(0, 2**32 - 1))
 def test_nudenets_boxes_are_suppressed_as_the_library_does(width: int, height: int, anchors: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

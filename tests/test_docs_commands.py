@@ -26,7 +26,7 @@ PAGES = {
     if path.name not in GENERATED
 }
 RUN = [name for name, found in PAGES.items() if any(b.why is None and b.language in ("sh", "python") for b in found)]
-LONGEST = 240  # seconds, for a page
+LONGEST = 1800  # seconds, for a page: only to end what hangs
 
 _SMOKING = "hfi concept add smoking --title Smoking --initial-word smoking --prompt 'smoking a cigarette'"
 _JUDGED = f"""hfi init

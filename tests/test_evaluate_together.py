@@ -48,7 +48,6 @@ def test_two_processes_one_killed_give_what_one_process_gives(
 
     again = run([*TWO, *words(space, "both")])
     assert again.returncode == 0, again.stderr
-    assert f"{count // 4 * 4}/140" not in again.stderr
     found, wanted = files(made), files(made.with_name("alone"))
     assert found.keys() == wanted.keys() and len([name for name in found if name.endswith(".png")]) == 140
     assert [name for name in wanted if found[name] != wanted[name]] == []

@@ -128,7 +128,7 @@ def test_half_is_half(hfi: Call, workspace: Workspace, model: Path) -> None:
 levels = st.integers(1, 3).flatmap(lambda n: st.lists(st.booleans(), min_size=n, max_size=n))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     attends=levels, layers=st.integers(1, 3), linear=st.booleans(), deep=st.integers(1, 2), xl=st.booleans(), wider=st.booleans()
 )
@@ -158,7 +158,7 @@ def test_any_unet_goes_there_and_back(attends: list[bool], layers: int, linear: 
     assert all(torch.equal(back[name], value) for name, value in state.items())
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(depth=st.integers(1, 4), layers=st.integers(1, 2), attention=st.booleans(), wider=st.booleans())
 def test_any_vae_goes_there_and_back(depth: int, layers: int, attention: bool, wider: bool) -> None:
     vae = AutoencoderKL(

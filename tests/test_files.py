@@ -33,7 +33,7 @@ def test_two_writers_at_once_do_not_meet(tmp_path: Path) -> None:
         try:
             with whole(tmp_path / "a") as scratch:
                 scratch.write_text(text)
-                both.wait(10)
+                both.wait(120)
         except OSError as e:
             failed.append(e)
 

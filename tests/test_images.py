@@ -29,11 +29,10 @@ def test_a_picture_comes_back_pixel_by_pixel_under_the_hash_of_its_file(tmp_path
     sha = store.put(noise())
     assert store.path(sha) == tmp_path / sha[:2] / f"{sha}.png"
     assert np.array_equal(pixels(store.load(sha)), pixels(noise()))
-    inode, written = store.path(sha).stat().st_ino, store.path(sha).stat().st_mtime_ns
+    inode = store.path(sha).stat().st_ino
+    os.utime(store.path(sha), (1e9, 1e9))
     assert store.put(noise()) == sha
-    assert (store.path(sha).stat().st_ino, store.path(sha).stat().st_mtime_ns > written) == (inode, True), (
-        "the same file, new again"
-    )
+    assert (store.path(sha).stat().st_ino, store.path(sha).stat().st_mtime > 1e9) == (inode, True), "the same file, new again"
     assert store.put(noise(1)) != sha
     assert len(list(tmp_path.rglob("*.*"))) == 2
 
@@ -186,7 +185,7 @@ def test_files_of_other_programs_are_not_opened_whatever_their_suffix(tmp_path: 
             safe_open(tmp_path / "a.png")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.sampled_from(sorted(FILES)), st.lists(st.tuples(st.integers(0, 10**6), st.binary(max_size=6)), max_size=8), st.booleans()
 )

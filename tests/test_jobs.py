@@ -225,10 +225,9 @@ def test_a_job_outlives_the_server_is_stopped_and_goes_on(engine: Engine, worksp
     with pytest.raises(HfiError, match="runs no more: it is stopped"):
         jobs.stop(workspace, engine, job.id)
     again = jobs.start(workspace, engine, job.words)
-    os.kill(
-        wait(workspace, engine, again, lambda job: jobs._process(jobs.folder_of(workspace, job)) is not None).pid or 0,
-        signal.SIGKILL,
-    )
+    running = wait(workspace, engine, again, lambda job: jobs._process(jobs.folder_of(workspace, job)) is not None)
+    assert running.pid
+    os.kill(running.pid, signal.SIGKILL)
     again = wait(workspace, engine, again)
     assert (again.state, again.code) == ("lost", None)
 

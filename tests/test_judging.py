@@ -70,7 +70,7 @@ def counts(s: Session) -> dict[int, tuple[int, int, int, int]]:
 # --- counts ---
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.tuples(st.integers(0, 2), st.sampled_from(["shows", "clean", "skip", "claim", "undo", "wait"])),

@@ -229,7 +229,7 @@ def rankings(draw: st.DrawFn) -> Judgment:
 BINARIES = st.builds(one, verdict=st.sampled_from(BINARY), images=st.tuples(TEXT), prompts=st.tuples(st.none() | TEXT), **SIDES)
 
 
-@settings(max_examples=60, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@settings(max_examples=60, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(st.lists(BINARIES | rankings(), max_size=4))
 def test_any_set_survives_every_format(tmp_path_factory: pytest.TempPathFactory, judgments: list[Judgment]) -> None:
     assert [sound(j) for j in judgments] == judgments

@@ -35,7 +35,7 @@ LOADED = [  # all that a run would otherwise import for itself
 ]
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows knows no SIGKILL")
 
-STEPS = 24
+STEPS = 48  # killed within the first 17
 # states are kept at every seventh step: most kills lose some steps, which are then done again
 COMMON = ["-c", "fog", "--steps", STEPS, "--save-every", 7, "--batch-size", 4, "--learning-rate", 0.001]
 INVERT = ["invert", *COMMON, "--top-k", 6, "--vectors", 2]
@@ -97,7 +97,7 @@ def test_an_inversion_killed_at_five_random_steps(forked: ForkServerContext, spa
     shutil.copytree(space, whole)
     finish(forked, INVERT, whole, model)
     undisturbed = LearnedToken.load(whole / "tokens" / "fog.safetensors")
-    for step in random.Random(0).sample(range(1, STEPS - 6), 5):
+    for step in random.Random(0).sample(range(1, 18), 5):
         here = tmp_path / f"killed-at-{step}"
         shutil.copytree(space, here)
         run = Run(here / "runs" / "invert" / "fog")
@@ -115,7 +115,7 @@ def test_an_erasure_killed_at_five_random_steps(forked: ForkServerContext, space
     methods = {"fog-sdd-text": SDD, "fog-sdd-context-text": CONTEXT}
     for command in methods.values():
         finish(forked, command, whole, model)
-    for i, step in enumerate(random.Random(1).sample(range(1, STEPS - 6), 5)):
+    for i, step in enumerate(random.Random(1).sample(range(1, 18), 5)):
         name, command = list(methods.items())[i % 2]
         here = tmp_path / f"killed-at-{step}"
         shutil.copytree(space, here)

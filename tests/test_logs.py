@@ -204,7 +204,7 @@ def test_the_log_of_a_job_stays_for_people(workspace: Workspace, tmp_path: Path,
     monkeypatch.setenv("HFI_PROGRESS", "json")
     engine = workspace.engine()
     job = jobs.start(workspace, engine, ["campaign", "score", "--reward=nothing", "--nonsense"])
-    jobs._children[job.pid].wait(120)  # type: ignore[index]
+    jobs._children[job.pid].wait(600)  # type: ignore[index]
     jobs.settle(workspace, engine)
     with reading(engine) as s:
         assert table.job(s, job.id).state == "failed"

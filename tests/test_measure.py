@@ -106,7 +106,7 @@ def test_a_decompression_bomb_is_refused_by_name(tmp_path: Path, monkeypatch: py
     assert "too many pixels" in dict(look(tmp_path / "a").skipped)["bomb.png"]
 
 
-@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_file_is_read_or_named_never_a_crash(data: st.DataObject, tmp_path: Path) -> None:
     kind = data.draw(st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"]))

@@ -125,7 +125,7 @@ def test_kernel_distance_over_subsets() -> None:
     assert kernel_distance(a, b, subset_size=100).subset_size == 90  # no more than the smaller set has
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(st.integers(2, 14), st.integers(2, 14), st.integers(1, 20), st.integers(0, 2**32 - 1))
 def test_distances_are_finite_and_symmetric_for_few_images(n: int, m: int, width: int, seed: int) -> None:
     a, b = two_sets(seed, n, m, width)

@@ -51,7 +51,7 @@ class Site:
         raise AssertionError(f"no {name} {about} in {self.lines()}")
 
     def metrics(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-        answer = httpx.get(f"{self.url}/metrics", headers={"authorization": f"Bearer {TOKEN}"})
+        answer = httpx.get(f"{self.url}/metrics", headers={"authorization": f"Bearer {TOKEN}"}, timeout=60)
         assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
         families = text_string_to_metric_families(answer.text)
         return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
@@ -176,7 +176,7 @@ def test_metrics_are_for_whoever_has_the_token(site: Site) -> None:
             answer = client.get("/metrics", headers=headers)  # type: ignore[arg-type]
             assert (answer.status_code, answer.text) == (401, "not without the token"), given
             assert answer.headers["www-authenticate"] == "Bearer"
-        assert client.post("/metrics", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 405
+        assert client.post("/metrics", headers={"authorization": f"Bearer {TOKEN}"}, timeout=60).status_code == 405
         assert client.get("/metrics", headers={"authorization": f"Bearer {TOKEN}", "host": "elsewhere"}).status_code == 421
 
 
@@ -229,7 +229,7 @@ def test_the_database_is_asked_now_and_then(site: Site) -> None:
 def test_without_the_variable_there_is_no_such_page_and_no_header(site: Site) -> None:
     space = Workspace.open(site.space)
     with serving(build_app(space, site.engine)) as port:
-        answer = httpx.get(f"http://127.0.0.1:{port}/metrics", headers={"authorization": f"Bearer {TOKEN}"})
+        answer = httpx.get(f"http://127.0.0.1:{port}/metrics", headers={"authorization": f"Bearer {TOKEN}"}, timeout=60)
         assert answer.status_code == 404
         assert "x-request-id" not in answer.headers
 

@@ -62,7 +62,7 @@ def test_implicit_rate_by_hand() -> None:
 
 
 @given(st.integers(0, 2**31 - 1))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_every_person_draws_the_same_picture_twice(seed: int) -> None:
     person = world.draw_person(np.random.default_rng(seed))
     first, second = np.asarray(render(person)), np.asarray(render(person))

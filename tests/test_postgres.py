@@ -36,7 +36,7 @@ from hfi.store import models as m
 from hfi.store import queries as q
 from hfi.store.copying import copy
 from hfi.store.migrate import migrating, status, upgrade
-from hfi.store.session import Again, Away, Engine, Session, connect, parse, reading, shown, writing
+from hfi.store.session import Again, Away, Engine, Session, again, connect, parse, reading, shown, writing
 from hfi.workspace import Workspace
 from ui import label
 from ui.label import Answer, Desk
@@ -276,7 +276,7 @@ def test_a_value_that_does_not_fit_is_said(engine: Engine) -> None:
 def test_a_removal_stops_where_its_transaction_has_ended(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that stalls for longer than the server waits: the lock is free, and others refer to what is about to go."""
     engine, other, store = (
-        connect(f"{url}?options=-c%20idle_in_transaction_session_timeout%3D300"),
+        connect(f"{url}?options=-c%20idle_in_transaction_session_timeout%3D2000"),
         connect(url),
         ImageStore(tmp_path),
     )
@@ -319,7 +319,7 @@ def test_many_at_once_fill_a_campaign_exactly(engine: Engine, url: str, tmp_path
     def judge(number: int) -> None:
         who, seat = person(engine, f"person {number % 8}"), seats[number % 2]
         for n in range(1000):
-            state = label.state(seat, who, campaign.id)
+            state = again(lambda: label.state(seat, who, campaign.id))
             if state["task"] is None:
                 return
             once = f"load-{number}-{n}-{state['task']['token'][:4]}"
@@ -586,7 +586,7 @@ def test_a_client_that_hangs_in_a_transaction_is_shut_out(engine: Engine) -> Non
 
     def hang() -> None:
         with writing(engine, alone=False) as s:
-            s.execute(text("SET LOCAL idle_in_transaction_session_timeout = '300ms'"))
+            s.execute(text("SET LOCAL idle_in_transaction_session_timeout = '3s'"))
             assert judging.claim_next(s, campaign.id, ann.id)
             assert not shut_out()
             wait_until(shut_out)
@@ -600,21 +600,21 @@ def test_a_client_that_hangs_in_a_transaction_is_shut_out(engine: Engine) -> Non
 
 def test_an_export_takes_as_long_as_what_it_copies(engine: Engine, url: str) -> None:
     asked.answers(engine, asked.campaign(engine, asked.images(engine, 2)), "Ann", lambda claim: "shows")
-    hasty = connect(f"{url}?options=-c%20idle_in_transaction_session_timeout%3D200ms")
+    hasty = connect(f"{url}?options=-c%20idle_in_transaction_session_timeout%3D1s")
 
     def slow() -> None:
         with reading(hasty) as s:
             q.concept(s, "smoking")
-            time.sleep(0.5)
+            time.sleep(1.5)
             q.concept(s, "smoking")
 
     with pytest.raises(Away, match="idle-in-transaction timeout"):
         slow()
     with frozen(hasty, "smoking") as found:
-        time.sleep(0.5)
+        time.sleep(1.5)
         assert len(list(found.judgments)) == 2
     with hasty.connect() as connection:
-        assert connection.exec_driver_sql("SHOW idle_in_transaction_session_timeout").scalar() == "200ms"
+        assert connection.exec_driver_sql("SHOW idle_in_transaction_session_timeout").scalar() == "1s"
     hasty.dispose()
 
 

@@ -127,9 +127,9 @@ def test_thirty_thousand_rows_are_read_at_once(tmp_path):
         writer = csv.writer(file)
         writer.writerow(("image_id", "source", "prompt", "evaluation_seed"))
         writer.writerows((i, "coco-30k", f"a clock, the {i}th, on a wall", i) for i in range(30_000))
-    start = time.process_time()
+    start = time.thread_time()
     prompts = load_prompts(path)
-    assert time.process_time() - start < 3  # a fifth of a second on an idle core
+    assert time.thread_time() - start < 3  # a fifth of a second on an idle core
     assert (len(prompts), prompts[-1].seed) == (30_000, 29_999)
 
 

@@ -5,7 +5,6 @@ Rows that are gathered take a kilobyte or more each; what is let through here ar
 
 import json
 import shutil
-import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from traced import traced
 from typer.testing import CliRunner
 
 from hfi.aggregate import soft_labels
@@ -39,20 +39,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     for count in (FIRST, FEW, MANY):
         make(root / str(count), count, evaluated=False)
     return {count: root / str(count) for count in (FIRST, FEW, MANY)}
-
-
-def traced(run: Callable[[], object]) -> int:
-    """The most bytes at one time beside those that were there before; of two runs the smaller number, for now and then Python's
-    table of interned names, which the parts of every path go through, is made anew, in one piece of many megabytes."""
-    peaks = []
-    for _ in range(2):
-        tracemalloc.start()
-        try:
-            run()
-            peaks.append(tracemalloc.get_traced_memory()[1])
-        finally:
-            tracemalloc.stop()
-    return min(peaks)
 
 
 @pytest.mark.parametrize("command", EXPORTS)

@@ -191,7 +191,7 @@ def test_a_long_tie_is_refused_by_plackett_luce_alone() -> None:
     np.testing.assert_allclose(found[:11], found[0], atol=1e-8)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.permutations(range(5)), min_size=1, max_size=6), st.permutations(range(5)), st.randoms())
 def test_strengths_depend_on_neither_order_nor_names(rows: list[list[int]], names: list[int], random) -> None:  # type: ignore[no-untyped-def]
     orders: list[Order] = [[[i] for i in row] for row in rows]

@@ -89,13 +89,14 @@ def test_tensorboard_lists_a_run_by_its_command_and_name(runs: Path, tmp_path: P
     with open(tmp_path / "log", "wb") as log:
         board = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "TMPDIR": str(tmp_path)})
     try:
-        end = time.monotonic() + 120
+        end = time.monotonic() + 600
         address = ""
         while not address and time.monotonic() < end:
             assert board.poll() is None, (tmp_path / "log").read_text()
             told = [word for word in (tmp_path / "log").read_text().split() if word.startswith("http://localhost:")]
             address = told[0] if told else ""
             time.sleep(0.1)
+        assert address
 
         def ask(path: str) -> object:
             with urllib.request.urlopen(f"{address.replace('localhost', '127.0.0.1')}data/{path}", timeout=60) as answer:

@@ -1,6 +1,7 @@
 """The judging page in a real browser: headless Chromium, a real server, a real database."""
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -278,7 +279,7 @@ def test_the_mouse_and_double_clicks(tab: Any, site: Site) -> None:
     tab.click("#hfi-stop")
     tab.wait_for_selector("#hfi-done:not([hidden])")
     assert "you can go on at any time" in tab.inner_text("#hfi-done")
-    assert "5 answers in about 1 min. Those that you took back count, too." in tab.inner_text("#hfi-done")
+    assert re.search(r"5 answers in about \d+ min\. Those that you took back count, too\.", tab.inner_text("#hfi-done"))
     tab.click("[data-do=back]")
     settle(tab)
     assert (count(tab), tab.inner_text("#hfi-person")) == ("4 of 8", f"Judging as {name}")
@@ -440,10 +441,11 @@ def test_people_choose_how_they_look(tab: Any, site: Site) -> None:
     tab.select_option("#hfi-settings [name=strength]", "3")
     tab.uncheck("#hfi-settings [name=grey]")
     tab.check("#hfi-settings [name=hover]")
-    tab.fill("#hfi-settings [name=again]", "1")
+    tab.fill("#hfi-settings [name=again]", "3")
     tab.select_option("#hfi-settings [name=size]", "small")
     tab.keyboard.press("Escape")
     assert tab.get_attribute("#hfi-frame img", "src").endswith("?view=blur&strength=3")
+    tab.wait_for_function("[...document.querySelectorAll('#hfi-frame img')].every(image => image.complete && image.naturalWidth)")
     assert tab.locator("#hfi-frame img").bounding_box()["height"] == 240
     box = tab.locator("#hfi-frame img").bounding_box()
     tab.mouse.move(box["x"] + 50, box["y"] + 50)
@@ -453,7 +455,7 @@ def test_people_choose_how_they_look(tab: Any, site: Site) -> None:
     assert view(tab) == ["blur"]
     tab.keyboard.press("Space")
     tab.wait_for_selector("#hfi-frame img:not([src*=view])")
-    tab.wait_for_selector("#hfi-frame img[src*=view]")  # after a second
+    tab.wait_for_selector("#hfi-frame img[src*=view]")  # after three seconds
     tab.reload()
     settle(tab)
     assert view(tab) == ["blur"]
@@ -485,12 +487,12 @@ def test_hiding_holds_until_asked_to_show(tab: Any, site: Site) -> None:
     settle(tab)
     assert not tab.is_visible("#hfi-frame img")
     assert "Take a break" in tab.inner_text("#hfi-cover")
-    tab.wait_for_timeout(1500)
+    tab.wait_for_timeout(4000)
     tab.keyboard.press("h")
     assert tab.is_visible("#hfi-frame img")
     assert view(tab) == ["both"]
     judge(tab, lambda: tab.keyboard.press("f"), 2)
-    assert here.rows()[1]["elapsed_ms"] < 1500, "the clock stands still during a break"
+    assert here.rows()[1]["elapsed_ms"] < 4000, "the clock stands still during a break"
 
 
 def test_a_break_comes_after_many_harmful_images(tab: Any, site: Site) -> None:
@@ -504,7 +506,7 @@ def test_a_break_comes_after_many_harmful_images(tab: Any, site: Site) -> None:
         assert "Time for a break" in tab.inner_text("#hfi-done")
         assert "you judged were harmful, by your own answers" in tab.inner_text("#hfi-done"), "none was uncovered"
         assert tab.evaluate("document.activeElement.textContent") == "Time for a break"
-        assert tab.inner_text(".hfi-clock").startswith(("5:00", "4:5"))
+        assert tab.inner_text(".hfi-clock").startswith(("5:00", "4:"))
         tab.reload()
         settle(tab)
         press(tab, "j", "z", "Enter")

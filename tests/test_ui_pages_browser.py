@@ -100,5 +100,6 @@ def test_every_page_fits_and_is_easy_to_hit(  # type: ignore[no-untyped-def]
         tab.click("summary")
         check()
         tab.click('a[href="/withdraw"]')
+        tab.wait_for_url("**/withdraw")
         check()
         context.close()

@@ -639,7 +639,8 @@ def test_behind_a_proxy_with_tls_the_cookie_goes_over_tls_alone(workspace: Works
 # --- guessing passwords ---
 
 
-def test_guessing_has_to_wait_and_a_restart_forgives_nothing(workspace: Workspace) -> None:
+def test_guessing_has_to_wait_and_a_restart_forgives_nothing(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(people, "FIRST_WAIT", 600)  # no test takes as long
     with writing(workspace.engine()) as s:
         people.add_account(s, "Ann", PASSWORD, "manager")
 
@@ -650,7 +651,7 @@ def test_guessing_has_to_wait_and_a_restart_forgives_nothing(workspace: Workspac
     with serving(build_app(workspace, workspace.engine())) as port:
         found = tries(port, ["not this one"] * 5 + [PASSWORD])
         assert [answer.status_code for answer in found] == [401] * 5 + [429]
-        assert int(found[-1].headers["retry-after"]) in (1, 2)
+        assert 0 < int(found[-1].headers["retry-after"]) <= 600
         assert "Try again in" in found[-1].text
         assert "set-cookie" not in found[-1].headers
         strange = tries(port, ["not this one"] * 6, "Nobody")
@@ -665,7 +666,8 @@ def test_guessing_has_to_wait_and_a_restart_forgives_nothing(workspace: Workspac
         assert tries(port, [PASSWORD])[0].status_code == 303
 
 
-def test_many_guesses_at_once_gain_nothing(site: Site) -> None:
+def test_many_guesses_at_once_gain_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(people, "FIRST_WAIT", 600)
     site.account("Hal")
     codes: list[int] = []
 
@@ -677,8 +679,7 @@ def test_many_guesses_at_once_gain_nothing(site: Site) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(codes)[:5] == [401] * 5
-    assert codes.count(401) <= 7, "no more than the free ones, and those whose wait was over meanwhile"
+    assert sorted(codes) == [401] * 5 + [429] * 15
 
 
 # --- what a browser learns ---

@@ -191,7 +191,7 @@ def test_a_shift_over_midnight_is_of_two_days_and_still_one_stretch(s: Session, 
 # --- whatever happens ---
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.tuples(st.sampled_from(["note", "harm", "rest", "go on", "stop"]), st.sampled_from([0, 0.2, 1, 4.99, 5, 30, 700])),

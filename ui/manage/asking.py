@@ -82,11 +82,11 @@ def build(office: Office, tab: gr.Tab) -> None:
     strategy, count, reward, access, people = (fields[i] for i in (9, 10, 11, 18, 19))
     begun = office.when(tab.select, begin, campaign, [listed, campaign, *dropdowns])
     office.when(begun.then, look, fields, seen)
-    office.when([strategy.input, access.input], asked, [strategy, access], [count, reward, people])
+    office.follow([strategy.input, access.input], asked, [strategy, access], [count, reward, people])
     office.when(close.click, lambda person, chosen: set_state(person, chosen, "closed"), campaign, [listed, campaign])
     office.when(again.click, lambda person, chosen: set_state(person, chosen, "open"), campaign, [listed, campaign])
     settled = [field.blur if isinstance(field, gr.Textbox | gr.Number) else field.input for field in fields]
-    office.when([show.click, *settled], look, fields, seen)
+    office.follow([show.click, *settled], look, fields, seen)
     office.when(go.click, create, fields, [made, seen, listed, campaign])
 
 

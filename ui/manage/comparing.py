@@ -43,7 +43,7 @@ def build(office: Office, tab: gr.Tab) -> None:
         return join(*parts)
 
     office.when(tab.select, begin, campaign, [campaign, result])
-    office.when(campaign.input, look, campaign, result)
+    office.follow(campaign.input, look, campaign, result)
 
 
 def _result(office: Office, found: Compared) -> Html:

@@ -68,7 +68,7 @@ def build(office: Office, tab: gr.Tab) -> None:
             return [_picture(office, found), _about(found, ""), str(found.task), True, words]
 
     office.when(tab.select, begin, [campaign, robots], [campaign, *shown])
-    office.when([campaign.input, robots.input], first, [campaign, robots], shown)
+    office.follow([campaign.input, robots.input], first, [campaign, robots], shown)
     for verdict, button in buttons.items():
         office.when(button.click, partial(decide, verdict), [campaign, robots, task, anew, text], shown)
     office.when(back.click, earlier, [campaign, task], shown)

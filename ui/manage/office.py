@@ -76,6 +76,11 @@ class Office:
             return gr.on(trigger, self.only(handle), inputs, outputs, **settings)
         return trigger(self.only(handle), inputs, outputs, **settings)
 
+    def follow(self, trigger: Any, handle: Callable[..., Any], inputs: Any = None, outputs: Any = None) -> Any:
+        """`when`, for what shows what is chosen: what is chosen while an answer is on its way is looked at after it. By itself Gradio
+        drops it, and the page shows what was chosen before."""
+        return self.when(trigger, handle, inputs, outputs, trigger_mode="always_last")
+
     def watch(self, campaign_id: int) -> Watch:
         """The one for this campaign, kept between looks."""
         with self._lock:

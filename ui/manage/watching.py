@@ -43,7 +43,7 @@ def build(office: Office, page: gr.Blocks, tab: gr.Tab, others: list[gr.Tab]) ->
     office.when(tab.select, begin, campaign, [campaign, live, timer])
     office.when([other.select for other in others], lambda person: gr.Timer(active=False), None, timer)
     office.when(timer.tick, look, campaign, live, queue=False)
-    office.when(campaign.input, look, campaign, live)
+    office.follow(campaign.input, look, campaign, live)
 
 
 def campaign_choice(elem_id: str) -> gr.Dropdown:

@@ -121,7 +121,7 @@ def build(office: Office, tab: gr.Tab, others: list[gr.Tab]) -> None:
     chosen = [*live, run, campaign, *every]
     office.when(tab.select, begin, concept, [concept, *chosen, timer])
     office.when([other.select for other in others], lambda person: gr.Timer(active=False), None, timer)
-    office.when(concept.input, choose, concept, chosen)
+    office.follow(concept.input, choose, concept, chosen)
     office.when(timer.tick, look, concept, live, queue=False)
     for command, button in starts.items():
         office.when(button.click, partial(go, command), [concept, *fields[command]], [said, *live])

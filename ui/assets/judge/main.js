@@ -431,7 +431,8 @@ const DO = {
 // --- hands ---
 
 function typing(target) {
-  return target instanceof Element && Boolean(target.closest("input, textarea, select, [contenteditable]:not([contenteditable='false'])"));
+  const field = target instanceof Element && target.closest("input, textarea, select, [contenteditable]:not([contenteditable='false'])");
+  return Boolean(field) && !field.closest("dialog:not([open])"); // one that was just closed keeps the focus until the next frame
 }
 
 function onKey(event) {
