@@ -196,6 +196,17 @@ def test_a_button_with_nothing_to_act_on_says_what_to_do(workspace: Workspace, b
     assert words in json.loads(got.text)["error"], got.text
 
 
+def test_what_is_chosen_while_an_answer_is_on_its_way_is_shown(site: Site) -> None:
+    """Gradio drops what happens meanwhile, unless told otherwise: the page would show the campaign that was chosen before."""
+    chosen = [
+        (settings.targets, settings.trigger_mode)
+        for settings in site.app()[1].fns.values()
+        if any(event in ("input", "blur", "change") for _, event in settings.targets)
+    ]
+    assert len(chosen) == 6
+    assert {mode for _, mode in chosen} == {"always_last"}
+
+
 def test_the_page_itself_holds_nothing_of_the_workspace(site: Site) -> None:
     client = site.client("manager")
     for path in ("/manage/", "/manage/config", "/manage/gradio_api/info"):
