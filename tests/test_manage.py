@@ -6,8 +6,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import asked
 import chromium
@@ -22,6 +24,8 @@ from starlette.testclient import TestClient
 
 import ui
 from hfi import jobs
+from hfi.dashboard import numbers
+from hfi.errors import HfiError
 from hfi.judgments import freeze
 from hfi.store import adjudicating, campaigns, judging, overview, people, rounds
 from hfi.store import jobs as table
@@ -32,7 +36,8 @@ from hfi.store.session import Engine, reading, writing
 from hfi.store.wellbeing import wellbeing
 from hfi.workspace import Workspace
 from ui.manage import HEAD, add_routes, build_manage
-from ui.manage.office import NOT_YOURS, Office
+from ui.manage.office import MOST_WATCHES, NOT_YOURS, Office
+from ui.manage.watching import dashboard
 
 pytestmark = pytest.mark.databases
 
@@ -205,6 +210,50 @@ def test_what_is_chosen_while_an_answer_is_on_its_way_is_shown(site: Site) -> No
     ]
     assert len(chosen) == 6
     assert {mode for _, mode in chosen} == {"always_last"}
+
+
+def test_looks_take_a_twentieth_of_a_processor_however_many_managers_look(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    office = Office(site.space, site.engine, site.who)
+    clock, looks, underway, on = [100.0], [0], threading.Event(), threading.Event()
+    monkeypatch.setattr("ui.manage.office.time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def look() -> str:
+        looks[0] += 1
+        clock[0] += 2
+        return f"look {looks[0]}"
+
+    assert office.sparing(1, look) == "look 1"
+    clock[0] = 139.9
+    assert [office.sparing(1, look) for _ in range(3)] == ["look 1"] * 3
+    assert office.sparing(2, look) == "look 2", "another campaign"
+    clock[0] = 1000.0
+
+    def slow() -> str:
+        underway.set()
+        assert on.wait(60)
+        return look()
+
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(office.sparing, 1, slow)
+        assert underway.wait(60)
+        assert office.sparing(1, look) == "look 1", "nobody waits for what somebody else looks at"
+        on.set()
+        assert found.result() == "look 3"
+
+    def broken() -> str:
+        raise HfiError("no")
+
+    clock[0] = 2000.0
+    with pytest.raises(HfiError):
+        office.sparing(1, broken)
+    assert office.sparing(1, look) == "look 4"
+    for other in range(20):
+        office.sparing(10 + other, look)
+    assert len(office._looks) == MOST_WATCHES
+    with reading(site.engine) as s:
+        figures = numbers(s, overview.fillings(s)[0], q.now_utc())
+    assert "new figures every 24 s" in dashboard(figures, [], q.now_utc(), 24.2)
+    assert "new figures" not in dashboard(figures, [], q.now_utc(), 4)
 
 
 def test_the_page_itself_holds_nothing_of_the_workspace(site: Site) -> None:

@@ -1,5 +1,6 @@
 """How a campaign goes, as it goes: progress, pace, agreement, everybody's part in it, and who has seen how much."""
 
+import time
 from datetime import datetime
 from typing import Any
 
@@ -11,7 +12,7 @@ from hfi.store import overview
 from hfi.store.overview import Exposure, Filling
 from hfi.store.queries import now_utc
 from hfi.store.session import reading
-from ui.manage.office import Office
+from ui.manage.office import SPARING, Office
 from ui.manage.parts import Html, ago, bar, card, chip, duration, e, join, note, panel, pct, plural, section, share, table
 
 EVERY = 5.0  # seconds between two looks
@@ -21,17 +22,23 @@ QUESTIONS = {"binary": "Shows it or not", "ranking": "Ranking", "compare": "Befo
 def build(office: Office, page: gr.Blocks, tab: gr.Tab, others: list[gr.Tab]) -> None:
     campaign = campaign_choice("m-watch-campaign")
     live = panel("m-live")
+    nothing = note("There is no campaign yet. Make one under “Campaigns”.", "m-empty")
     timer = gr.Timer(EVERY)
 
     def look(person: Any, campaign_id: str | None) -> str:
+        chosen = number(campaign_id)
+        return office.sparing(chosen, lambda: found(chosen)) if chosen else nothing
+
+    def found(campaign_id: int) -> str:
+        began = time.monotonic()
         with reading(office.engine) as s:
-            found = overview.fillings(s, number(campaign_id)) if number(campaign_id) else []
-            if not found:
-                return note("There is no campaign yet. Make one under “Campaigns”.", "m-empty")
+            fillings = overview.fillings(s, campaign_id)
+            if not fillings:
+                return nothing
             now = now_utc()
-            figures = numbers(s, found[0], now, office.watch(found[0].id))
+            figures = numbers(s, fillings[0], now, office.watch(campaign_id))
             seen = overview.exposure(s, now.replace(hour=0, minute=0, second=0, microsecond=0))
-        return dashboard(figures, seen, now)
+        return dashboard(figures, seen, now, SPARING * (time.monotonic() - began))
 
     def begin(person: Any, campaign_id: str | None) -> tuple[Any, str, Any]:
         choices = campaign_choices(office)
@@ -72,9 +79,12 @@ def needed(given: object, otherwise: str) -> int:
     return found
 
 
-def dashboard(figures: Numbers, seen: list[Exposure], now: datetime) -> str:
+def dashboard(figures: Numbers, seen: list[Exposure], now: datetime, again: float = 0) -> str:
+    """`again`: seconds until there are new figures."""
     filling, people = figures.filling, figures.people
     parts = [_head(filling), _cards(figures)]
+    if again > 2 * EVERY:
+        parts.append(note(f"Of so many judgments there are new figures every {again:.0f} s."))
     parts.append(section("People", _persons(people, filling)))
     if people.persons and filling.question == "binary":
         parts.append(_legend())
