@@ -79,7 +79,7 @@ def needed(given: object, otherwise: str) -> int:
     return found
 
 
-def dashboard(figures: Numbers, seen: list[Exposure], now: datetime, again: float = 0) -> str:
+def dashboard(figures: Numbers, seen: list[Exposure], now: datetime, again: float) -> str:
     """`again`: seconds until there are new figures."""
     filling, people = figures.filling, figures.people
     parts = [_head(filling), _cards(figures)]
