@@ -38,6 +38,7 @@ from hfi.workspace import Workspace
 from ui.manage import HEAD, add_routes, build_manage
 from ui.manage.office import MOST_WATCHES, NOT_YOURS, Office
 from ui.manage.watching import dashboard
+from ui.watch import Watch
 
 pytestmark = pytest.mark.databases
 
@@ -210,6 +211,34 @@ def test_what_is_chosen_while_an_answer_is_on_its_way_is_shown(site: Site) -> No
     ]
     assert len(chosen) == 6
     assert {mode for _, mode in chosen} == {"always_last"}
+
+
+def test_no_answer_comes_by_the_queue(site: Site) -> None:
+    """Gradio's queue ends its stream of answers after the last. What was asked just then was never answered, in one of eleven tries:
+    the page went on showing what was there before."""
+    assert {settings.queue for settings in site.app()[1].fns.values()} == {False}
+
+
+def test_a_mistake_is_no_error_of_the_server(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    app, blocks = site.app()
+    counted: list[int] = []
+    watched = Watch(app, lambda method, route, status, seconds: counted.append(status))
+    (pressed,) = [i for i, block in blocks.blocks.items() if block.elem_id == "m-close"]
+    (closing,) = [i for i, fn in blocks.fns.items() if (pressed, "click") in fn.targets]
+    call = {"fn_index": closing, "data": [""], "session_hash": "abc"}
+
+    def answered(role: str) -> tuple[int, str]:
+        client = TestClient(watched, headers={"x-role": role}, raise_server_exceptions=False)
+        got = client.post("/manage/gradio_api/run/predict", json=call)
+        return got.status_code, got.json()["error"]
+
+    assert answered("manager") == (422, "No campaign is chosen: choose one, or make one below.")
+    assert answered("annotator") == (403, NOT_YOURS)
+    monkeypatch.setattr("ui.manage.asking.needed", lambda *given: 1 / 0)
+    status, words = answered("manager")
+    assert status == 500
+    assert words.startswith("This went wrong on the server, and is noted there as ")
+    assert counted == [422, 403, 500]
 
 
 def test_looks_take_a_twentieth_of_a_processor_however_many_managers_look(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -404,7 +433,13 @@ def test_a_campaign_is_looked_at_made_watched_and_closed(site: Site, tab: Callab
     assert "5 images" in page.inner_text("#m-preview")
     assert names(site.engine) == ["people"], "a look makes nothing"
     page.click("#m-make")
-    page.wait_for_selector("text=The campaign has no name: give it one")
+    told = page.get_by_role("alert")
+    told.filter(has_text="The campaign has no name: give it one").wait_for()
+    page.click("#m-make")
+    page.wait_for_timeout(500)
+    assert told.count() == 1, "the same note is not piled up"
+    told.get_by_role("button", name="Close").click()
+    told.wait_for(state="detached")
     page.fill("#m-name input, #m-name textarea", "second look")
     page.click("#m-make")
     see(page, "#m-made", "Campaign “second look” is there, with 5 tasks")
@@ -614,7 +649,7 @@ def test_rounds_and_jobs_from_the_page(site: Site, tab: Callable) -> None:
     )
     assert (job.started_by, job.round_id, job.state) == (site.boss.id, turn.id, "failed")
     page.click("#m-stop")
-    page.wait_for_selector("text=No job is running")
+    page.get_by_role("alert").filter(has_text="No job is running").wait_for()
 
 
 def test_the_next_round_is_filled_in_from_the_last(site: Site, tab: Callable) -> None:

@@ -20,6 +20,9 @@ from ui.pages import MANAGE, PAGE, notice
 
 HEADER = "X-Request-ID"
 KEY = "hfi.request"  # in a request's scope: its id
+INSTEAD = (
+    "hfi.status"  # in a request's scope: a list, whose last status stands for a 500, which is Gradio's answer to any mistake
+)
 _PAGES = (PAGE, MANAGE, "/assets")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
@@ -37,11 +40,15 @@ class Watch:
             return await self.app(scope, receive, send)
         began, status, number = time.perf_counter(), 500, secrets.token_hex(8)
         scope[KEY] = number
+        instead: list[int] = []
+        scope[INSTEAD] = instead
         logs.request_id.set(number)
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
+                if message["status"] == 500 and instead:
+                    message["status"] = instead[-1]
                 status = message["status"]
                 MutableHeaders(scope=message)[HEADER] = number
             await send(message)

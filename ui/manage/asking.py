@@ -80,7 +80,7 @@ def build(office: Office, tab: gr.Tab) -> None:
 
     dropdowns = [field for field in fields if isinstance(field, gr.Dropdown)]
     strategy, count, reward, access, people = (fields[i] for i in (9, 10, 11, 18, 19))
-    begun = office.when(tab.select, begin, campaign, [listed, campaign, *dropdowns])
+    begun = office.follow(tab.select, begin, campaign, [listed, campaign, *dropdowns])
     office.when(begun.then, look, fields, seen)
     office.follow([strategy.input, access.input], asked, [strategy, access], [count, reward, people])
     office.when(close.click, lambda person, chosen: set_state(person, chosen, "closed"), campaign, [listed, campaign])

@@ -42,7 +42,7 @@ def build(office: Office, tab: gr.Tab) -> None:
             parts.append(section("What simulated annotators say", _result(office, robots)))
         return join(*parts)
 
-    office.when(tab.select, begin, campaign, [campaign, result])
+    office.follow(tab.select, begin, campaign, [campaign, result])
     office.follow(campaign.input, look, campaign, result)
 
 

@@ -67,7 +67,7 @@ def build(office: Office, tab: gr.Tab) -> None:
             words = (found.decision.note if found.decision else "") or ""
             return [_picture(office, found), _about(found, ""), str(found.task), True, words]
 
-    office.when(tab.select, begin, [campaign, robots], [campaign, *shown])
+    office.follow(tab.select, begin, [campaign, robots], [campaign, *shown])
     office.follow([campaign.input, robots.input], first, [campaign, robots], shown)
     for verdict, button in buttons.items():
         office.when(button.click, partial(decide, verdict), [campaign, robots, task, anew, text], shown)

@@ -22,7 +22,7 @@ from hfi.store.queries import Annotator
 from hfi.store.session import Engine
 from hfi.workspace import Workspace
 from ui.identity import workspace_secret
-from ui.watch import KEY, noted
+from ui.watch import INSTEAD, KEY, noted
 
 Who = Callable[
     [Any], Any
@@ -59,31 +59,34 @@ class Office:
         return person.annotator if person is not None and person.role == "manager" else None
 
     def only(self, handle: Callable[..., Any]) -> Callable[..., Any]:
-        """A handler for Gradio from `handle(annotator, *values)`. What a user can mend comes up as a note on the page."""
+        """A handler for Gradio from `handle(annotator, *values)`. What a user can mend comes up as a note on the page (manage.js), and
+        is no error of the server's in its log and its metrics."""
 
         def checked(request: gr.Request, *values: Any) -> Any:
             scope = request.request.scope if request.request else {}
             logs.request_id.set(scope.get(KEY, ""))  # Gradio runs this in a task of its own
             person = self.manager(request)
+            mistakes: list[int] = scope.get(INSTEAD, [])
             if person is None:
+                mistakes.append(403)
                 raise gr.Error(NOT_YOURS, print_exception=False)
             try:
                 return handle(person, *values)
             except HfiError as e:
-                raise gr.Error(sentence(e), title="Not done", duration=12, print_exception=False) from None
-            except gr.Error:
-                raise
+                mistakes.append(422)
+                raise gr.Error(sentence(e), print_exception=False) from None
             except Exception:
                 _LOG.exception("a handler of the managers' page failed")
-                raise gr.Error(sentence(noted(scope)), title="Not done", print_exception=False) from None
+                raise gr.Error(sentence(noted(scope)), print_exception=False) from None
 
         checked.__name__ = getattr(handle, "__name__", "handle")
         return checked
 
     def when(self, trigger: Any, handle: Callable[..., Any], inputs: Any = None, outputs: Any = None, **more: Any) -> Any:
-        """Has `handle` run when something happens; `trigger` is a component's event, or a list of them. Queued, as Gradio shows the
-        note about a mistake for queued calls alone; as many at once as there are."""
-        settings: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private", **more}
+        """Has `handle` run when something happens; `trigger` is a component's event, or a list of them. Past Gradio's queue, whose one
+        stream of answers is closed after the last: an answer to what was asked just then never comes. Its page shows the notes about
+        mistakes for queued calls alone, so manage.js does."""
+        settings: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private", **more}
         if isinstance(trigger, list):
             return gr.on(trigger, self.only(handle), inputs, outputs, **settings)
         return trigger(self.only(handle), inputs, outputs, **settings)

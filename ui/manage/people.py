@@ -126,7 +126,7 @@ def build(office: Office, tab: gr.Tab) -> None:
             set_wellbeing(s, Wellbeing(**given))
         return note("Kept: the limits hold from the next image on.", "m-good")
 
-    office.when(tab.select, begin, None, [*shown, text, contact, *limits, said])
+    office.follow(tab.select, begin, None, [*shown, text, contact, *limits, said])
     office.when(add.click, create, [name, password, role], [said, *shown, name, password])
     for button, how in ((set_password, "password"), (swap, "role"), (switch, "active"), (out, "out")):
         office.when(button.click, _with(changed, how), [person, other], [said, *shown, other])

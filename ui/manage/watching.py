@@ -47,9 +47,9 @@ def build(office: Office, page: gr.Blocks, tab: gr.Tab, others: list[gr.Tab]) ->
         return gr.Dropdown(choices=choices, value=chosen), look(person, chosen), gr.Timer(active=True)
 
     office.when(page.load, begin, campaign, [campaign, live, timer])
-    office.when(tab.select, begin, campaign, [campaign, live, timer])
+    office.follow(tab.select, begin, campaign, [campaign, live, timer])
     office.when([other.select for other in others], lambda person: gr.Timer(active=False), None, timer)
-    office.when(timer.tick, look, campaign, live, queue=False)
+    office.when(timer.tick, look, campaign, live)
     office.follow(campaign.input, look, campaign, live)
 
 

@@ -89,8 +89,8 @@ def build(office: Office, tab: gr.Tab, others: list[gr.Tab]) -> None:
             running = table_of_jobs.jobs(s, running=True)
         if not running:
             raise HfiError("no job is running")
-        gr.Info(jobs.stop(office.workspace, office.engine, running[0].id))
-        return ["", *_live(office, slug)]
+        words = jobs.stop(office.workspace, office.engine, running[0].id)
+        return [note(words, "m-good"), *_live(office, slug)]
 
     def repeat(person: Any, slug: str | None) -> list[Any]:
         with reading(office.engine) as s:
@@ -119,10 +119,10 @@ def build(office: Office, tab: gr.Tab, others: list[gr.Tab]) -> None:
         return [note(f"Campaign “{made.name}” is there, with {plural(made.tasks, 'task')}.", "m-good"), *choose(person, slug)]
 
     chosen = [*live, run, campaign, *every]
-    office.when(tab.select, begin, concept, [concept, *chosen, timer])
+    office.follow(tab.select, begin, concept, [concept, *chosen, timer])
     office.when([other.select for other in others], lambda person: gr.Timer(active=False), None, timer)
     office.follow(concept.input, choose, concept, chosen)
-    office.when(timer.tick, look, concept, live, queue=False)
+    office.when(timer.tick, look, concept, live)
     for command, button in starts.items():
         office.when(button.click, partial(go, command), [concept, *fields[command]], [said, *live])
     office.when(stop.click, halt, concept, [said, *live])
