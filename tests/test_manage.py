@@ -604,6 +604,14 @@ def test_before_and_after_says_what_people_saw_and_how_sure_it_is(site: Site, ta
     assert "blur" in images.first.evaluate("img => getComputedStyle(img).filter")
 
 
+def test_whoever_is_no_manager_any_more_is_told(site: Site, tab: Callable) -> None:
+    page = tab()
+    page.context.set_extra_http_headers({"x-role": "annotator"})
+    go(page, "Campaigns")
+    page.get_by_role("alert").filter(has_text=NOT_YOURS).wait_for()
+    assert "people" not in page.inner_text("#m-campaigns")
+
+
 def test_rounds_and_jobs_from_the_page(site: Site, tab: Callable) -> None:
     page = tab()
     go(page, "Work")
