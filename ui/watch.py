@@ -20,9 +20,7 @@ from ui.pages import MANAGE, PAGE, notice
 
 HEADER = "X-Request-ID"
 KEY = "hfi.request"  # in a request's scope: its id
-INSTEAD = (
-    "hfi.status"  # in a request's scope: a list, whose last status stands for a 500, which is Gradio's answer to any mistake
-)
+INSTEAD = "hfi.status"  # in a request's scope: statuses, the last for a 500, which is Gradio's answer to any mistake
 _PAGES = (PAGE, MANAGE, "/assets")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 

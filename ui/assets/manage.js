@@ -42,7 +42,8 @@
     if (!answer.ok && answer.url.includes("/gradio_api/run/")) {
       const found = await answer.clone().json().catch(() => ({}));
       const signedOut = answer.status === 401 || answer.status === 403;
-      tell(signedOut ? SIGNED_OUT : found.error ?? found.detail ?? `The server did not do this (${answer.status}).`);
+      const said = [found.error, found.detail].find((words) => typeof words === "string"); // FastAPI's detail may be a list
+      tell(signedOut ? SIGNED_OUT : said ?? `The server did not do this (${answer.status}).`);
     }
     return answer;
   };
